@@ -1,0 +1,201 @@
+"""The pictures of a report: arrays to PNG data URIs, numbers to inline SVG.
+
+The SVG names its colours as CSS variables of the page that holds it (`CSS_COLOURS`), so one drawing serves light, dark and
+print; its text is text, in the page's font.
+"""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
+"""Okabe and Ito's colours, told apart by colour-blind readers; their black is the ink."""
+
+INK, SOFT, RULE = "#1a1a1a", "#666666", "#d9d9d9"
+CSS_COLOURS = {INK: "ink", SOFT: "soft", RULE: "rule", **{colour: f"c{place}" for place, colour in enumerate(PALETTE)}}
+"""Colour in a drawing to the CSS variable that takes its place."""
+
+MARKERS = "osD^vPX"
+WIDTH = 5.6
+"""Inches of a chart: 10-point text is still legible when a phone shrinks it."""
+
+LONGEST = 96
+"""Pixels; larger pictures of the gallery are shrunk to this side."""
+
+
+def image_uri(image: NDArray[Any]) -> str:
+    """RGB picture (H, W, 3), uint8 or float in [0, 1], to a PNG data URI."""
+    if image.dtype != np.uint8:
+        image = (np.nan_to_num(image.astype(np.float64)).clip(0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    return _png(picture)
+
+
+def map_uri(values: NDArray[Any]) -> str:
+    """Map (H, W) to a PNG data URI: dark at its minimum, bright from its 99th percentile on, grey where it is not finite.
+
+    A constant map is dark throughout.
+    """
+    picture = Image.fromarray(np.where(np.isfinite(values), values, np.nan).astype(np.float32))
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    values = np.asarray(picture, dtype=np.float64)
+    finite = np.isfinite(values)
+    low, high = (values[finite].min(), np.quantile(values[finite], 0.99)) if finite.any() else (0.0, 0.0)
+    if high <= low and finite.any():
+        high = values[finite].max()  # fewer than one pixel in a hundred stands out
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    levels = np.where(finite, np.nan_to_num(scaled).clip(0, 1) * 254, 255).round().astype(np.uint8)
+    colours = matplotlib.colormaps["inferno"](np.linspace(0, 1, 255))[:, :3]
+    indexed = Image.fromarray(levels).convert("P")
+    indexed.putpalette([*(colours * 255).round().astype(np.uint8).ravel().tolist(), 128, 128, 128])
+    return _png(indexed)
+
+
+def outline(mask: NDArray[np.bool_]) -> str:
+    """Border of a mask (H, W) as the data of an SVG path in a view box of W by H: every pixel edge between inside and outside."""
+    padded = np.pad(mask.astype(bool), 1)
+    upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
+    level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    return "".join([f"M{x} {y}v1" for y, x in upright] + [f"M{x} {y}h1" for y, x in level])
+
+
+def curves(lines: dict[str, dict[int, list[float]]], teacher: float | None = None) -> str:
+    """Accuracy by epoch as SVG: one line a label, the mean of its values, in a band from the least to the greatest.
+
+    Args:
+        lines: label to epoch to the accuracies of its seeds, in the order of the palette.
+        teacher: an accuracy to draw as a dashed line across.
+    """
+    longest = max((len(label) for label in lines), default=0)
+    figure, axes = _chart(height=2.1, left=0.09, right=1 - (34 + 5.4 * min(longest, 24)) / (72 * WIDTH))
+    ends: list[tuple[float, str, int]] = []
+    for place, (label, points) in enumerate(lines.items()):
+        epochs, values = list(points), list(points.values())
+        mean = [float(np.mean(v)) for v in values]
+        axes.plot(epochs, mean, linewidth=1.6, markersize=4, markevery=max(1, len(epochs) // 12), **_pen(place))
+        if any(len(v) > 1 for v in values):
+            band = [min(v) for v in values], [max(v) for v in values]
+            axes.fill_between(epochs, *band, color=PALETTE[place % len(PALETTE)], alpha=0.16, linewidth=0)
+        ends.append((mean[-1] if math.isfinite(mean[-1]) else 0.0, label, place))
+    if teacher is not None:
+        axes.axhline(teacher, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        ends.append((teacher, "teacher", -1))
+    axes.margins(x=0.02, y=0.06)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch", color=SOFT, fontsize=10)
+    axes.set_title("validation accuracy, %", loc="left", color=SOFT, fontsize=10, pad=8)
+    axes.grid(axis="y", color=RULE, linewidth=0.7)
+    _label_ends(axes, sorted(ends))
+    return _svg(figure, "curves")
+
+
+def bars(rows: Sequence[tuple[str, float, float, float]], colours: Sequence[int | None], reference: float | None = None) -> str:
+    """Shares in [0, 1] as SVG: a bar for every (label, share, low, high) from the top down, and a whisker from low to high.
+
+    Args:
+        colours: places in the palette; None is the ink, for what is no arm.
+        reference: a share to draw as a dashed line through all of them.
+    """
+    longest = max((len(row[0]) for row in rows), default=0)
+    figure, axes = _chart(height=0.3 * len(rows), left=(12 + 5.4 * min(longest, 24)) / (72 * WIDTH), right=0.93)
+    for place, ((_, share, low, high), colour) in enumerate(zip(rows, colours, strict=True)):
+        axes.barh(place, share, height=0.62, color=SOFT if colour is None else PALETTE[colour % len(PALETTE)], alpha=0.75)
+        axes.plot([low, high], [place, place], color=INK, linewidth=1.4, marker="|", markersize=7)
+        top = np.nanmax([share, high, 0.0])
+        text = f"{100 * share:.0f}" if math.isfinite(share) else "no value"
+        axes.annotate(text, (float(top), place), (6, 0), textcoords="offset points", va="center", color=INK, fontsize=10)
+    if reference is not None and math.isfinite(reference):
+        axes.axvline(reference, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(rows)), [_plain(row[0]) for row in rows], parse_math=False)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    axes.set_title("map mass inside the mask, %", loc="left", color=SOFT, fontsize=10, pad=8)
+    return _svg(figure, "focus")
+
+
+def _chart(height: float, left: float, right: float) -> tuple[Figure, Axes]:
+    """An empty chart whose axes are `height` inches tall, with room above for a line of text and below for two."""
+    figure = Figure(figsize=(WIDTH, height + 0.75))
+    axes = figure.add_axes((left, 0.45 / (height + 0.75), right - left, height / (height + 0.75)))
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(SOFT)
+    axes.tick_params(color=SOFT, labelcolor=SOFT, labelsize=10, length=0, pad=5)
+    return figure, axes
+
+
+def _pen(place: int) -> dict[str, Any]:
+    """Colour, marker and dash of a line: no two alike in the first 21, and the first seven differ in more than colour."""
+    dash = ("-", (0, (5, 2)), (0, (1.5, 1.5)))[place // len(PALETTE) % 3]
+    return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)], "linestyle": dash}
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
+    """Write (height, label, place) to the right of the axes in ascending order, moved apart where they would touch."""
+    bottom, top = axes.get_ylim()
+    gap = (top - bottom) * 14 / axes.get_window_extent().height  # a line of text; a figure has 100 dots an inch, not 72
+    heights = [height for height, _, _ in ends]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], top - (len(heights) - 1 - i) * gap)
+    for height, (_, label, place) in zip(heights, ends, strict=True):
+        beside = axes.get_yaxis_transform()
+        pen = _pen(place) if place >= 0 else {"color": SOFT, "linestyle": "-"}
+        axes.plot([1.015, 1.055], [height] * 2, transform=beside, clip_on=False, linewidth=1.6, markersize=4, markevery=[1], **pen)
+        axes.text(1.075, height, _plain(label), transform=beside, va="center", color=INK, fontsize=10, parse_math=False)
+    axes.set_ylim(bottom, top)
+
+
+def _plain(label: str) -> str:
+    """At most 24 characters, each of them printable (XML holds no others)."""
+    label = "".join(letter if letter.isprintable() else " " for letter in label)
+    return label if len(label) <= 24 else label[:23] + "…"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Inline SVG: colours as CSS variables, ids that start with `name`, and no style sheet, metadata or namespace of its own."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.split("}")[-1]
+        element.attrib = {key.split("}")[-1]: _attribute(key, value, name) for key, value in element.attrib.items()}
+    for key in ("width", "height", "version"):
+        root.attrib.pop(key, None)
+    root.attrib["aria-hidden"] = "true"  # described by the element that holds it
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attribute(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    value = re.sub(r"(?<=url\()#", f"#{name}-", f"#{name}-{value[1:]}" if key.endswith("href") else value)
+    return re.sub(r"#[0-9a-f]{6}\b", lambda hit: f"var(--{CSS_COLOURS[hit[0]]})" if hit[0] in CSS_COLOURS else hit[0], value)
+
+
+def _png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

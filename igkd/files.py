@@ -1,0 +1,67 @@
+"""Files that appear whole or not at all, local or on S3."""
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from igkd.errors import UserError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a local file atomically, creating its directory.
+
+    Raises:
+        UserError: no permission, no space, or a file where a directory should be.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); it was damaged or is not ours") from None
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URI (local, s3://, ...) and the path in it.
+
+    S3 takes endpoint, region and credentials from the usual AWS environment variables or profile.
+
+    Raises:
+        UserError: the URI's scheme is not known.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"'{uri}' cannot be opened: {error}") from None
+    return fs, str(path).rstrip("/")

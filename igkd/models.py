@@ -1,0 +1,192 @@
+"""Teacher and students: a MobileNet-V2 for small images and what is left of it after a cut, with their checkpoints.
+
+A checkpoint is a directory of `model.safetensors` and `model.json`; the JSON holds the `ModelSpec` that rebuilds the
+network and whatever its maker wants to say about how it was made. Nothing is ever unpickled.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2
+
+from igkd.errors import UserError
+from igkd.files import read_json, write_bytes, write_json
+
+# (expansion t, channels c, blocks n, stride s): the paper's network, whose second stage keeps the resolution.
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+FEATURES = 19
+CUTS = (0, 3, 5, 7, 9, 11, 13, 15, 17)
+ATTENTION_DIVIDER = {3: 2, 5: 2, 7: 2, 9: 4, 11: 4, 13: 4, 15: 8, 17: 20}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """All that is needed to rebuild a network and to feed it."""
+
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    image_shape: tuple[int, int]
+    """(height, width) in pixels of the images it was trained on."""
+    cut: int = 0
+    """Number of trailing `features` entries removed; 0 is the whole network."""
+    width: float = 1.0
+    """Width multiplier of every layer (Sandler et al. 2018)."""
+    stride: int = 1
+    """Stride of the stem: 1 for 32x32 images, 2 for larger ones."""
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Subtracted from pixels in [0, 1], per channel, before the network sees them."""
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """Divides the pixels after that, per channel."""
+
+    def __post_init__(self) -> None:
+        if self.cut not in CUTS:
+            raise UserError(f"cut {self.cut} is not one of {', '.join(map(str, CUTS))}")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ModelSpec":
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+class Classifier(nn.Module):
+    """A MobileNet-V2, whole or cut, that takes pixels in [0, 1] and normalises them itself.
+
+    `forward(pixels)` maps float (B, 3, H, W) in [0, 1] to logits (B, classes); `from_normalised` starts behind the
+    normalisation, which is where integrated gradients have their baseline.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        whole = MobileNetV2(
+            num_classes=len(spec.classes),
+            width_mult=spec.width,
+            inverted_residual_setting=[list(stage) for stage in STAGES],
+            dropout=0.0,
+        )
+        whole.features[0][0].stride = (spec.stride, spec.stride)
+        self.features = whole.features[: FEATURES - spec.cut]
+        channels = next(m.num_features for m in reversed(list(self.features.modules())) if isinstance(m, nn.BatchNorm2d))
+        self.classifier = nn.Linear(channels, len(spec.classes))
+        nn.init.normal_(self.classifier.weight, 0, 0.01)
+        nn.init.zeros_(self.classifier.bias)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Float (B, 3, H, W) pixels in [0, 1] to the network's own scale, same shape."""
+        return (pixels - self.mean) / self.std
+
+    def from_normalised(self, x: Tensor) -> Tensor:
+        """Normalised float (B, 3, H, W) to logits (B, classes)."""
+        return self.classifier(self.features(x).mean(dim=(2, 3)))
+
+    def forward(self, pixels: Tensor, tap: int | None = None) -> Any:
+        """Logits (B, classes); with `tap`, also the output (B, C, h, w) of `features[tap]`, from the same pass."""
+        if tap is None:
+            return self.from_normalised(self.normalise(pixels))
+        tapped = self.features[: tap + 1](self.normalise(pixels))
+        return self.classifier(self.features[tap + 1 :](tapped).mean(dim=(2, 3))), tapped
+
+
+def build(spec: ModelSpec, seed: int) -> Classifier:
+    """A freshly initialised network; the same seed gives the same weights, and the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Classifier(spec)
+
+
+def attention_layer(cut: int) -> int:
+    """Index into `features` where teacher and the student of this cut are tapped for attention transfer (PAPER: 19 // divider)."""
+    if cut not in ATTENTION_DIVIDER:
+        raise UserError(f"attention transfer needs a cut student; cut must be one of {', '.join(map(str, ATTENTION_DIVIDER))}, not {cut}")
+    return FEATURES // ATTENTION_DIVIDER[cut]
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def multiply_adds(model: Classifier) -> int:
+    """Multiply-adds of one image's convolutions and linear layers, at the image shape of its spec."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, *model.spec.image_shape, device=device))
+    model.train(was_training)
+    return counter.get_total_flops() // 2
+
+
+def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool = False) -> None:
+    """Write `model.safetensors` and, last, `model.json`; each appears whole or not at all.
+
+    Args:
+        model: the network; its spec goes into the JSON.
+        directory: created if missing.
+        made: how it was made (JSON values): command, seed, accuracies.
+        half: store floating-point tensors as float16, half the size; `load` gives float32 again.
+    """
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if half:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    weights = safetensors.torch.save(state)
+    write_bytes(directory / "model.safetensors", weights)
+    write_json(
+        directory / "model.json",
+        {
+            "format": 1,
+            "spec": dataclasses.asdict(model.spec),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "parameters": parameter_count(model),
+            "multiply_adds": multiply_adds(model),
+            "made": dict(made),
+        },
+    )
+
+
+def load(directory: Path | str) -> Classifier:
+    """Read a checkpoint in evaluation mode.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged, or its tensors do not fit its spec.
+    """
+    directory = Path(directory)
+    card = checkpoint_card(directory)
+    try:
+        weights = (directory / "model.safetensors").read_bytes()
+    except OSError as error:
+        raise UserError(f"{directory}/model.safetensors cannot be read ({error.strerror}); the checkpoint is incomplete") from None
+    if hashlib.sha256(weights).hexdigest() != card["sha256"]:
+        raise UserError(f"{directory}/model.safetensors does not match the sha256 in model.json: it was damaged or replaced")
+    model = Classifier(ModelSpec.from_json(card["spec"]))
+    try:
+        state = safetensors.torch.load(weights)
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{directory} is not a checkpoint of this project: {str(error).splitlines()[0]}") from None
+    return model.eval()
+
+
+def checkpoint_card(directory: Path | str) -> dict[str, Any]:
+    """The `model.json` of a checkpoint: spec, sha256 of the weights, sizes, how it was made."""
+    path = Path(directory) / "model.json"
+    if not path.is_file():
+        raise UserError(f"{directory} holds no checkpoint (no model.json there); train one with `python -m jobs.teacher --out {directory}`")
+    card = read_json(path)
+    if not isinstance(card, dict) or not {"spec", "sha256"} <= card.keys():
+        raise UserError(f"{path} is not a checkpoint of this project: it names no spec and sha256")
+    return card

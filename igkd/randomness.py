@@ -1,0 +1,62 @@
+"""Random numbers that are functions of what they are for, not of when they are drawn.
+
+Every choice of a run (order, crop, flip, overlay, validation split, subset) is read off `uniform(seed, purpose, ids)`: so it does not
+depend on the batch size, on the number of workers, on what was drawn before, or on which other images are in the data set.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64-bit words that leaves no visible structure."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniform(seed: int, purpose: str, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one for each id.
+
+    Args:
+        seed: of the run.
+        purpose: what the numbers are for, such as "epoch 3 flip"; different purposes are independent.
+        ids: int64 (N,) image ids.
+
+    Returns:
+        float64 (N,), a pure function of (seed, purpose, id).
+    """
+    key = np.frombuffer(hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=16).digest(), dtype=np.uint64)
+    words = _mix(_mix(ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key[0]) ^ key[1])
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def shuffled(seed: int, purpose: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions (N,) into `ids` in random order; any subset of the ids keeps its relative order."""
+    return np.argsort(uniform(seed, purpose, ids), kind="stable")
+
+
+def validation_mask(labels: NDArray[np.int64], size: int | None = None, seed: int = 0) -> NDArray[np.bool_]:
+    """The validation split: a stratified choice of training images, fixed by seed.
+
+    Args:
+        labels: int64 (N,), the label of every training image in the data set's order; an image's id is its index.
+        size: number of validation images; by default 5,000 or a tenth of the images, whichever is less.
+        seed: of the choice.
+
+    Returns:
+        bool (N,), True for validation. Every class has its share, rounded so that the total is exact.
+    """
+    size = min(5000, len(labels) // 10) if size is None else size
+    ids = np.arange(len(labels))
+    rank = uniform(seed, "validation", ids)
+    # Position of each image within its class, as a fraction: taking the lowest `size` fractions stratifies exactly.
+    fraction = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        fraction[members[np.argsort(rank[members])]] = (np.arange(len(members)) + 0.5) / len(members)
+    mask = np.zeros(len(labels), dtype=np.bool_)
+    mask[np.lexsort((rank, fraction))[:size]] = True
+    return mask

@@ -1,0 +1,247 @@
+"""One run of the pipeline as one HTML page: no script, nothing fetched, readable on a phone, in the dark and on paper.
+
+Every figure comes from the result rows and pictures in a `Report`. `summary_table` says the essence in a terminal.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped]
+
+from igkd import figures
+
+TEMPLATE = Path(__file__).with_suffix(".html.j2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryRow:
+    """One picture and what each model looks at in it."""
+
+    label: str
+    image: NDArray[np.uint8]
+    """(H, W, 3)"""
+    teacher_map: NDArray[np.floating[Any]]
+    """(H, W), any scale"""
+    overlay: NDArray[np.floating[Any]]
+    """(H, W, 3) in [0, 1]: picture and teacher's map as a student is shown them"""
+    student_maps: dict[str, NDArray[np.floating[Any]]]
+    """Arm to (H, W), any scale; an arm may be missing."""
+    mask: NDArray[np.bool_] | None
+    """(H, W): the pixels of the object, where they are known"""
+    teacher_prediction: str
+    student_predictions: dict[str, str]
+    """Arm to class name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focus:
+    """How much of a model's map falls on the object; the model "uniform map" is the control that looks everywhere alike."""
+
+    model: str
+    inside: float
+    """Mean share of the map's mass inside the mask, in [0, 1]."""
+    low: float
+    high: float
+    """Its 95 % interval."""
+    hits: float
+    """Share of images whose brightest pixel lies inside the mask (the pointing game)."""
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Warm inference time of one model at one batch size."""
+
+    model: str
+    parameters: int
+    multiply_adds: int
+    batch: int
+    milliseconds: float
+    """Median of warm calls."""
+    ratio: float
+    """Its time over the teacher's at the same batch: below 1 is faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that the page shows; `teacher` and `students` are result rows as the jobs write them."""
+
+    title: str
+    summary_note: str
+    teacher: dict[str, Any]
+    students: list[dict[str, Any]]
+    """Rows of the same arm and cut are repeats, one a seed."""
+    gallery: list[GalleryRow]
+    focus: list[Focus]
+    latency: list[Latency]
+    store: dict[str, Any]
+    """Whatever figures the store gives of itself."""
+    commands: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line of the headline table: the teacher, or the runs of an arm."""
+
+    label: str
+    runs: list[dict[str, Any]]
+
+    @property
+    def first(self) -> dict[str, Any]:
+        return self.runs[0]
+
+    @property
+    def compression(self) -> float:
+        return float(self.first.get("compression", 1))
+
+    @property
+    def digits(self) -> int:
+        """Decimals of an accuracy in per cent: none that a single test image could not move."""
+        return 2 if self.first["test"]["count"] >= 10_000 else 1
+
+    @property
+    def validation(self) -> float:
+        """Mean over the runs of the last epoch's accuracy; NaN where there was no epoch."""
+        return fmean(run["history"][-1]["validation_accuracy"] if run["history"] else math.nan for run in self.runs)
+
+    @property
+    def test(self) -> tuple[float, float, float]:
+        """Accuracy and its 95 % interval: over seeds where there are several, else over test images."""
+        if len(self.runs) > 1:
+            return t_interval([run["test"]["accuracy"] for run in self.runs])
+        return self.first["test"]["accuracy"], *wilson_interval(self.first["test"]["correct"], self.first["test"]["count"])
+
+
+def t_interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean of two or more values and its 95 % interval by Student's t: (mean, low, high)."""
+    mean = fmean(values)
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion by Wilson's score."""
+    if count == 0:
+        return math.nan, math.nan
+    z, share = float(stats.norm.ppf(0.975)), correct / count
+    centre = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
+
+
+def render(report: Report) -> str:
+    """The page, as HTML that stands alone."""
+    lines = _lines(report)
+    arms = lines[1:]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=_percent, millions=_millions, figure=_figure, image_uri=figures.image_uri, map_uri=figures.map_uri)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        report=report,
+        lines=lines,
+        arms=arms,
+        columns=list(dict.fromkeys(arm for row in report.gallery for arm in row.student_maps)),
+        masked=any(row.mask is not None for row in report.gallery),
+        outline=figures.outline,
+        scale=_scale(lines),
+        single=any(len(line.runs) == 1 for line in arms),
+        several=any(len(line.runs) > 1 for line in arms),
+        curves=Markup(figures.curves({arm.label: _history(arm) for arm in arms}, _finite(lines[0].validation))),
+        bars=Markup(_bars(report.focus, [arm.label for arm in arms])),
+        palette=figures.PALETTE,
+        **_provenance(report),
+    )
+
+
+def summary_table(report: Report) -> str:
+    """The headline as plain text of at most 80 columns."""
+    rows = [("model", "arm", "parameters", "smaller", "test", "95 % interval", "seeds")]
+    for line in _lines(report):
+        accuracy, low, high = line.test
+        model, arm = ("teacher", "") if line.label == "teacher" else ("student", textwrap.shorten(line.label, 16, placeholder="…"))
+        interval = f"{_percent(low, line.digits)} to {_percent(high, line.digits)}"
+        size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
+        rows.append((model, arm[:16], *size, f"{_percent(accuracy, line.digits)} %", interval, str(len(line.runs))))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+
+
+def _lines(report: Report) -> list[_Line]:
+    """The teacher's line, then one for every arm and cut in order of appearance."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in report.students:
+        groups.setdefault((row["arm"], row["cut"]), []).append(row)
+    for (arm, cut), runs in groups.items():
+        if len({run["seed"] for run in runs}) < len(runs):
+            raise ValueError(f"arm {arm} at cut {cut} holds two results of one seed: they are no independent repeats")
+    one_cut = len({cut for _, cut in groups}) == 1
+    students = [_Line(label=arm if one_cut else f"{arm}, cut {cut}", runs=runs) for (arm, cut), runs in groups.items()]
+    return [_Line(label="teacher", runs=[report.teacher]), *students]
+
+
+def _history(arm: _Line) -> dict[int, list[float]]:
+    """Epoch to the validation accuracies of its runs, for the epochs that all of them reached."""
+    histories = [{entry["epoch"]: float(entry["validation_accuracy"]) for entry in run["history"]} for run in arm.runs]
+    return {epoch: [history[epoch] for history in histories] for epoch in sorted(set.intersection(*map(set, histories)))}
+
+
+def _bars(focus: list[Focus], arms: list[str]) -> str:
+    if not focus:
+        return ""
+    colours = [arms.index(entry.model) if entry.model in arms else None for entry in focus]
+    reference = next((entry.inside for entry in focus if entry.model == "uniform map"), None)
+    return figures.bars([(entry.model, entry.inside, entry.low, entry.high) for entry in focus], colours, reference)
+
+
+def _scale(lines: list[_Line]) -> tuple[float, float]:
+    """Least and greatest end of all intervals: the axis of the small whiskers in the table."""
+    ends = [end for line in lines for end in line.test if math.isfinite(end)] or [0.0, 1.0]
+    return min(ends), max(max(ends), min(ends) + 1e-6)
+
+
+def _provenance(report: Report) -> dict[str, Any]:
+    """Commands in order without repeats, and versions, commits and machines: as a rule one of each."""
+    runs = [report.teacher, *report.students]
+    sources = [run.get("provenance", {}) for run in runs]
+    names = dict.fromkeys(name for source in sources for name in source.get("versions", {}))
+    facts = {
+        "commit": _distinct(source.get("commit") for source in sources),
+        "machine": _distinct(source.get("machine") for source in sources),
+        **{name: _distinct(source.get("versions", {}).get(name) for source in sources) for name in names},
+    }
+    commands = dict.fromkeys([*report.commands, *(source["command"] for source in sources if source.get("command"))])
+    return {"facts": facts, "commands": list(commands), "runs": list(zip(runs, sources, strict=True))}
+
+
+def _distinct(values: Iterable[Any]) -> str:
+    return "; ".join(dict.fromkeys(str(value) for value in values if value)) or "not recorded"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}" if math.isfinite(share) else "–"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.{1 if count >= 1e7 else 2}f} M"
+
+
+def _figure(value: Any) -> str:
+    """A value of any kind, as text: grouped digits for an integer, four significant ones for a fraction."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,105 @@
+"""Directories of runs: whose they are, what came out, and how it was made."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from igkd.errors import UserError
+from igkd.files import read_json, write_json
+
+PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "pyarrow", "numpy")
+# Settings that say where or how fast a run happens, not what comes out of it.
+NOT_IDENTITY = {"out", "workers"}
+
+
+def claim(out: Path, config: Any, fingerprints: Mapping[str, str]) -> dict[str, Any] | None:
+    """Make `out` the directory of this configuration.
+
+    Args:
+        out: the run's directory; created if missing.
+        config: a dataclass.
+        fingerprints: what else identifies the run, such as the hash of its images.
+
+    Returns:
+        the result row if the run is already finished, else None.
+
+    Raises:
+        UserError: the directory belongs to another configuration, or cannot be written.
+    """
+    identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY} | dict(fingerprints)
+    identity = {k: list(v) if isinstance(v, tuple) else v for k, v in identity.items()}
+    path = out / "config.json"
+    if path.exists():
+        earlier = read_json(path)
+        differing = sorted(k for k in identity.keys() | earlier.keys() if identity.get(k) != earlier.get(k))
+        if differing:
+            changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {identity.get(k)!r}" for k in differing)
+            raise UserError(f"{out} belongs to another configuration ({changes}); choose another --out or delete that directory")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not a run of this project (it has no config.json); choose another --out")
+    else:
+        write_json(path, identity)
+    result = out / "result.json"
+    return read_json(result) if result.exists() else None
+
+
+def provenance(command: str, seed: int, started: datetime.datetime) -> dict[str, Any]:
+    """How a result was made: command, commit, seed, versions, machine, start (ISO 8601) and seconds."""
+    return {
+        "command": command,
+        "commit": commit(),
+        "seed": seed,
+        "versions": versions(),
+        "machine": machine(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round((now() - started).total_seconds(), 1),
+    }
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Short git commit of this source tree, with "+" if it was changed since; "unknown" outside a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=root, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def machine() -> str:
+    """Cores, processor, memory and GPU in words."""
+    import torch
+
+    processor, memory = platform.processor() or platform.machine(), ""
+    try:
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    except (OSError, ValueError):
+        pass
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} x {processor}{memory}, {gpu}"

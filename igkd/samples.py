@@ -1,0 +1,114 @@
+"""Decoded images, resident in memory, with what the store knows about them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from igkd.errors import UserError
+from igkd.images import BadImage, ImageSource, Record, Split, decode
+
+OnBadImage = Literal["refuse", "skip"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N images; every field has N entries, and entry i of each belongs to the same image."""
+
+    ids: NDArray[np.int64]
+    pixels: Tensor
+    """uint8 (N, 3, H, W)."""
+    labels: Tensor
+    """int64 (N,)."""
+    ig: Tensor | None = None
+    """float32 (N, H, W)."""
+    logits: Tensor | None = None
+    """float32 (N, classes), of the teacher."""
+    attention: Tensor | None = None
+    """float32 (N, h, w), of the teacher."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return (self.pixels.shape[2], self.pixels.shape[3])
+
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Samples":
+        """The given positions, or those where a mask is True."""
+        index = torch.from_numpy(rows)
+        rest = (None if t is None else t[index] for t in (self.ig, self.logits, self.attention))
+        return Samples(self.ids[rows], self.pixels[index], self.labels[index], *rest)
+
+    def to(self, device: torch.device) -> "Samples":
+        """The same samples with their tensors on a device."""
+        if self.pixels.device == device:
+            return self
+        tensors = (None if t is None else t.to(device, non_blocking=True) for t in (self.ig, self.logits, self.attention))
+        return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), *tensors)
+
+
+def decode_all(
+    records: Iterable[Record],
+    shape: tuple[int, int] | None,
+    resize: bool,
+    on_bad: OnBadImage,
+    skipped: Callable[[Record, str], None],
+) -> Iterable[tuple[Record, NDArray[np.uint8]]]:
+    """Decode records one by one; the first decides the shape of all when none is given.
+
+    Args:
+        records: what an image source read.
+        shape: (H, W) that every image must have; None takes the first image's.
+        resize: scale and crop to `shape` instead of insisting on it.
+        on_bad: "refuse" raises on an image that cannot be used, "skip" passes it to `skipped` and goes on.
+        skipped: called with the record and the reason.
+
+    Raises:
+        UserError: naming the image, under "refuse".
+    """
+    for record in records:
+        try:
+            pixels = decode(record.image, shape if resize else None)
+            shape = shape or pixels.shape[:2]
+            if pixels.shape[:2] != shape:
+                raise BadImage(
+                    f"is {pixels.shape[0]}x{pixels.shape[1]} pixels (height x width) where {shape[0]}x{shape[1]} is expected; "
+                    "--image-size N scales and crops all of them to one size"
+                )
+        except BadImage as error:
+            if on_bad == "refuse":
+                raise UserError(f"image {record.image_id} ({record.name}) {error}; --bad-images skip leaves such images out") from None
+            skipped(record, str(error))
+        else:
+            yield record, pixels
+
+
+def load_samples(
+    source: ImageSource,
+    split: Split,
+    ids: NDArray[np.int64],
+    shape: tuple[int, int] | None = None,
+    resize: bool = False,
+    on_bad: OnBadImage = "refuse",
+) -> tuple[Samples, list[tuple[Record, str]]]:
+    """Read and decode images into memory.
+
+    Returns:
+        the samples, in the order of `ids`, and the images left out with their reasons.
+
+    Raises:
+        UserError: an image does not decode or has another size than the others, unless `on_bad` is "skip".
+    """
+    left_out: list[tuple[Record, str]] = []
+    kept = list(decode_all(source.read(split, ids.tolist()), shape, resize, on_bad, lambda record, why: left_out.append((record, why))))
+    if not kept:
+        raise UserError(f"{source}, split '{split}': none of {len(ids)} image(s) can be used" + (f"; the first {left_out[0][1]}" if left_out else ""))
+    pixels = torch.from_numpy(np.stack([p for _, p in kept])).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor([r.label for r, _ in kept], dtype=torch.int64)
+    return Samples(np.array([r.image_id for r, _ in kept], dtype=np.int64), pixels, labels), left_out

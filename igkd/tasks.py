@@ -1,0 +1,74 @@
+"""What a training job trains on: each worker builds the same task from the job's configuration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from igkd import store
+from igkd.config import DistillConfig, Objective, Recipe, TeacherConfig
+from igkd.errors import UserError
+from igkd.images import open_images
+from igkd.models import ModelSpec
+from igkd.randomness import validation_mask
+from igkd.samples import Samples, load_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One network to train."""
+
+    spec: ModelSpec
+    train: Samples
+    validation: Samples
+    test: Callable[[], Samples | None]
+    """Reads the test images; called once, at the end. None where the source has no test split."""
+    recipe: Recipe
+    objective: Objective
+    seed: int
+
+
+def teacher_task(config: TeacherConfig) -> Task:
+    """All training images of a source but its validation split.
+
+    Raises:
+        UserError: there are no images, or one cannot be used.
+    """
+    source = open_images(config.images)
+    labels = source.checked_labels("train")
+    resize = config.image_size is not None
+    shape = (config.image_size, config.image_size) if config.image_size is not None else None
+    samples, _ = load_samples(source, "train", np.arange(len(labels)), shape, resize, config.bad_images)
+    validation = validation_mask(labels)[samples.ids]
+    train = samples.select(~validation)
+    mean, std = normalisation(train)
+    spec = ModelSpec(classes=source.classes, image_shape=samples.shape, width=config.width, mean=mean, std=std)
+
+    def test() -> Samples:
+        everything = np.arange(len(source.checked_labels("test")))
+        return load_samples(source, "test", everything, samples.shape, resize, config.bad_images)[0]
+
+    return Task(
+        spec=spec,
+        train=train,
+        validation=samples.select(validation),
+        test=test,
+        recipe=config.recipe,
+        objective=Objective(),
+        seed=config.seed,
+    )
+
+
+def normalisation(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of pixels in [0, 1] per channel, to four digits, over at most 10,000 images."""
+    pixels = samples.pixels[:: max(1, len(samples) // 10_000)].double() / 255
+    mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))
+    return tuple(round(m, 4) for m in mean.tolist()), tuple(max(round(s, 4), 1e-4) for s in std.tolist())
+
+
+def check_test_images(spec: str, classes: tuple[str, ...]) -> None:
+    """Refuse test images whose classes are not those of the training images; reads no picture."""
+    source = open_images(spec)
+    source.checked_labels("test")
+    if len(source.classes) != len(classes):
+        raise UserError(f"{spec} has {len(source.classes)} classes where the training images have {len(classes)}; they must be the same")

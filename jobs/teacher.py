@@ -1,0 +1,25 @@
+"""Train a teacher: python -m jobs.teacher --images SRC --out DIR"""
+
+from typing import Any
+
+from igkd.config import TeacherConfig, parse
+from igkd.images import open_images
+from igkd.tasks import check_test_images, teacher_task
+from jobs.runtime import run_job
+from jobs.training import run_training
+
+
+def train_teacher(config: TeacherConfig) -> dict[str, Any]:
+    """Train or go on training; gives the result row."""
+    source = open_images(config.images)
+    source.checked_labels("train")
+    check_test_images(config.images, source.classes)
+    return run_training("teacher", config, teacher_task, {"images_fingerprint": source.fingerprint("train")}, {})
+
+
+def main() -> None:
+    train_teacher(parse(TeacherConfig, "jobs.teacher"))
+
+
+if __name__ == "__main__":
+    run_job(main)

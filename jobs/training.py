@@ -1,0 +1,123 @@
+"""The training loop of teacher and student on Ray Train, and the run directory around it."""
+
+import dataclasses
+import datetime
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint
+
+from igkd import models, runs
+from igkd.files import read_json, write_json
+from igkd.tasks import Task
+from igkd.train import evaluate_split, load_state, make_optimizer, save_state, train
+from jobs.runtime import command, fit
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """One worker of a run: build the task, go on from the last checkpoint, report every epoch with a checkpoint."""
+    task: Task = loop_config["task"](loop_config["config"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    classifier = models.build(task.spec, task.seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = ray.train.torch.prepare_model(classifier)
+    classifier = getattr(model, "module", model)
+    optimizer = make_optimizer(model, task.recipe)
+    history: list[dict[str, Any]] = []
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            history = load_state(Path(directory), classifier, optimizer)
+
+    def progress(line: str) -> None:
+        if rank == 0:
+            print(f"{loop_config['name']}: {line}", flush=True)
+
+    if history:
+        progress(f"going on after epoch {len(history)}")
+    rows = train(
+        model, task.train, task.validation, task.recipe, task.objective,
+        seed=task.seed, optimizer=optimizer, history=history, rank=rank, world=world, progress=progress,
+    )  # fmt: skip
+    for history in rows:
+        test = None
+        if len(history) == task.recipe.epochs:
+            samples = task.test()
+            test = evaluate_split(model, samples, rank, world)
+        report(rank, classifier, optimizer, history, test, task)
+
+
+def report(
+    rank: int,
+    classifier: models.Classifier,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, Any]],
+    test: dict[str, float] | None,
+    task: Task,
+) -> None:
+    """Report one epoch; rank 0 attaches everything needed to go on from here, and after the last epoch the result."""
+    if rank != 0:
+        ray.train.report(history[-1])
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        save_state(directory, classifier, optimizer, history)
+        if test is not None:
+            models.save(classifier, directory / "model", {})
+            images = {"train": len(task.train), "validation": len(task.validation)}
+            write_json(directory / "outcome.json", {"history": history, "test": test, "images": images})
+        ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(directory))
+
+
+def run_training(
+    name: str, config: Any, task: Callable[[Any], Task], fingerprints: dict[str, str], made: dict[str, Any]
+) -> dict[str, Any]:
+    """Train under `config.out`, or go on there, and write checkpoint and result.
+
+    Args:
+        name: of the job, for messages and in the result.
+        config: its configuration, with `out`, `seed` and `workers`.
+        task: builds what to train on from the configuration, in every worker.
+        fingerprints: what identifies the run besides its configuration.
+        made: further entries of the result row.
+
+    Returns:
+        the result row, also in OUT/result.json; the network is OUT/model.safetensors and OUT/model.json.
+    """
+    out, started = Path(config.out), runs.now()
+    finished = runs.claim(out, config, fingerprints)
+    if finished is not None:
+        print(f"{out} is already finished: test accuracy {finished['test']['accuracy']:.1%}", flush=True)
+        return finished
+    checkpoint = fit(train_worker, {"task": task, "config": config, "name": made.get("name", name)}, out, config.workers)
+    outcome = read_json(checkpoint / "outcome.json")
+    row = result_row(name, config, outcome, started, models.load(checkpoint / "model")) | made
+    models.save(models.load(checkpoint / "model"), out, {k: row[k] for k in ("job", "config", "test", "provenance")})
+    write_json(out / "result.json", row)
+    print(f"{name} finished: test accuracy {row['test']['accuracy']:.1%} on {row['test']['count']} images, in {out}", flush=True)
+    return row
+
+
+def result_row(
+    name: str, config: Any, outcome: dict[str, Any], started: datetime.datetime, model: models.Classifier
+) -> dict[str, Any]:
+    """One result as a row of data."""
+    parameters = models.parameter_count(model)
+    whole = models.parameter_count(models.Classifier(dataclasses.replace(model.spec, cut=0)))
+    return {
+        "job": name,
+        "name": name,
+        "cut": model.spec.cut,
+        "seed": config.seed,
+        "config": dataclasses.asdict(config),
+        **outcome,
+        "parameters": parameters,
+        "multiply_adds": models.multiply_adds(model),
+        "compression": round(whole / parameters, 2),
+        "provenance": runs.provenance(command(name), config.seed, started),
+    }
