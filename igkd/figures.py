@@ -28,6 +28,7 @@ CSS_COLOURS = {INK: "ink", SOFT: "soft", RULE: "rule", **{colour: f"c{place}" fo
 """Colour in a drawing to the CSS variable that takes its place."""
 
 MARKERS = "osD^vPX"
+DASHED = (0, (3.5, 2))
 WIDTH = 5.6
 """Inches of a chart: 10-point text is still legible when a phone shrinks it."""
 
@@ -80,7 +81,7 @@ def curves(lines: dict[str, dict[int, list[float]]], teacher: float | None = Non
         teacher: an accuracy to draw as a dashed line across.
     """
     longest = max((len(label) for label in lines), default=0)
-    figure, axes = _chart(height=2.1, left=0.09, right=1 - (34 + 5.4 * min(longest, 24)) / (72 * WIDTH))
+    figure, axes = _chart(height=2.3, left=0.09, right=1 - (34 + 5.4 * min(longest, 24)) / (72 * WIDTH))
     ends: list[tuple[float, str, int]] = []
     for place, (label, points) in enumerate(lines.items()):
         epochs, values = list(points), list(points.values())
@@ -91,7 +92,7 @@ def curves(lines: dict[str, dict[int, list[float]]], teacher: float | None = Non
             axes.fill_between(epochs, *band, color=PALETTE[place % len(PALETTE)], alpha=0.16, linewidth=0)
         ends.append((mean[-1] if math.isfinite(mean[-1]) else 0.0, label, place))
     if teacher is not None:
-        axes.axhline(teacher, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        axes.axhline(teacher, color=SOFT, linewidth=1, linestyle=DASHED, zorder=0)
         ends.append((teacher, "teacher", -1))
     axes.margins(x=0.02, y=0.06)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
@@ -119,7 +120,7 @@ def bars(rows: Sequence[tuple[str, float, float, float]], colours: Sequence[int 
         text = f"{100 * share:.0f}" if math.isfinite(share) else "no value"
         axes.annotate(text, (float(top), place), (6, 0), textcoords="offset points", va="center", color=INK, fontsize=10)
     if reference is not None and math.isfinite(reference):
-        axes.axvline(reference, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+        axes.axvline(reference, color=SOFT, linewidth=1, linestyle=DASHED)
     axes.set_yticks(range(len(rows)), [_plain(row[0]) for row in rows], parse_math=False)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -131,7 +132,7 @@ def bars(rows: Sequence[tuple[str, float, float, float]], colours: Sequence[int 
 
 def _chart(height: float, left: float, right: float) -> tuple[Figure, Axes]:
     """An empty chart whose axes are `height` inches tall, with room above for a line of text and below for two."""
-    figure = Figure(figsize=(WIDTH, height + 0.75))
+    figure = Figure(figsize=(WIDTH, height + 0.75), dpi=72)
     axes = figure.add_axes((left, 0.45 / (height + 0.75), right - left, height / (height + 0.75)))
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -149,15 +150,15 @@ def _pen(place: int) -> dict[str, Any]:
 def _label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
     """Write (height, label, place) to the right of the axes in ascending order, moved apart where they would touch."""
     bottom, top = axes.get_ylim()
-    gap = (top - bottom) * 14 / axes.get_window_extent().height  # a line of text; a figure has 100 dots an inch, not 72
+    gap = (top - bottom) * 14 / axes.get_window_extent().height  # points: the height of a line of text
     heights = [height for height, _, _ in ends]
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
-    for i in reversed(range(len(heights))):
-        heights[i] = min(heights[i], top - (len(heights) - 1 - i) * gap)
+    for _ in range(200):
+        for i in range(1, len(heights)):
+            excess = max(0.0, gap - (heights[i] - heights[i - 1])) / 2
+            heights[i - 1], heights[i] = heights[i - 1] - excess, heights[i] + excess
     for height, (_, label, place) in zip(heights, ends, strict=True):
         beside = axes.get_yaxis_transform()
-        pen = _pen(place) if place >= 0 else {"color": SOFT, "linestyle": "-"}
+        pen = _pen(place) if place >= 0 else {"color": SOFT, "linestyle": DASHED}
         axes.plot([1.015, 1.055], [height] * 2, transform=beside, clip_on=False, linewidth=1.6, markersize=4, markevery=[1], **pen)
         axes.text(1.075, height, _plain(label), transform=beside, va="center", color=INK, fontsize=10, parse_math=False)
     axes.set_ylim(bottom, top)

@@ -65,3 +65,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except (ValueError, ImportError) as error:
         raise UserError(f"'{uri}' cannot be opened: {error}") from None
     return fs, str(path).rstrip("/")
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, since workers have other working directories; a URI as it is."""
+    return uri if "://" in uri else str(Path(uri).expanduser().resolve())

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from igkd import shapes
 from igkd.errors import UserError
-from igkd.files import filesystem
+from igkd.files import absolute, filesystem
 
 Split = Literal["train", "test"]
 
@@ -50,6 +50,10 @@ class ImageSource(abc.ABC):
     """Labelled images in a fixed order, split into train and test."""
 
     classes: tuple[str, ...]
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """The `--images` argument that opens this source from anywhere: local paths are absolute."""
 
     @abc.abstractmethod
     def labels(self, split: Split) -> NDArray[np.int64]:
@@ -273,6 +277,7 @@ class ParquetImages(ImageSource):
 
     @classmethod
     def open(cls, uri: str) -> "ParquetImages":
+        uri = absolute(uri)
         fs, root = filesystem(uri)
         try:
             if not fs.exists(root):

@@ -14,8 +14,8 @@ from igkd.errors import UserError
 from igkd.files import read_json, write_json
 
 PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "pyarrow", "numpy")
-# Settings that say where or how fast a run happens, not what comes out of it.
-NOT_IDENTITY = {"out", "workers"}
+# Settings that say where things are or how fast a run is; what matters of them is in the fingerprints.
+NOT_IDENTITY = {"out", "workers", "images", "test_images", "store", "teacher"}
 
 
 def claim(out: Path, config: Any, fingerprints: Mapping[str, str]) -> dict[str, Any] | None:

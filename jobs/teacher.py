@@ -1,5 +1,7 @@
 """Train a teacher: python -m jobs.teacher --images SRC --out DIR"""
 
+import dataclasses
+import functools
 from typing import Any
 
 from igkd.config import TeacherConfig, parse
@@ -14,7 +16,8 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     source = open_images(config.images)
     source.checked_labels("train")
     check_test_images(config.images, source.classes)
-    return run_training("teacher", config, teacher_task, {"images_fingerprint": source.fingerprint("train")}, {})
+    task = functools.partial(teacher_task, dataclasses.replace(config, images=str(source)))
+    return run_training("teacher", config, task, {"images_fingerprint": source.fingerprint("train")}, {})
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from jobs.runtime import command, fit
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """One worker of a run: build the task, go on from the last checkpoint, report every epoch with a checkpoint."""
-    task: Task = loop_config["task"](loop_config["config"])
+    task: Task = loop_config["task"]()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     classifier = models.build(task.spec, task.seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,14 +75,14 @@ def report(
 
 
 def run_training(
-    name: str, config: Any, task: Callable[[Any], Task], fingerprints: dict[str, str], made: dict[str, Any]
+    name: str, config: Any, task: Callable[[], Task], fingerprints: dict[str, str], made: dict[str, Any]
 ) -> dict[str, Any]:
     """Train under `config.out`, or go on there, and write checkpoint and result.
 
     Args:
         name: of the job, for messages and in the result.
         config: its configuration, with `out`, `seed` and `workers`.
-        task: builds what to train on from the configuration, in every worker.
+        task: builds what to train on, in every worker; local paths in it must be absolute.
         fingerprints: what identifies the run besides its configuration.
         made: further entries of the result row.
 
@@ -94,7 +94,7 @@ def run_training(
     if finished is not None:
         print(f"{out} is already finished: test accuracy {finished['test']['accuracy']:.1%}", flush=True)
         return finished
-    checkpoint = fit(train_worker, {"task": task, "config": config, "name": made.get("name", name)}, out, config.workers)
+    checkpoint = fit(train_worker, {"task": task, "name": made.get("name", name)}, out, config.workers)
     outcome = read_json(checkpoint / "outcome.json")
     row = result_row(name, config, outcome, started, models.load(checkpoint / "model")) | made
     models.save(models.load(checkpoint / "model"), out, {k: row[k] for k in ("job", "config", "test", "provenance")})
