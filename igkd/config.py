@@ -110,8 +110,8 @@ class PrecomputeConfig:
     """Student cut whose attention layer is tapped."""
     precision: Literal["float16", "float32"] = "float16"
     """How maps are stored."""
-    rows_per_file: int = 250
-    """Images in one Parquet file: the unit of work, of a retry and of resumption."""
+    rows_per_file: int | None = None
+    """Images in one Parquet file: the unit of work, of a retry and of resumption; by default 250, less for large images."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
     bad_images: BadImages = "refuse"

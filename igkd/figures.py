@@ -20,14 +20,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
-"""Okabe and Ito's colours, told apart by colour-blind readers; their black is the ink."""
-
 INK, SOFT, RULE = "#1a1a1a", "#666666", "#d9d9d9"
-CSS_COLOURS = {INK: "ink", SOFT: "soft", RULE: "rule", **{colour: f"c{place}" for place, colour in enumerate(PALETTE)}}
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, "#f0e442")
+"""Okabe and Ito's colours, told apart by colour-blind readers; the ink is their black."""
+
+CSS_COLOURS = {**{colour: f"c{place}" for place, colour in enumerate(PALETTE)}, INK: "ink", SOFT: "soft", RULE: "rule"}
 """Colour in a drawing to the CSS variable that takes its place."""
 
-MARKERS = "osD^vPX"
+MARKERS = "osD^vP*X"
 DASHED = (0, (3.5, 2))
 WIDTH = 5.6
 """Inches of a chart: 10-point text is still legible when a phone shrinks it."""
@@ -81,7 +81,7 @@ def curves(lines: dict[str, dict[int, list[float]]], teacher: float | None = Non
         teacher: an accuracy to draw as a dashed line across.
     """
     longest = max((len(label) for label in lines), default=0)
-    figure, axes = _chart(height=2.3, left=0.09, right=1 - (34 + 5.4 * min(longest, 24)) / (72 * WIDTH))
+    figure, axes = _chart(height=max(2.3, 0.2 * (len(lines) + 1)), left=0.09, right=1 - (34 + 5.4 * min(longest, 24)) / (72 * WIDTH))
     ends: list[tuple[float, str, int]] = []
     for place, (label, points) in enumerate(lines.items()):
         epochs, values = list(points), list(points.values())
@@ -142,17 +142,20 @@ def _chart(height: float, left: float, right: float) -> tuple[Figure, Axes]:
 
 
 def _pen(place: int) -> dict[str, Any]:
-    """Colour, marker and dash of a line: no two alike in the first 21, and the first seven differ in more than colour."""
+    """Colour, marker and dash of a line: no two alike in the first 24, and the first eight differ in more than colour."""
     dash = ("-", (0, (5, 2)), (0, (1.5, 1.5)))[place // len(PALETTE) % 3]
     return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)], "linestyle": dash}
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
     """Write (height, label, place) to the right of the axes in ascending order, moved apart where they would touch."""
+    if not ends:
+        return
     bottom, top = axes.get_ylim()
     gap = (top - bottom) * 14 / axes.get_window_extent().height  # points: the height of a line of text
     heights = [height for height, _, _ in ends]
     for _ in range(200):
+        heights[0], heights[-1] = max(heights[0], bottom), min(heights[-1], top)
         for i in range(1, len(heights)):
             excess = max(0.0, gap - (heights[i] - heights[i - 1])) / 2
             heights[i - 1], heights[i] = heights[i - 1] - excess, heights[i] + excess

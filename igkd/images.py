@@ -50,6 +50,8 @@ class ImageSource(abc.ABC):
     """Labelled images in a fixed order, split into train and test."""
 
     classes: tuple[str, ...]
+    has_masks = False
+    """Whether records come with a mask."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
@@ -146,6 +148,7 @@ class Shapes(ImageSource):
     test: int = 1000
     seed: int = 0
     classes: tuple[str, ...] = shapes.CLASSES
+    has_masks = True
 
     @classmethod
     def parse(cls, settings: str) -> "Shapes":

@@ -38,25 +38,34 @@ def shuffled(seed: int, purpose: str, ids: NDArray[np.int64]) -> NDArray[np.int6
     return np.argsort(uniform(seed, purpose, ids), kind="stable")
 
 
-def validation_mask(labels: NDArray[np.int64], size: int | None = None, seed: int = 0) -> NDArray[np.bool_]:
-    """The validation split: a stratified choice of training images, fixed by seed.
+def stratified_choice(groups: NDArray[np.int64], size: int, seed: int, purpose: str) -> NDArray[np.bool_]:
+    """Choose `size` of N images so that every group has its share, rounded so that the total is exact.
 
     Args:
-        labels: int64 (N,), the label of every training image in the data set's order; an image's id is its index.
-        size: number of validation images; by default 5,000 or a tenth of the images, whichever is less.
-        seed: of the choice.
+        groups: int64 (N,), such as labels; an image's id is its index.
+        size: between 0 and N.
 
     Returns:
-        bool (N,), True for validation. Every class has its share, rounded so that the total is exact.
+        bool (N,), a pure function of the arguments.
     """
-    size = min(5000, len(labels) // 10) if size is None else size
-    ids = np.arange(len(labels))
-    rank = uniform(seed, "validation", ids)
-    # Position of each image within its class, as a fraction: taking the lowest `size` fractions stratifies exactly.
-    fraction = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    rank = uniform(seed, purpose, np.arange(len(groups)))
+    # Position of each image within its group, as a fraction: taking the lowest fractions stratifies.
+    fraction = np.empty(len(groups))
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
         fraction[members[np.argsort(rank[members])]] = (np.arange(len(members)) + 0.5) / len(members)
-    mask = np.zeros(len(labels), dtype=np.bool_)
-    mask[np.lexsort((rank, fraction))[:size]] = True
-    return mask
+    chosen = np.zeros(len(groups), dtype=np.bool_)
+    chosen[np.lexsort((rank, fraction))[:size]] = True
+    return chosen
+
+
+def validation_mask(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The validation split, the same in every run: 5,000 training images, or a tenth if that is less, stratified by class.
+
+    Args:
+        labels: int64 (N,), the label of every training image in the data set's order.
+
+    Returns:
+        bool (N,), True for validation.
+    """
+    return stratified_choice(labels, min(5000, len(labels) // 10), 0, "validation")

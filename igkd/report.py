@@ -4,7 +4,6 @@ Every figure comes from the result rows and pictures in a `Report`. `summary_tab
 """
 
 import math
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from igkd import figures
 
@@ -165,11 +164,11 @@ def summary_table(report: Report) -> str:
     """The headline as plain text of at most 80 columns."""
     rows = [("model", "arm", "parameters", "smaller", "test", "95 % interval", "seeds")]
     for line in _lines(report):
-        accuracy, low, high = line.test
-        model, arm = ("teacher", "") if line.label == "teacher" else ("student", textwrap.shorten(line.label, 16, placeholder="…"))
-        interval = f"{_percent(low, line.digits)} to {_percent(high, line.digits)}"
+        accuracy, low, high = (_percent(share, line.digits) for share in line.test)
+        model, arm = (f"cut {line.first['cut']}", line.first["arm"]) if "arm" in line.first else ("teacher", "")
+        arm = arm if len(arm) <= 14 else arm[:13] + "…"
         size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
-        rows.append((model, arm[:16], *size, f"{_percent(accuracy, line.digits)} %", interval, str(len(line.runs))))
+        rows.append((model, arm, *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))

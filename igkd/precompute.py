@@ -1,0 +1,201 @@
+"""From images to rows of the store: plan, read, attribute, write. Pure of any scheduler; `jobs.precompute` says where each step runs."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from igkd import attribution, store
+from igkd.config import PrecomputeConfig
+from igkd.errors import UserError
+from igkd.images import BadImage, ImageSource, Record, decode, pixel_hash
+from igkd.losses import attention_map
+from igkd.models import Classifier, attention_layer
+from igkd.randomness import stratified_choice, validation_mask
+from igkd.samples import OnBadImage, decode_all
+
+Rows = dict[str, NDArray[Any]]
+"""Columns of equal length; bytes and strings as object arrays."""
+MAX_ROWS_PER_FILE = 250
+# Keeps the decoded rows of a part well inside one block of Ray Data.
+MAX_BYTES_PER_PART = 48 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which images go into a store."""
+
+    ids: NDArray[np.int64]
+    """int64 (n,), ascending."""
+    validation: NDArray[np.bool_]
+    """bool (n,): which of them are for validation."""
+
+    def part(self, plan: store.Plan, part: int) -> "Selection":
+        rows = slice(part * plan.rows_per_file, (part + 1) * plan.rows_per_file)
+        return Selection(self.ids[rows], self.validation[rows])
+
+
+def make_plan(config: PrecomputeConfig, source: ImageSource, model: Classifier, teacher_sha: str) -> tuple[store.Plan, Selection]:
+    """Decide everything about a store before computing anything.
+
+    Raises:
+        UserError: the teacher does not fit the images, or the settings are impossible.
+    """
+    labels = source.checked_labels(config.split)
+    spec = model.spec
+    if len(spec.classes) != len(source.classes):
+        raise UserError(
+            f"the teacher {config.teacher} knows {len(spec.classes)} classes, {config.images} has {len(source.classes)}; "
+            "train a teacher on these images"
+        )
+    numbers = tuple(map(str, range(len(spec.classes))))  # the names of classes nobody named
+    if spec.classes != source.classes and numbers not in (spec.classes, source.classes):
+        raise UserError(
+            f"the teacher {config.teacher} knows other classes ({', '.join(spec.classes[:4])}, ...) than {config.images} "
+            f"({', '.join(source.classes[:4])}, ...)"
+        )
+    if config.steps < 1 or (config.limit is not None and config.limit < 1):
+        raise UserError("--steps and --limit must be at least 1")
+    if config.rows_per_file is not None and config.rows_per_file < 1:
+        raise UserError("--rows-per-file must be at least 1")
+    first = first_image(source, config)
+    shape = (config.image_size, config.image_size) if config.image_size else first.shape[:2]
+    if shape != spec.image_shape:
+        raise UserError(
+            f"{config.images} has images of {shape[0]}x{shape[1]} pixels, the teacher {config.teacher} was trained on "
+            f"{spec.image_shape[0]}x{spec.image_shape[1]}; --image-size {spec.image_shape[0]} scales and crops the images"
+        )
+    validation = validation_mask(labels) if config.split == "train" else np.zeros(len(labels), dtype=np.bool_)
+    ids = np.arange(len(labels))
+    if config.limit is not None and config.limit < len(labels):
+        ids = np.flatnonzero(stratified_choice(labels * 2 + validation, config.limit, 0, "limit"))
+    layer = attention_layer(config.cut)
+    with torch.inference_mode():
+        tapped = model(torch.zeros(1, 3, *shape), layer)[1]
+    most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
+    plan = store.Plan(
+        images=config.images,
+        images_fingerprint=source.fingerprint(config.split),
+        split=config.split,
+        classes=source.classes,
+        image_shape=shape,
+        resize=config.image_size is not None,
+        bad_images=config.bad_images,
+        teacher=teacher_sha,
+        steps=config.steps,
+        method=attribution.METHOD,
+        engine="captum",
+        precision=config.precision,
+        attention_layer=layer,
+        attention_shape=(tapped.shape[2], tapped.shape[3]),
+        has_mask=source.has_masks,
+        ids_sha256=store.ids_hash(ids),
+        rows=len(ids),
+        rows_per_file=config.rows_per_file or most,
+    )
+    return plan, Selection(ids, validation[ids])
+
+
+def first_image(source: ImageSource, config: PrecomputeConfig) -> NDArray[np.uint8]:
+    """The first image that decodes, uint8 (H, W, 3): its size is the store's."""
+    count = len(source.labels(config.split))
+    for start in range(0, count, 100):
+        for record in source.read(config.split, range(start, min(count, start + 100))):
+            try:
+                return decode(record.image)
+            except BadImage as error:
+                if config.bad_images == "refuse":
+                    raise UserError(f"image {record.image_id} ({record.name}) {error}; --bad-images skip leaves such images out") from None
+    raise UserError(f"{config.images}, split '{config.split}': none of {count} images decodes")
+
+
+def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Rows:
+    """Read and decode images: one row each, also for those left out, which have a `reason` and black pixels.
+
+    Returns:
+        image_id, label, validation, image, image_sha, name, reason, pixels uint8 (n, H, W, 3) and, if the source has them, mask.
+
+    Raises:
+        UserError: naming an image that cannot be used, unless the plan skips these.
+    """
+    height, width = plan.image_shape
+    validation = dict(zip(selection.ids.tolist(), selection.validation.tolist(), strict=True))
+    rows: list[dict[str, Any]] = []
+
+    def add(record: Record, pixels: NDArray[np.uint8] | None, reason: str) -> None:
+        black = np.zeros((height, width, 3), np.uint8)
+        row = {
+            "image_id": record.image_id,
+            "label": record.label,
+            "validation": validation[record.image_id],
+            "image": record.image,
+            "image_sha": pixel_hash(black if pixels is None else pixels),
+            "name": record.name,
+            "reason": reason,
+            "pixels": black if pixels is None else pixels,
+        }
+        if plan.has_mask:
+            row["mask"] = (np.zeros((height, width)) if record.mask is None else record.mask).astype(np.uint8)
+        rows.append(row)
+
+    on_bad: OnBadImage = "skip" if plan.bad_images == "skip" else "refuse"
+    records = source.read(plan.split, selection.ids.tolist())  # type: ignore[arg-type]
+    for record, pixels in decode_all(records, plan.image_shape, plan.resize, on_bad, lambda record, why: add(record, None, why)):
+        add(record, pixels, "")
+    rows.sort(key=lambda row: row["image_id"])
+    return {name: _column([row[name] for row in rows]) for name in rows[0]}
+
+
+def _column(values: list[Any]) -> NDArray[Any]:
+    if isinstance(values[0], bytes | str):
+        column = np.empty(len(values), dtype=object)
+        column[:] = values
+        return column
+    return np.stack([np.asarray(v) for v in values])
+
+
+def attribute_rows(model: Classifier, plan: store.Plan, rows: Rows) -> Rows:
+    """Replace `pixels` by what the teacher makes of them: ig, ig_delta, logits, attention; rows with a reason get zeros."""
+    real = np.dtype(plan.precision)
+    n = len(rows["image_id"])
+    out = {
+        "ig": np.zeros((n, *plan.image_shape), real),
+        "ig_delta": np.zeros(n, np.float32),
+        "logits": np.zeros((n, len(plan.classes)), np.float32),
+        "attention": np.zeros((n, *plan.attention_shape), real),
+    }
+    good = np.flatnonzero(rows["reason"] == "")
+    if len(good):
+        pixels = torch.from_numpy(np.array(rows["pixels"])[good]).permute(0, 3, 1, 2).float() / 255
+        labels = torch.from_numpy(np.array(rows["label"])[good])
+        result = attribution.integrated_gradients(model, pixels, labels, plan.steps)
+        out["ig"][good], out["ig_delta"][good], out["logits"][good] = result.ig.numpy(), result.delta.numpy(), result.logits.numpy()
+        out["attention"][good] = attention_of(model, pixels, plan.attention_layer).numpy()
+    return {name: column for name, column in rows.items() if name != "pixels"} | out
+
+
+def attention_of(model: Classifier, pixels: torch.Tensor, layer: int) -> torch.Tensor:
+    """Attention maps (B, h, w) of float pixels (B, 3, H, W) in [0, 1], on the processor."""
+    device = next(model.parameters()).device
+    size = attribution.inputs_per_pass(device.type, pixels.shape[-2] * pixels.shape[-1])
+    with torch.inference_mode():
+        return torch.cat([attention_map(model(batch.to(device), layer)[1]).float().cpu() for batch in pixels.split(size)])
+
+
+def write_rows(uri: str, plan: store.Plan, part: int, expected: int, rows: Rows) -> dict[str, int]:
+    """Write one part of the store from all of its rows.
+
+    Returns:
+        the part's number, its rows and how many images were left out.
+    """
+    if len(rows["image_id"]) != expected:
+        raise UserError(f"part {part} arrived with {len(rows['image_id'])} of {expected} rows; use a smaller --rows-per-file")
+    good = rows["reason"] == ""
+    skipped = [
+        {"image_id": int(i), "name": str(name), "reason": str(why)}
+        for i, name, why in zip(rows["image_id"][~good], rows["name"][~good], rows["reason"][~good], strict=True)
+    ]
+    store.write_part(uri, plan, part, {name: column[good] for name, column in rows.items()}, skipped)
+    return {"part": part, "rows": int(good.sum()), "skipped": len(skipped)}

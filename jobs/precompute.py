@@ -1,0 +1,116 @@
+"""Compute the attribution store: python -m jobs.precompute --images SRC --teacher DIR --store URI"""
+
+import time
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+
+from igkd import models, precompute, store
+from igkd.config import PrecomputeConfig, parse
+from igkd.files import absolute
+from igkd.images import ImageSource, open_images
+from jobs.runtime import run_job, start_ray
+
+# Attribution takes the processors, reading and writing the rest of them: an actor pool that holds every processor would starve the
+# reads that feed it and wait for ever. So a node of one processor fits one of each.
+ATTRIBUTE_CPUS, READ_CPUS = 0.75, 0.2
+
+
+class Read:
+    """Stage 1, a task: the images of one part."""
+
+    def __init__(self, source: ImageSource, plan: store.Plan) -> None:
+        self.source, self.plan = source, plan
+
+    def __call__(self, parts: dict[str, NDArray[Any]]) -> precompute.Rows:
+        selection = precompute.Selection(np.asarray(parts["ids"][0]), np.asarray(parts["validation"][0]))
+        rows = precompute.read_rows(self.source, self.plan, selection)
+        return rows | {"part": np.full(len(selection.ids), parts["part"][0])}
+
+
+class Attribute:
+    """Stage 2, an actor: the teacher, loaded once, on a GPU where there is one."""
+
+    def __init__(self, model: ray.ObjectRef[models.Classifier], plan: store.Plan) -> None:
+        self.plan = plan
+        self.model = ray.get(model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def __call__(self, rows: precompute.Rows) -> precompute.Rows:
+        return precompute.attribute_rows(self.model, self.plan, rows)
+
+
+class Write:
+    """Stage 3, a task: one Parquet file."""
+
+    def __init__(self, uri: str, plan: store.Plan) -> None:
+        self.uri, self.plan = uri, plan
+
+    def __call__(self, rows: precompute.Rows) -> dict[str, list[int]]:
+        part = int(rows["part"][0])
+        expected = min(self.plan.rows_per_file, self.plan.rows - part * self.plan.rows_per_file)
+        return {k: [v] for k, v in precompute.write_rows(self.uri, self.plan, part, expected, rows).items()}
+
+
+def pipeline(source: ImageSource, model: models.Classifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]) -> Any:
+    """The Ray Dataset that computes and writes parts; one block is one part all the way, one row comes out for each."""
+    items = []
+    for part in parts:
+        chosen = selection.part(plan, part)
+        items.append({"part": part, "ids": chosen.ids, "validation": chosen.validation})
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    actors = max(1, gpus or int(resources.get("CPU", 1)))
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(parts)))
+    return (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(Read(source, plan).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)
+        .map_batches(
+            Attribute,
+            fn_constructor_args=(ray.put(model), plan),
+            batch_size=None,
+            batch_format="numpy",
+            compute=pool,
+            num_cpus=ATTRIBUTE_CPUS,
+            num_gpus=1 if gpus else 0,
+        )
+        .map_batches(Write(uri, plan).__call__, batch_size=None, batch_format="numpy", num_cpus=READ_CPUS)
+    )
+
+
+def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
+    """Compute a store, or what is missing of it; gives its manifest."""
+    source = open_images(config.images)
+    model = models.load(config.teacher)
+    plan, selection = precompute.make_plan(config, source, model, models.checkpoint_card(config.teacher)["sha256"])
+    uri = absolute(config.store)
+    todo = store.start(uri, plan)
+    if len(todo) < plan.parts:
+        print(f"{config.store}: {plan.parts - len(todo)} of {plan.parts} parts are there already", flush=True)
+    if todo:
+        start_ray()
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        begin, done, asked = time.monotonic(), 0, sum(len(selection.part(plan, part).ids) for part in todo)
+        print(f"precompute: {asked} images, {plan.steps} steps, {len(todo)} parts", flush=True)
+        for row in pipeline(source, model, plan, selection, uri, todo).iter_rows():
+            done += row["rows"] + row["skipped"]
+            rate = done / (time.monotonic() - begin)
+            left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
+            print(f"precompute: {done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
+    manifest = store.finish(uri, plan)
+    for skipped in manifest["skipped"]:
+        print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)
+    print(f"precompute: {manifest['rows']} rows, {len(manifest['skipped'])} image(s) left out, in {config.store}", flush=True)
+    return manifest
+
+
+def main() -> None:
+    precompute_store(parse(PrecomputeConfig, "jobs.precompute"))
+
+
+if __name__ == "__main__":
+    run_job(main)
