@@ -1,6 +1,6 @@
 """Settings of every job, with their defaults: the one place where defaults live. `jobs` turn them into command lines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, get_args
 
 import tyro
@@ -33,7 +33,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0 or not 0 <= self.low_resolution_epochs <= self.epochs:
-            raise UserError("epochs and batch-size must be at least 1, the learning rate above 0, low-resolution epochs at most all of them")
+            raise UserError(
+                "epochs and batch-size must be at least 1, the learning rate above 0, low-resolution epochs at most all of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,8 @@ class DistillConfig:
     """What the student learns from besides the labels: kd = logits, ig = overlay of maps, at = attention."""
     cut: int = 5
     """Trailing layers removed from the teacher's architecture: 3, 5, 7, 9, 11, 13, 15 or 17."""
+    width: float = 1.0
+    """Width multiplier of the student."""
     epochs: int = 100
     learning_rate: float = 1e-3
     """Of Adam, constant."""
@@ -175,7 +179,103 @@ class DistillConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """The main job: a teacher if none is given, its attribution store, students of several arms, and a report.
+
+    What is left out of the command line has the preset's value.
+    """
+
+    preset: Literal["demo", "cifar10"]
+    """demo: built-in pictures, a few minutes on two cores; cifar10: the paper's protocol, for a GPU."""
+    out: str
+    """Directory of everything; the same command continues what is there."""
+    images: str | None = None
+    """cifar10, shapes, parquet:URI or folder:PATH."""
+    teacher: str | None = None
+    """Directory of a teacher's checkpoint; without one, a teacher is trained."""
+    teacher_epochs: int | None = None
+    limit: int | None = None
+    """Only this many images go into the store."""
+    steps: int | None = None
+    """Integration steps of integrated gradients."""
+    arms: tuple[Arm, ...] = ("student", "kd", "kd+ig")
+    seeds: tuple[int, ...] = (0,)
+    """A student of every arm for each of them."""
+    cut: int | None = None
+    """Trailing layers removed from the teacher's architecture."""
+    epochs: int | None = None
+    """Of every student."""
+    workers: int = 1
+    """Data-parallel workers of each training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The configurations of a pipeline's jobs."""
+
+    teacher: TeacherConfig | None
+    """None where a teacher is given."""
+    precompute: PrecomputeConfig
+    students: tuple[DistillConfig, ...]
+    images_per_class: int
+    """Pictures of each class whose maps the report compares with the ground truth."""
+
+
+def demo(out: str) -> Pipeline:
+    """Everything once on built-in pictures: half-width networks, few images, few steps."""
+    images = "shapes:train=3000,test=1000"
+    return Pipeline(
+        teacher=TeacherConfig(images=images, out=f"{out}/teacher", epochs=6, learning_rate=0.05, batch_size=32, width=0.5),
+        precompute=PrecomputeConfig(images=images, teacher=f"{out}/teacher", store=f"{out}/store", steps=16, limit=600, rows_per_file=50),
+        students=(DistillConfig(store=f"{out}/store", test_images=images, out=f"{out}/students", cut=5, width=0.5, epochs=12, alpha=0.5),),
+        images_per_class=3,
+    )
+
+
+def cifar10(out: str) -> Pipeline:
+    """The paper's protocol on all of CIFAR-10."""
+    return Pipeline(
+        teacher=TeacherConfig(images="cifar10", out=f"{out}/teacher"),
+        precompute=PrecomputeConfig(images="cifar10", teacher=f"{out}/teacher", store=f"{out}/store"),
+        students=(DistillConfig(store=f"{out}/store", test_images="cifar10", out=f"{out}/students"),),
+        images_per_class=10,
+    )
+
+
+PRESETS = {"demo": demo, "cifar10": cifar10}
+
+
+def make_pipeline(config: PipelineConfig) -> Pipeline:
+    """The preset with what the command line changes; one student configuration for each arm and seed."""
+    if not config.arms or not config.seeds:
+        raise UserError("--arms and --seeds must name at least one each")
+    preset = PRESETS[config.preset](config.out)
+
+    def changed(part: S, **values: object) -> S:
+        return replace(part, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
+
+    assert preset.teacher is not None
+    students = changed(preset.students[0], test_images=config.images, cut=config.cut, epochs=config.epochs, workers=config.workers)
+    runs = tuple(
+        replace(students, arm=arm, seed=seed, out=f"{students.out}/{arm}-seed{seed}")
+        for arm in dict.fromkeys(config.arms)
+        for seed in dict.fromkeys(config.seeds)
+    )
+    return Pipeline(
+        teacher=None
+        if config.teacher
+        else changed(preset.teacher, images=config.images, epochs=config.teacher_epochs, workers=config.workers),
+        precompute=changed(
+            preset.precompute, images=config.images, teacher=config.teacher, limit=config.limit, steps=config.steps, cut=config.cut
+        ),
+        students=runs,
+        images_per_class=preset.images_per_class,
+    )
+
+
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 def parse(config: type[T], prog: str) -> T:

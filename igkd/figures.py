@@ -29,7 +29,7 @@ CSS_COLOURS = {**{colour: f"c{place}" for place, colour in enumerate(PALETTE)}, 
 
 MARKERS = "osD^vP*X"
 DASHED = (0, (3.5, 2))
-WIDTH = 5.6
+WIDTH = 5.0
 """Inches of a chart: 10-point text is still legible when a phone shrinks it."""
 
 LONGEST = 96

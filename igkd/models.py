@@ -6,7 +6,6 @@ network and whatever its maker wants to say about how it was made. Nothing is ev
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -172,11 +171,11 @@ def load(directory: Path | str) -> Classifier:
         raise UserError(f"{directory}/model.safetensors cannot be read ({error.strerror}); the checkpoint is incomplete") from None
     if hashlib.sha256(weights).hexdigest() != card["sha256"]:
         raise UserError(f"{directory}/model.safetensors does not match the sha256 in model.json: it was damaged or replaced")
-    model = Classifier(ModelSpec.from_json(card["spec"]))
     try:
+        model = Classifier(ModelSpec.from_json(card["spec"]))
         state = safetensors.torch.load(weights)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{directory} is not a checkpoint of this project: {str(error).splitlines()[0]}") from None
     return model.eval()
 

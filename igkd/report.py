@@ -232,7 +232,7 @@ def _finite(value: float) -> float | None:
 
 
 def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}" if math.isfinite(share) else "–"
+    return f"{100 * share:.{digits}f}" if math.isfinite(share) else "\u2013"
 
 
 def _millions(count: int) -> str:

@@ -108,7 +108,9 @@ def load_samples(
     left_out: list[tuple[Record, str]] = []
     kept = list(decode_all(source.read(split, ids.tolist()), shape, resize, on_bad, lambda record, why: left_out.append((record, why))))
     if not kept:
-        raise UserError(f"{source}, split '{split}': none of {len(ids)} image(s) can be used" + (f"; the first {left_out[0][1]}" if left_out else ""))
+        raise UserError(
+            f"{source}, split '{split}': none of {len(ids)} image(s) can be used" + (f"; the first {left_out[0][1]}" if left_out else "")
+        )
     pixels = torch.from_numpy(np.stack([p for _, p in kept])).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor([r.label for r, _ in kept], dtype=torch.int64)
     return Samples(np.array([r.image_id for r, _ in kept], dtype=np.int64), pixels, labels), left_out

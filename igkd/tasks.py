@@ -1,17 +1,19 @@
 """What a training job trains on: each worker builds the same task from the job's configuration."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from igkd import store
 from igkd.config import DistillConfig, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
 from igkd.images import open_images
 from igkd.models import ModelSpec
 from igkd.randomness import validation_mask
 from igkd.samples import Samples, load_samples
+from igkd.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +23,8 @@ class Task:
     spec: ModelSpec
     train: Samples
     validation: Samples
-    test: Callable[[], Samples | None]
-    """Reads the test images; called once, at the end. None where the source has no test split."""
+    test: Callable[[], Samples]
+    """Reads the test images; called once, at the end."""
     recipe: Recipe
     objective: Objective
     seed: int
@@ -57,6 +59,47 @@ def teacher_task(config: TeacherConfig) -> Task:
         objective=Objective(),
         seed=config.seed,
     )
+
+
+def distill_task(config: DistillConfig) -> Task:
+    """The rows of a store; a student of the arm and cut.
+
+    Raises:
+        UserError: the store is not there, unfinished, damaged, or lacks what the arm needs.
+    """
+    store = Store.open(config.store)
+    plan = store.plan
+    objective = config.objective
+    if objective.tap is not None and objective.tap != plan.attention_layer:
+        raise UserError(
+            f"{config.store} holds attention of layer {plan.attention_layer}, a student of cut {config.cut} needs layer {objective.tap}; "
+            f"make a store with `python -m jobs.precompute --cut {config.cut}`"
+        )
+    if plan.split != "train":
+        raise UserError(f"{config.store} was made from the {plan.split} split; students learn from a store of the train split")
+    samples, validation = store.samples()
+    if not validation.any() or validation.all():
+        raise UserError(f"{config.store} has {validation.sum()} validation rows of {len(samples)}; make a larger one (--limit)")
+
+    def test() -> Samples:
+        source = open_images(config.test_images)
+        everything = np.arange(len(source.checked_labels("test")))
+        return load_samples(source, "test", everything, plan.image_shape, plan.resize)[0]
+
+    return Task(
+        spec=ModelSpec(classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=config.width),
+        train=samples.select(~validation),
+        validation=samples.select(validation),
+        test=test,
+        recipe=config.recipe,
+        objective=objective,
+        seed=config.seed,
+    )
+
+
+def store_fingerprint(store: Store) -> str:
+    """sha256 of the manifest, which holds the hash of every file: what a student learned from."""
+    return hashlib.sha256(json.dumps(store.manifest, sort_keys=True).encode()).hexdigest()
 
 
 def normalisation(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -171,7 +171,9 @@ def train(
             if time.monotonic() - spoke > 15:
                 spoke = time.monotonic()
                 seen = sum(map(len, batches[: step + 1]))
-                progress(f"epoch {epoch}/{recipe.epochs}, {seen}/{len(samples)} images, {seen / (spoke - begin):.0f} images/s, loss {loss.item():.3f}")
+                progress(
+                    f"epoch {epoch}/{recipe.epochs}, {seen}/{len(samples)} images, {seen / (spoke - begin):.0f} images/s, loss {loss.item():.3f}"
+                )
         total, correct = _sum_over_workers([total, correct], device)
         seconds = time.monotonic() - begin
         checked = evaluate_split(model, validation, rank, world)

@@ -55,7 +55,9 @@ class Write:
         return {k: [v] for k, v in precompute.write_rows(self.uri, self.plan, part, expected, rows).items()}
 
 
-def pipeline(source: ImageSource, model: models.Classifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]) -> Any:
+def pipeline(
+    source: ImageSource, model: models.Classifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]
+) -> Any:
     """The Ray Dataset that computes and writes parts; one block is one part all the way, one row comes out for each."""
     items = []
     for part in parts:

@@ -4,27 +4,32 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from igkd.errors import UserError, run_cli
 
 # glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
-WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+# Ray Train's own `print` says every line twice.
+WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+T = TypeVar("T")
 
 
-def command(job: str) -> str:
-    """The command line as the user would type it again."""
-    return shlex.join(["python", "-m", f"jobs.{job}", *sys.argv[1:]])
+def command() -> str:
+    """The command line of this program as the user would type it again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def run_job(main: Callable[[], int | None]) -> None:
@@ -69,18 +74,20 @@ def start_ray() -> None:
     ray.init(logging_level="warning", include_dashboard=None, runtime_env=environment)
 
 
-def scaling(workers: int) -> ScalingConfig:
-    """Share the cluster's processors among data-parallel workers; one GPU each where there are GPUs."""
+def scaling(workers: int, runs: int = 1) -> ScalingConfig:
+    """Share the cluster among the workers of `runs` runs that go on at the same time; on GPUs where there are GPUs."""
     resources = ray.cluster_resources()
+    everyone = workers * runs
     gpus = resources.get("GPU", 0)
     if gpus:
-        return ScalingConfig(num_workers=workers, use_gpu=True, resources_per_worker={"GPU": min(1.0, gpus / workers), "CPU": 1})
+        share = gpus / everyone
+        return ScalingConfig(num_workers=workers, use_gpu=True, resources_per_worker={"GPU": 1 if share >= 1 else share, "CPU": 1})
     node = max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
-    share = min(node, resources.get("CPU", 1) / workers)
+    share = min(node, resources.get("CPU", 1) / everyone)
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": math.floor(share) if share >= 1 else share})
 
 
-def fit(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], out: Path, workers: int) -> Path:
+def fit(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], out: Path, workers: int, runs: int = 1) -> Path:
     """Run a training loop to its end, going on from the last checkpoint under `out`; workers that die are restarted twice.
 
     Returns:
@@ -92,14 +99,31 @@ def fit(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], out
     result = TorchTrainer(
         loop,
         train_loop_config=loop_config,
-        scaling_config=scaling(workers),
+        scaling_config=scaling(workers, runs),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=str(out.resolve()),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     ).fit()
     if result.checkpoint is None:
         raise UserError(f"the run under {out} ended without a checkpoint; its log is above")
     return Path(result.checkpoint.path)
+
+
+def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Run functions that call `fit` at the same time, in threads; gives their results in order.
+
+    In a thread Ray Train leaves Ctrl-C to us: stopping Ray ends whatever the threads wait for, and what was reported by then is kept.
+    """
+    pool = ThreadPoolExecutor(len(tasks))
+    try:
+        futures = [pool.submit(task) for task in tasks]
+        return [future.result() for future in futures]
+    except BaseException:
+        ray.shutdown()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -7,7 +7,7 @@ from typing import Any
 from igkd.config import TeacherConfig, parse
 from igkd.images import open_images
 from igkd.tasks import check_test_images, teacher_task
-from jobs.runtime import run_job
+from jobs.runtime import run_job, side_by_side
 from jobs.training import run_training
 
 
@@ -21,7 +21,8 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    train_teacher(parse(TeacherConfig, "jobs.teacher"))
+    config = parse(TeacherConfig, "jobs.teacher")
+    side_by_side([lambda: train_teacher(config)])
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def report(
 
 
 def run_training(
-    name: str, config: Any, task: Callable[[], Task], fingerprints: dict[str, str], made: dict[str, Any]
+    name: str, config: Any, task: Callable[[], Task], fingerprints: dict[str, str], made: dict[str, Any], runs_at_once: int = 1
 ) -> dict[str, Any]:
     """Train under `config.out`, or go on there, and write checkpoint and result.
 
@@ -85,6 +85,7 @@ def run_training(
         task: builds what to train on, in every worker; local paths in it must be absolute.
         fingerprints: what identifies the run besides its configuration.
         made: further entries of the result row.
+        runs_at_once: runs that share the cluster with this one, itself included.
 
     Returns:
         the result row, also in OUT/result.json; the network is OUT/model.safetensors and OUT/model.json.
@@ -94,18 +95,16 @@ def run_training(
     if finished is not None:
         print(f"{out} is already finished: test accuracy {finished['test']['accuracy']:.1%}", flush=True)
         return finished
-    checkpoint = fit(train_worker, {"task": task, "name": made.get("name", name)}, out, config.workers)
+    checkpoint = fit(train_worker, {"task": task, "name": made.get("name", name)}, out, config.workers, runs_at_once)
     outcome = read_json(checkpoint / "outcome.json")
     row = result_row(name, config, outcome, started, models.load(checkpoint / "model")) | made
-    models.save(models.load(checkpoint / "model"), out, {k: row[k] for k in ("job", "config", "test", "provenance")})
+    models.save(models.load(checkpoint / "model"), out, {k: row[k] for k in ("job", "config", "images", "history", "test", "provenance")})
     write_json(out / "result.json", row)
     print(f"{name} finished: test accuracy {row['test']['accuracy']:.1%} on {row['test']['count']} images, in {out}", flush=True)
     return row
 
 
-def result_row(
-    name: str, config: Any, outcome: dict[str, Any], started: datetime.datetime, model: models.Classifier
-) -> dict[str, Any]:
+def result_row(name: str, config: Any, outcome: dict[str, Any], started: datetime.datetime, model: models.Classifier) -> dict[str, Any]:
     """One result as a row of data."""
     parameters = models.parameter_count(model)
     whole = models.parameter_count(models.Classifier(dataclasses.replace(model.spec, cut=0)))
@@ -119,5 +118,5 @@ def result_row(
         "parameters": parameters,
         "multiply_adds": models.multiply_adds(model),
         "compression": round(whole / parameters, 2),
-        "provenance": runs.provenance(command(name), config.seed, started),
+        "provenance": runs.provenance(command(), config.seed, started),
     }

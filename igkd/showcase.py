@@ -1,0 +1,105 @@
+"""From finished runs to what the report shows: pictures, where the maps fall, latencies."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from igkd import augment, models
+from igkd.attribution import integrated_gradients
+from igkd.evaluate import latencies, mass_inside, pointing_hits
+from igkd.models import Classifier
+from igkd.report import Focus, GalleryRow, Latency, t_interval
+from igkd.samples import Samples
+from igkd.store import Store
+
+BATCHES = (1, 64)
+
+
+def load_students(rows: Sequence[Mapping[str, Any]], directories: Sequence[Path]) -> dict[str, Classifier]:
+    """One student an arm, of the first seed."""
+    students: dict[str, Classifier] = {}
+    for row, directory in zip(rows, directories, strict=True):
+        if row["arm"] not in students:
+            students[row["arm"]] = models.load(directory)
+    return students
+
+
+class Showcase:
+    """Some validation images of a store, the same number of each class, and what every model makes of them."""
+
+    def __init__(self, store: Store, teacher: Classifier, students: Mapping[str, Classifier], per_class: int) -> None:
+        samples, validation = store.samples()
+        labels = samples.labels.numpy()
+        chosen = [np.flatnonzero(validation & (labels == c))[:per_class] for c in range(len(store.plan.classes))]
+        rows = np.concatenate(chosen)
+        self.store, self.teacher, self.students = store, teacher, dict(students)
+        self.samples: Samples = samples.select(rows)
+        self.masks: NDArray[np.bool_] | None = store.column("mask")[rows].astype(np.bool_) if store.plan.has_mask else None
+        pixels, targets = self.samples.pixels.float() / 255, self.samples.labels
+        self.maps = {arm: integrated_gradients(m, pixels, targets, store.plan.steps) for arm, m in self.students.items()}
+
+    def gallery(self) -> list[GalleryRow]:
+        """One row a class; the teacher's map is the store's own, so that a misplaced one would be seen."""
+        classes = self.store.plan.classes
+        assert self.samples.ig is not None and self.samples.logits is not None
+        pixels = self.samples.pixels.float() / 255
+        shown = augment.overlay(pixels, self.samples.ig, torch.ones(len(pixels)))
+        gallery = []
+        for label in range(len(classes)):
+            rows = np.flatnonzero(self.samples.labels.numpy() == label)
+            if len(rows) == 0:
+                continue
+            i = int(rows[0])
+            gallery.append(
+                GalleryRow(
+                    label=classes[label],
+                    image=self.samples.pixels[i].permute(1, 2, 0).numpy(),
+                    teacher_map=self.samples.ig[i].numpy(),
+                    overlay=shown[i].permute(1, 2, 0).numpy(),
+                    student_maps={arm: result.ig[i].numpy() for arm, result in self.maps.items()},
+                    mask=None if self.masks is None else self.masks[i],
+                    teacher_prediction=classes[int(self.samples.logits[i].argmax())],
+                    student_predictions={arm: classes[int(result.logits[i].argmax())] for arm, result in self.maps.items()},
+                )
+            )
+        return gallery
+
+    def focus(self) -> list[Focus]:
+        """Where the maps fall relative to the ground-truth masks; empty where there are none."""
+        if self.masks is None:
+            return []
+        assert self.samples.ig is not None
+        maps = {"teacher": self.samples.ig.numpy()} | {arm: result.ig.numpy() for arm, result in self.maps.items()}
+        maps["uniform map"] = np.ones_like(maps["teacher"])
+        rows = []
+        for name, values in maps.items():
+            mean, low, high = t_interval(mass_inside(values, self.masks).tolist())
+            # A uniform map has no peak: what a random pixel would hit.
+            hits = self.masks.mean() if name == "uniform map" else pointing_hits(values, self.masks).mean()
+            rows.append(Focus(model=name, inside=mean, low=low, high=high, hits=float(hits), images=len(values)))
+        return rows
+
+    def latency(self) -> list[Latency]:
+        """Warm latencies of teacher and students; arms of one cut share an architecture, so one of them stands for all."""
+        networks = {"teacher": self.teacher}
+        for student in self.students.values():
+            networks.setdefault(f"student, cut {student.spec.cut}", student)
+        rows = []
+        for batch in BATCHES:
+            times = latencies(networks, self.store.plan.image_shape, batch)
+            for name, network in networks.items():
+                rows.append(
+                    Latency(
+                        model=name,
+                        parameters=models.parameter_count(network),
+                        multiply_adds=models.multiply_adds(network),
+                        batch=batch,
+                        milliseconds=times[name],
+                        ratio=times[name] / times["teacher"],
+                    )
+                )
+        return rows

@@ -1,0 +1,29 @@
+"""The attribution store: one row holds all about one training image.
+
+A directory, local or on S3, of Parquet files `part-NNNNN.parquet`, a `plan.json` that says what is being computed, and, once all is
+there, a `manifest.json`: a store without one is unfinished. Every file is a function of the plan alone and appears whole or not at all,
+so a part that exists is done, and whoever writes it twice writes the same.
+
+    python -m igkd.store verify URI        every byte, id and hash; names what is wrong, exit status 1
+    python -m igkd.store describe URI      counts, classes, completeness error, sizes
+"""
+
+from igkd.store.check import describe, verify
+from igkd.store.plan import VERSION, Plan, ids_hash, part_name
+from igkd.store.read import Store, to_numpy
+from igkd.store.write import finish, part_bytes, start, write_part
+
+__all__ = [
+    "VERSION",
+    "Plan",
+    "Store",
+    "describe",
+    "finish",
+    "ids_hash",
+    "part_bytes",
+    "part_name",
+    "start",
+    "to_numpy",
+    "verify",
+    "write_part",
+]

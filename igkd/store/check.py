@@ -1,0 +1,138 @@
+"""Checks and figures of a finished store."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from igkd.errors import UserError
+from igkd.files import STORAGE_ERRORS, filesystem, read_file
+from igkd.images import BadImage, decode, pixel_hash
+from igkd.store.plan import Plan, ids_hash
+from igkd.store.read import Store, part_table, skipped_of, to_numpy
+
+
+def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Check every byte and every row of a store.
+
+    Args:
+        say: gets a line of progress after each part.
+
+    Returns:
+        what is wrong, a sentence each; empty for a sound store.
+
+    Raises:
+        UserError: there is no store, it is unfinished, or its manifest is damaged.
+    """
+    store = Store.open(uri)
+    fs, root = filesystem(uri)
+    problems = _check_directory(store)
+    found: dict[int, str] = {}
+    skipped: list[dict[str, Any]] = []
+    for file in store.manifest["files"]:
+        name = file["name"]
+        try:
+            data = read_file(fs, f"{root}/{name}")
+            if len(data) != file["bytes"]:
+                raise ValueError(f"was changed: it has {len(data)} bytes instead of {file['bytes']}")
+            if hashlib.sha256(data).hexdigest() != file["sha256"]:
+                raise ValueError("was changed: its sha256 is not the manifest's")
+            table = part_table(data, store.plan)
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
+        except UserError as error:
+            problems.append(str(error))
+        except ValueError as error:
+            problems.append(f"{name} {error}")
+        else:
+            if len(table) != file["rows"]:
+                problems.append(f"{name} has {len(table)} rows instead of {file['rows']}")
+            problems += _check_rows(name, table, store.plan, found)
+            skipped += skipped_of(table)
+            say(f"{name}: {len(table)} rows")
+            continue
+        say(f"{name}: not usable")
+    if not problems:
+        if skipped != store.manifest["skipped"]:
+            problems.append("the manifest's list of skipped images is not that of the parts")
+        if ids_hash(np.sort(np.array([*found, *(s["image_id"] for s in skipped)], dtype=np.int64))) != store.plan.ids_sha256:
+            problems.append("the ids in the store are not the ids that were asked for")
+    return problems
+
+
+def _check_directory(store: Store) -> list[str]:
+    """Problems with the other files of a store."""
+    fs, root = filesystem(store.uri)
+    problems = []
+    try:
+        names = {file["name"] for file in store.manifest["files"]}
+        there = sorted(path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False))
+        problems += [f"{name} is not in the manifest" for name in there if name.endswith(".parquet") and name not in names]
+        if json.loads(read_file(fs, f"{root}/plan.json")) != store.plan.to_json():
+            problems.append("plan.json is not the manifest's plan")
+    except FileNotFoundError:
+        problems.append("plan.json is missing")
+    except (*STORAGE_ERRORS, ValueError) as error:
+        problems.append(f"plan.json cannot be read: {error}")
+    return problems
+
+
+def _check_rows(name: str, table: pa.Table, plan: Plan, found: dict[int, str]) -> Iterator[str]:
+    """Problems with the rows of one part; its ids are added to `found`."""
+    ids = to_numpy(table.column("image_id"))
+    for row in table.select(["image_id", "image", "image_sha", "label"]).to_pylist():
+        where = f"{name}, image {row['image_id']}"
+        if row["image_id"] in found:
+            yield f"{where}: the same id is in {found[row['image_id']]}"
+        found[row["image_id"]] = name
+        if not 0 <= row["label"] < len(plan.classes):
+            yield f"{where}: label {row['label']} is outside the {len(plan.classes)} classes"
+        try:
+            picture = decode(row["image"], plan.image_shape if plan.resize else None)
+            if pixel_hash(picture) != row["image_sha"]:
+                yield f"{where}: the picture does not have the hash in image_sha"
+            elif picture.shape[:2] != plan.image_shape:
+                yield f"{where}: the picture is {picture.shape[0]}x{picture.shape[1]}, not {plan.image_shape[0]}x{plan.image_shape[1]}"
+        except BadImage as error:
+            yield f"{where}: the picture {error}"
+    for column in ("ig", "ig_delta", "logits", "attention"):
+        values = to_numpy(table.column(column)).astype(np.float32)
+        finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+        yield from (f"{name}, image {i}: {column} is not finite" for i in ids[~finite])
+
+
+def describe(uri: str) -> dict[str, Any]:
+    """Figures of a store: counts, classes, quantiles of the completeness error, sizes. Reads the manifest and three small columns.
+
+    Raises:
+        UserError: there is no store, it is unfinished or damaged.
+    """
+    store = Store.open(uri)
+    plan = store.plan
+    labels, delta, validation = store.column("label"), np.abs(store.column("ig_delta")), store.column("validation")
+    outside = np.flatnonzero((labels < 0) | (labels >= len(plan.classes)))
+    if len(outside):
+        raise UserError(f"{uri}: label {labels[outside[0]]} is outside the {len(plan.classes)} classes; see `python -m igkd.store verify {uri}`")
+    size = sum(file["bytes"] for file in store.manifest["files"])
+    quantiles = (50, 90, 99, 100)
+    errors = np.percentile(delta, quantiles) if len(delta) else np.full(len(quantiles), np.nan)
+    return {
+        "images": len(labels),
+        "validation": int(validation.sum()),
+        "skipped": len(store.manifest["skipped"]),
+        "files": len(store.manifest["files"]),
+        "bytes": size,
+        "bytes_per_image": round(size / max(1, len(labels))),
+        "source": plan.images,
+        "split": plan.split,
+        "image_shape": list(plan.image_shape),
+        "classes": dict(zip(plan.classes, np.bincount(labels, minlength=len(plan.classes)).tolist(), strict=True)),
+        "teacher": plan.teacher[:16],
+        "engine": plan.engine,
+        "method": plan.method,
+        "steps": plan.steps,
+        "completeness_error": {f"p{q}": float(f"{v:.4g}") for q, v in zip(quantiles, errors, strict=True)},
+    }

@@ -1,0 +1,83 @@
+"""What a store is made of: its plan, its columns, the names of its files."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a store is made of and made from: the identity of every row in it."""
+
+    images: str
+    """The source as the user named it."""
+    images_fingerprint: str
+    split: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int]
+    resize: bool
+    """Whether pictures were scaled and cropped to that shape."""
+    bad_images: str
+    """"refuse" or "skip"."""
+    teacher: str
+    """sha256 of the teacher's weights."""
+    steps: int
+    method: str
+    engine: str
+    target: str = "true label"
+    baseline: str = "0 in normalised space"
+    precision: str
+    """dtype of maps and attention: float16 or float32."""
+    attention_layer: int
+    attention_shape: tuple[int, int]
+    has_mask: bool
+    ids_sha256: str
+    """Hash of the int64 ids asked for, in order."""
+    rows: int
+    """Number of these ids."""
+    rows_per_file: int
+    version: int = VERSION
+
+    @property
+    def parts(self) -> int:
+        """Number of Parquet files."""
+        return -(-self.rows // self.rows_per_file)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values, tuples as lists."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def schema(self) -> pa.Schema:
+        """Arrow schema of every part."""
+        real = pa.type_for_alias(self.precision)
+        fields = [
+            pa.field("image_id", pa.int64(), nullable=False),
+            pa.field("image_sha", pa.binary(16), nullable=False),
+            pa.field("image", pa.binary(), nullable=False),
+            pa.field("label", pa.int64(), nullable=False),
+            pa.field("validation", pa.bool_(), nullable=False),
+            pa.field("ig", pa.fixed_shape_tensor(real, self.image_shape), nullable=False),
+            pa.field("ig_delta", pa.float32(), nullable=False),
+            pa.field("logits", pa.fixed_shape_tensor(pa.float32(), (len(self.classes),)), nullable=False),
+            pa.field("attention", pa.fixed_shape_tensor(real, self.attention_shape), nullable=False),
+        ]
+        if self.has_mask:
+            fields.append(pa.field("mask", pa.fixed_shape_tensor(pa.uint8(), self.image_shape), nullable=False))
+        return pa.schema(fields)
+
+
+def ids_hash(ids: NDArray[np.int64]) -> str:
+    """sha256 of int64 ids as little-endian bytes."""
+    return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+
+
+def part_name(part: int) -> str:
+    """File name of a part."""
+    return f"part-{part:05d}.parquet"

@@ -1,0 +1,161 @@
+"""Reading a finished store."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from igkd.errors import UserError
+from igkd.files import STORAGE_ERRORS, filesystem, read_file
+from igkd.images import BadImage, decode, pixel_hash
+from igkd.samples import Samples
+from igkd.store.plan import VERSION, Plan, part_name
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store, opened for reading."""
+
+    uri: str
+    plan: Plan
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, uri: str) -> "Store":
+        """Read the manifest.
+
+        Raises:
+            UserError: there is no store, it is unfinished, or it is of another version.
+        """
+        fs, root = filesystem(uri)
+        try:
+            manifest = json.loads(read_file(fs, f"{root}/manifest.json"))
+            given = manifest["plan"]
+            if given["version"] != VERSION:
+                raise UserError(f"{uri} has store version {given['version']}, this program reads version {VERSION}; compute it anew")
+            plan = Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+            if [file["name"] for file in manifest["files"]] != [part_name(part) for part in range(plan.parts)]:
+                raise ValueError(f"it does not list the {plan.parts} parts of its plan")
+            if sum(file["rows"] for file in manifest["files"]) != manifest["rows"] or len(manifest["skipped"]) + manifest["rows"] != plan.rows:
+                raise ValueError("its numbers of rows do not add up")
+        except FileNotFoundError:
+            raise UserError(_why_no_manifest(uri)) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{uri}/manifest.json is damaged or not ours ({error!r}); run the same jobs.precompute command again") from None
+        return cls(uri, plan, manifest)
+
+    def fingerprint(self) -> str:
+        """sha256 of the manifest, which holds those of all parts: changes when anything in the store does."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The parts' rows, read one part at a time.
+
+        Args:
+            columns: these columns only, of which each page is checked; None reads all and checks the part's sha256.
+
+        Raises:
+            UserError: a part is missing or damaged.
+        """
+        fs, root = filesystem(self.uri)
+        for file in self.manifest["files"]:
+            path = f"{root}/{file['name']}"
+            try:
+                if columns is None:
+                    data = read_file(fs, path)
+                    if hashlib.sha256(data).hexdigest() != file["sha256"]:
+                        raise ValueError("its sha256 is not the manifest's")
+                    table = part_table(data, self.plan)
+                else:
+                    with fs.open(path, "rb") as opened:
+                        table = pq.read_table(opened, columns=list(columns), page_checksum_verification=True)
+                if len(table) != file["rows"]:
+                    raise ValueError(f"{len(table)} rows instead of {file['rows']}")
+            except FileNotFoundError:
+                raise UserError(f"{path} is missing; delete manifest.json and run the same jobs.precompute command again") from None
+            except (*STORAGE_ERRORS, ValueError, pa.ArrowException) as error:
+                raise UserError(f"{path} is damaged ({_first_line(error)}); see `python -m igkd.store verify {self.uri}`") from None
+            yield table
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One column over all rows, in the store's order; tensors as (rows, ...)."""
+        return np.concatenate([to_numpy(table.column(name)) for table in self.tables([name])])
+
+    def samples(self) -> tuple[Samples, NDArray[np.bool_]]:
+        """All rows decoded in memory, and which of them are for validation, bool (N,).
+
+        Raises:
+            UserError: a part is damaged, or a picture is not the one that was attributed: its pixels do not have the row's hash.
+        """
+        parts: dict[str, list[NDArray[Any]]] = {}
+        for table in self.tables():
+            pixels = np.empty((len(table), *self.plan.image_shape, 3), np.uint8)
+            rows = zip(*(table.column(c).to_pylist() for c in ("image_id", "image", "image_sha")), strict=True)
+            for row, (i, image, sha) in enumerate(rows):
+                try:
+                    picture = decode(image, self.plan.image_shape if self.plan.resize else None)
+                except BadImage as error:
+                    raise UserError(f"{self.uri}: image {i} {error}; see `python -m igkd.store verify {self.uri}`") from None
+                if pixel_hash(picture) != sha or picture.shape != pixels.shape[1:]:
+                    raise UserError(f"{self.uri}: image {i} is not the one its map was made from (image_sha differs)")
+                pixels[row] = picture
+            parts.setdefault("pixels", []).append(pixels)
+            for name in ("image_id", "label", "validation", "ig", "logits", "attention"):
+                parts.setdefault(name, []).append(to_numpy(table.column(name)))
+        whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        samples = Samples(
+            whole["image_id"],
+            torch.from_numpy(whole["pixels"]).permute(0, 3, 1, 2).contiguous(),
+            torch.from_numpy(whole["label"]),
+            ig=torch.from_numpy(whole["ig"].astype(np.float32)),
+            logits=torch.from_numpy(whole["logits"]),
+            attention=torch.from_numpy(whole["attention"].astype(np.float32)),
+        )
+        return samples, whole["validation"]
+
+
+def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column as an array (rows, ...); a copy that may be written to."""
+    combined = column.combine_chunks()
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return np.array(combined.to_numpy_ndarray())
+    return np.array(combined.to_numpy(zero_copy_only=False))
+
+
+def part_table(data: bytes, plan: Plan) -> pa.Table:
+    """The rows of a part's bytes.
+
+    Raises:
+        ValueError: they are not a part of this plan; the message says why.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        skipped_of(table)
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"it cannot be read: {_first_line(error)}") from None
+    if not table.schema.equals(plan.schema()):
+        raise ValueError("it does not have the store's columns")
+    return table
+
+
+def skipped_of(table: pa.Table) -> list[dict[str, Any]]:
+    """The images that a part left out, as {"image_id", "name", "reason"}."""
+    return list(json.loads(table.schema.metadata[b"igkd.skipped"]))
+
+
+def _why_no_manifest(uri: str) -> str:
+    fs, root = filesystem(uri)
+    if fs.exists(f"{root}/plan.json"):
+        return f"{uri} is unfinished (it has no manifest.json); run the same jobs.precompute command again to finish it"
+    return f"{uri} holds no attribution store; make one with `python -m jobs.precompute --store {uri}`"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,33 @@
+"""Distil one student from a store: python -m jobs.distill --store URI --test-images SRC --arm kd+ig --out DIR"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from igkd.config import DistillConfig, parse
+from igkd.files import absolute
+from igkd.images import open_images
+from igkd.store import Store
+from igkd.tasks import check_test_images, distill_task, store_fingerprint
+from jobs.runtime import run_job, side_by_side
+from jobs.training import run_training
+
+
+def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
+    """Train a student, or go on training; gives the result row. `runs_at_once` runs share the cluster."""
+    store = Store.open(config.store)
+    check_test_images(config.test_images, store.plan.classes)
+    test = open_images(config.test_images)
+    resolved = dataclasses.replace(config, store=absolute(config.store), test_images=str(test))
+    fingerprints = {"store_fingerprint": store_fingerprint(store), "test_fingerprint": test.fingerprint("test")}
+    task = functools.partial(distill_task, resolved)
+    return run_training("distill", config, task, fingerprints, {"name": config.arm, "arm": config.arm}, runs_at_once)
+
+
+def main() -> None:
+    config = parse(DistillConfig, "jobs.distill")
+    side_by_side([lambda: distill(config)])
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,91 @@
+"""All of it: python -m jobs.pipeline --preset demo --out DIR"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from igkd import models, report, store
+from igkd.config import Pipeline, PipelineConfig, make_pipeline, parse
+from igkd.files import absolute, write_bytes, write_json
+from igkd.images import open_images
+from igkd.models import checkpoint_card
+from igkd.showcase import Showcase, load_students
+from igkd.tasks import check_test_images
+from jobs.distill import distill
+from jobs.precompute import precompute_store
+from jobs.runtime import command, run_job, side_by_side, start_ray
+from jobs.teacher import train_teacher
+
+
+def run(config: PipelineConfig) -> Path:
+    """Run what is not done yet; gives the path of the report."""
+    pipeline = make_pipeline(config)
+    source = open_images(pipeline.precompute.images)
+    check_test_images(pipeline.precompute.images, source.classes)
+    start_ray()
+    if pipeline.teacher is None:
+        teacher = given_teacher(pipeline.precompute.teacher)
+    else:
+        teacher = side_by_side([functools.partial(train_teacher, pipeline.teacher)])[0]
+    precompute_store(pipeline.precompute)
+    # Several small networks train faster side by side than one after the other: each start-up overlaps with the others' work.
+    at_once = max(1, min(len(pipeline.students), int(max(ray.cluster_resources().get(k, 0) for k in ("CPU", "GPU"))) // config.workers))
+    students: list[dict[str, Any]] = []
+    for start in range(0, len(pipeline.students), at_once):
+        group = pipeline.students[start : start + at_once]
+        students += side_by_side([functools.partial(distill, one, len(group)) for one in group])
+    return write_report(config, pipeline, teacher, students)
+
+
+def given_teacher(directory: str) -> dict[str, Any]:
+    """The result row of a teacher that was trained elsewhere, from its checkpoint's JSON."""
+    card = checkpoint_card(directory)
+    made = card["made"]
+    unknown = {"accuracy": float("nan"), "correct": 0, "count": 0, "loss": float("nan")}
+    return {
+        "name": "teacher",
+        "seed": None,
+        "history": made.get("history", []),
+        "test": made.get("test", unknown),
+        "parameters": card["parameters"],
+        "multiply_adds": card["multiply_adds"],
+        "compression": 1.0,
+        "provenance": made.get("provenance", {}),
+    }
+
+
+def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, Any], students: list[dict[str, Any]]) -> Path:
+    """Draw OUT/report.html from the rows, which also go into OUT/results.json."""
+    print("pipeline: drawing the report", flush=True)
+    opened = store.Store.open(absolute(pipeline.precompute.store))
+    networks = load_students(students, [Path(one.out) for one in pipeline.students])
+    show = Showcase(opened, models.load(pipeline.precompute.teacher), networks, pipeline.images_per_class)
+    validation = opened.column("validation")
+    page = report.Report(
+        title=f"Distillation on {pipeline.precompute.images.partition(':')[0]}",
+        summary_note=f"Students learn from {int((~validation).sum()):,} images whose maps, logits and attention the teacher gave once, "
+        f"with {opened.plan.steps} integration steps; {int(validation.sum()):,} more are the validation split.",
+        teacher=teacher,
+        students=students,
+        gallery=show.gallery(),
+        focus=show.focus(),
+        latency=show.latency(),
+        store=store.describe(opened.uri),
+        commands=[command()],
+    )
+    out = Path(config.out)
+    write_json(out / "results.json", [teacher, *students])
+    write_bytes(out / "report.html", report.render(page).encode())
+    print(report.summary_table(page))
+    print(f"\nreport: {(out / 'report.html').resolve()}")
+    return out / "report.html"
+
+
+def main() -> None:
+    run(parse(PipelineConfig, "jobs.pipeline"))
+
+
+if __name__ == "__main__":
+    run_job(main)
