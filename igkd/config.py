@@ -54,6 +54,14 @@ class Objective:
     tap: int | None = None
     """Index of the layer whose attention is transferred; needed where gamma is above 0."""
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and self.gamma >= 0 and self.temperature > 0):
+            raise UserError("alpha and overlay must be between 0 and 1, gamma at least 0, the temperature above 0")
+        if not 0 < self.exponents[0] <= self.exponents[1]:
+            raise UserError(
+                f"exponents {self.exponents[0]} {self.exponents[1]} are no range: the first must be above 0 and not above the second"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:

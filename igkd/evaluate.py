@@ -22,7 +22,7 @@ def mass_inside(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[
     """
     total = maps.sum(axis=(1, 2), dtype=np.float64)
     inside = (maps * masks).sum(axis=(1, 2), dtype=np.float64)
-    return np.where(total > 0, inside / np.where(total > 0, total, 1), masks.mean(axis=(1, 2)))
+    return np.asarray(np.where(total > 0, inside / np.where(total > 0, total, 1), masks.mean(axis=(1, 2))))
 
 
 def pointing_hits(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.bool_]:

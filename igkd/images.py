@@ -5,12 +5,14 @@ index in the split's own order. Sources are small picklable values: a worker rea
 """
 
 import abc
+import contextlib
 import hashlib
-import io
 import json
 import os
+import re
+import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,17 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from igkd import shapes
 from igkd.errors import UserError
-from igkd.files import absolute, filesystem
+from igkd.files import STORAGE_ERRORS, absolute, filesystem
+from igkd.pictures import BadImage, decode, encode_png, pixel_hash
+
+__all__ = ["BadImage", "ImageSource", "Record", "Split", "decode", "encode_png", "open_images", "pixel_hash"]
 
 Split = Literal["train", "test"]
-
-
-class BadImage(ValueError):
-    """An image that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self, split: Split) -> str:
-        """Changes when the images do; found without reading the pictures."""
+        """Changes with the classes and with the files' names, sizes and numbers of images; found without reading the pictures."""
 
     def checked_labels(self, split: Split) -> NDArray[np.int64]:
         """`labels`, none of them outside the classes and not none at all."""
@@ -101,41 +101,6 @@ def open_images(spec: str) -> ImageSource:
     raise UserError(f"'{spec}' names no images; use cifar10, shapes, parquet:URI or folder:PATH")
 
 
-def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Decode to uint8 (H, W, 3) RGB.
-
-    Args:
-        image: encoded picture.
-        shape: (H, W) to scale and centre-crop to; None keeps the picture's own.
-
-    Raises:
-        BadImage: it does not decode.
-    """
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "not a picture in a format PIL reads" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise BadImage(f"does not decode ({reason})") from None
-    if shape is not None and (picture.height, picture.width) != shape:
-        picture = ImageOps.fit(picture, (shape[1], shape[0]), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """uint8 (H, W, 3) to PNG bytes, lossless and deterministic."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def pixel_hash(pixels: NDArray[np.uint8]) -> bytes:
-    """16 bytes (BLAKE2b) over shape and decoded pixels: the identity of a picture whatever its encoding."""
-    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
-    return digest.digest()
-
-
 def _fingerprint(*parts: object) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -154,10 +119,10 @@ class Shapes(ImageSource):
     def parse(cls, settings: str) -> "Shapes":
         try:
             given = {k: int(v) for k, v in (item.split("=") for item in settings.split(",") if item)}
-            if min(given.get("train", 1), given.get("test", 1)) < 0:
+            if not given.keys() <= {"train", "test", "seed"} or min(given.get("train", 1), given.get("test", 1)) < 0:
                 raise ValueError
-            return cls(**given)
-        except (ValueError, TypeError):
+            return replace(cls(), **given)  # type: ignore[arg-type]
+        except ValueError:
             raise UserError(f"'shapes:{settings}' is not understood; write for example shapes:train=5000,test=1000,seed=0") from None
 
     def __str__(self) -> str:
@@ -187,15 +152,21 @@ class Cifar10(ImageSource):
     def _load(self, split: Split) -> Any:
         from torchvision.datasets import CIFAR10
 
-        root = Path(os.environ.get("IGKD_CACHE", "~/.cache/igkd")).expanduser()
+        root = Path(absolute(os.environ.get("IGKD_CACHE", "~/.cache/igkd")))
+        patience = socket.getdefaulttimeout()
         try:
-            return CIFAR10(str(root), train=split == "train", download=not (root / "cifar-10-batches-py").is_dir())
+            with contextlib.suppress(RuntimeError):  # not there, or not whole
+                return CIFAR10(str(root), train=split == "train")
+            socket.setdefaulttimeout(60)  # torchvision sets none: a network that swallows packets would hang for ever
+            return CIFAR10(str(root), train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"CIFAR-10 could not be downloaded to {root} ({type(error).__name__}: {error}); without a network, use a local copy with "
                 "--images parquet:DIR (files train-*.parquet and test-*.parquet in Hugging Face layout), "
                 f"or unpack cifar-10-python.tar.gz into {root}"
             ) from None
+        finally:
+            socket.setdefaulttimeout(patience)
 
     def labels(self, split: Split) -> NDArray[np.int64]:
         return np.asarray(self._load(split).targets, dtype=np.int64)
@@ -220,22 +191,27 @@ class FolderImages(ImageSource):
 
     @classmethod
     def open(cls, path: str) -> "FolderImages":
-        root = Path(path).expanduser()
+        root = Path(absolute(path))
         if not root.is_dir():
             raise UserError(f"folder:{path}: there is no such directory")
+        try:
+            return cls._scan(root)
+        except OSError as error:
+            raise UserError(f"folder:{path} cannot be read: {error}") from None
+
+    @classmethod
+    def _scan(cls, root: Path) -> "FolderImages":
         splits = [name for name in get_args(Split) if (root / name).is_dir()] or [""]
         classes = tuple(sorted({d.name for s in splits for d in (root / s).iterdir() if d.is_dir() and not d.name.startswith(".")}))
         if not classes:
-            raise UserError(f"folder:{path} holds no class directories; expected {path}/CLASS/*.png or {path}/train/CLASS/*.png")
+            raise UserError(f"folder:{root} holds no class directories; expected {root}/CLASS/*.png or {root}/train/CLASS/*.png")
         files = {}
         for split in splits:
-            found = sorted(
-                p for c in classes for p in (root / split / c).rglob("*") if p.is_file() and not p.name.startswith(".")
-            )
+            found = sorted(p for c in classes for p in (root / split / c).rglob("*") if p.is_file() and not p.name.startswith("."))
             files[split] = tuple(
                 (str(p.relative_to(root)), classes.index(p.relative_to(root / split).parts[0]), p.stat().st_size) for p in found
             )
-        return cls(str(root.resolve()), classes, files)
+        return cls(str(root), classes, files)
 
     def __str__(self) -> str:
         return f"folder:{self.path}"
@@ -286,21 +262,35 @@ class ParquetImages(ImageSource):
             if not fs.exists(root):
                 raise UserError(f"parquet:{uri}: nothing is there")
             found = sorted(p for d in (root, f"{root}/data") if fs.isdir(d) for p in fs.ls(d, detail=False) if p.endswith(".parquet"))
-            by_split = {s: [p for p in found if p.rsplit("/", 1)[-1].startswith(s)] for s in get_args(Split)}
+            by_split = {s: [p for p in found if re.match(rf"{s}[-_.0-9]", p.rsplit("/", 1)[-1])] for s in get_args(Split)}
             by_split = {s: paths for s, paths in by_split.items() if paths}
             if not fs.isdir(root):
                 by_split = {"": [root]}
             elif not by_split:
                 raise UserError(f"parquet:{uri} holds no train-*.parquet or test-*.parquet, there or under data/")
-            footers = {s: [(p, _footer(fs, p)) for p in paths] for s, paths in by_split.items()}
-        except (OSError, PermissionError) as error:
+        except STORAGE_ERRORS as error:
             raise UserError(f"parquet:{uri} cannot be read: {error}") from None
-        schema = next(iter(footers.values()))[0][1].schema.to_arrow_schema()
-        image, label, classes = _huggingface_columns(uri, schema)
-        files = {s: tuple((p, f.num_rows) for p, f in group) for s, group in footers.items()}
+        columns, files = {}, {}
+        for split, paths in by_split.items():
+            rows = []
+            for path in paths:
+                with _parquet(fs, path) as file:
+                    columns[path] = _huggingface_columns(path, file.schema_arrow)
+                    rows.append((path, file.metadata.num_rows))
+            files[split] = tuple(rows)
+        first, (image, label, classes) = next(iter(columns.items()))
+        for path, other in columns.items():
+            if other != (image, label, classes):
+                raise UserError(
+                    f"{path} and {first} do not belong together: image column, label column and class names are {other[:2]}, "
+                    f"{_some(other[2])} here and {(image, label)}, {_some(classes)} there"
+                )
         source = cls(uri, classes or (), image, label, files)
         if classes is None:  # no names in the metadata: the labels themselves, which must then be 0..K-1
-            top = max(int(source.labels(s).max(initial=-1)) for s in ((*files,) if "" not in files else ("train",)))  # type: ignore[arg-type]
+            top = max(int(source.labels(s).max(initial=0)) for s in get_args(Split) if s in files or "" in files)
+            count = sum(n for group in files.values() for _, n in group)
+            if top > count:
+                raise UserError(f"parquet:{uri}: column '{label}' goes up to {top} for {count} images: these are no class numbers from 0")
             source = cls(uri, tuple(map(str, range(top + 1))), image, label, files)
         return source
 
@@ -318,9 +308,10 @@ class ParquetImages(ImageSource):
         fs, _ = filesystem(self.uri)
         columns = []
         for path, _rows in self._files(split):
-            column = pq.read_table(path, columns=[self.label_column], filesystem=fs).column(0)
+            with _parquet(fs, path) as file:
+                column = file.read(columns=[self.label_column]).column(0)
             if column.null_count:
-                raise UserError(f"{path}: column '{self.label_column}' has {column.null_count} empty label(s)")
+                raise UserError(f"{path}: column '{self.label_column}' has {column.null_count} empty label(s); every image needs one")
             columns.append(column.to_numpy().astype(np.int64))
         return np.concatenate(columns)
 
@@ -346,20 +337,25 @@ class ParquetImages(ImageSource):
         return _fingerprint("parquet", self.classes, files)
 
 
-def _footer(fs: fsspec.AbstractFileSystem, path: str) -> pq.FileMetaData:
+@contextlib.contextmanager
+def _parquet(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file; whatever goes wrong with it is a UserError."""
     try:
-        with fs.open(path, "rb") as file:
-            return pq.ParquetFile(file).metadata
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from None
+        with fs.open(path, "rb") as opened:
+            yield pq.ParquetFile(opened)
+    except (pa.ArrowException, *STORAGE_ERRORS) as error:
+        raise UserError(f"{path} is not a readable Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+
+
+def _some(classes: tuple[str, ...] | None) -> str:
+    return "no names" if classes is None else f"{len(classes)} names from {', '.join(classes[:3])}"
 
 
 def _rows(
     fs: fsspec.AbstractFileSystem, path: str, rows: NDArray[np.int64], columns: tuple[str, str]
 ) -> Iterator[tuple[int, dict[str, Any] | None, int]]:
     """(row, image, label) of the given sorted rows of one file, reading only the row groups that hold them."""
-    with fs.open(path, "rb") as opened:
-        file = pq.ParquetFile(opened)
+    with _parquet(fs, path) as file:
         start = 0
         for group in range(file.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
@@ -370,18 +366,21 @@ def _rows(
             start = stop
 
 
-def _huggingface_columns(uri: str, schema: pa.Schema) -> tuple[str, str, tuple[str, ...] | None]:
+def _huggingface_columns(path: str, schema: pa.Schema) -> tuple[str, str, tuple[str, ...] | None]:
     """Image column, label column and class names (None if the file does not say) of a Hugging Face Parquet schema."""
     images = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
     labels = [f.name for f in schema if pa.types.is_integer(f.type)]
-    if not images or not labels:
-        raise UserError(
-            f"parquet:{uri} is not in the Hugging Face layout: it needs a column of struct{{bytes, path}} and an integer label column, "
-            f"it has {', '.join(f'{f.name}: {f.type}' for f in schema)}"
-        )
-    label = "label" if "label" in labels else labels[0]
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return images[0], label, tuple(features[label]["names"])
-    except (KeyError, TypeError, ValueError):
-        return images[0], label, None
+        names = {column: tuple(map(str, features[column]["names"])) for column in labels if "names" in features.get(column, ())}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        names = {}
+    if not images or not labels:
+        raise UserError(
+            f"{path} is not in the Hugging Face layout: it needs a column of struct{{bytes, path}} and an integer label column, "
+            f"it has {', '.join(f'{f.name}: {f.type}' for f in schema) or 'no columns'}"
+        )
+    likely = [*(c for c in ("label", "labels") if c in labels), *names, *(labels if len(labels) == 1 else [])]
+    if not likely:
+        raise UserError(f"{path}: which of the integer columns {', '.join(labels)} is the label? name it 'label'")
+    return images[0], likely[0], names.get(likely[0])

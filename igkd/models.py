@@ -51,7 +51,8 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelSpec":
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**fields)
 
 
 class Classifier(nn.Module):
@@ -88,7 +89,8 @@ class Classifier(nn.Module):
 
     def from_normalised(self, x: Tensor) -> Tensor:
         """Normalised float (B, 3, H, W) to logits (B, classes)."""
-        return self.classifier(self.features(x).mean(dim=(2, 3)))
+        logits: Tensor = self.classifier(self.features(x).mean(dim=(2, 3)))
+        return logits
 
     def forward(self, pixels: Tensor, tap: int | None = None) -> Any:
         """Logits (B, classes); with `tap`, also the output (B, C, h, w) of `features[tap]`, from the same pass."""
@@ -127,7 +129,7 @@ def multiply_adds(model: Classifier) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, *model.spec.image_shape, device=device))
     model.train(was_training)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool = False) -> None:

@@ -70,7 +70,7 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, model: Classifier, 
     validation = validation_mask(labels) if config.split == "train" else np.zeros(len(labels), dtype=np.bool_)
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
-        ids = np.flatnonzero(stratified_choice(labels * 2 + validation, config.limit, 0, "limit"))
+        ids = limited(labels, validation, config.limit)
     layer = attention_layer(config.cut)
     with torch.inference_mode():
         tapped = model(torch.zeros(1, 3, *shape), layer)[1]
@@ -96,6 +96,17 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, model: Classifier, 
         rows_per_file=config.rows_per_file or most,
     )
     return plan, Selection(ids, validation[ids])
+
+
+def limited(labels: NDArray[np.int64], validation: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
+    """Ids of a sample of `limit` images: its share of validation images (at least one if there are any), each part stratified by class."""
+    held_out = int(round(limit * validation.mean()))
+    if validation.any() and limit > 1:
+        held_out = max(1, held_out)
+    parts = []
+    for members, size in ((np.flatnonzero(validation), held_out), (np.flatnonzero(~validation), limit - held_out)):
+        parts.append(members[stratified_choice(labels[members], size, 0, "limit")])
+    return np.sort(np.concatenate(parts))
 
 
 def first_image(source: ImageSource, config: PrecomputeConfig) -> NDArray[np.uint8]:

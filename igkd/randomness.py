@@ -39,7 +39,7 @@ def shuffled(seed: int, purpose: str, ids: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def stratified_choice(groups: NDArray[np.int64], size: int, seed: int, purpose: str) -> NDArray[np.bool_]:
-    """Choose `size` of N images so that every group has its share, rounded so that the total is exact.
+    """Choose `size` of N images so that every group has its share, to less than one image (method of largest remainders).
 
     Args:
         groups: int64 (N,), such as labels; an image's id is its index.
@@ -49,13 +49,15 @@ def stratified_choice(groups: NDArray[np.int64], size: int, seed: int, purpose: 
         bool (N,), a pure function of the arguments.
     """
     rank = uniform(seed, purpose, np.arange(len(groups)))
-    # Position of each image within its group, as a fraction: taking the lowest fractions stratifies.
-    fraction = np.empty(len(groups))
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        fraction[members[np.argsort(rank[members])]] = (np.arange(len(members)) + 0.5) / len(members)
+    names, group, count = np.unique(groups, return_inverse=True, return_counts=True)
+    exact = count * (size / max(1, len(groups)))
+    share = np.floor(exact).astype(np.int64)
+    first = rank[np.unique(group, return_index=True)[1]] if len(names) else rank  # breaks ties
+    share[np.lexsort((first, share - exact))[: size - share.sum()]] += 1
+    order = np.lexsort((rank, group))
+    place = np.arange(len(groups)) - np.repeat(np.cumsum(count) - count, count)
     chosen = np.zeros(len(groups), dtype=np.bool_)
-    chosen[np.lexsort((rank, fraction))[:size]] = True
+    chosen[order] = place < np.repeat(share, count)
     return chosen
 
 

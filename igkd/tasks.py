@@ -1,7 +1,5 @@
 """What a training job trains on: each worker builds the same task from the job's configuration."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +7,7 @@ import numpy as np
 
 from igkd.config import DistillConfig, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
-from igkd.images import open_images
+from igkd.images import Record, open_images
 from igkd.models import ModelSpec
 from igkd.randomness import validation_mask
 from igkd.samples import Samples, load_samples
@@ -23,8 +21,10 @@ class Task:
     spec: ModelSpec
     train: Samples
     validation: Samples
-    test: Callable[[], Samples]
-    """Reads the test images; called once, at the end."""
+    left_out: tuple[str, ...] = ()
+    """A sentence for each training image that cannot be used."""
+    test: Callable[[], tuple[Samples, tuple[str, ...]]]
+    """Reads the test images, and says which of them cannot be used; called once, at the end."""
     recipe: Recipe
     objective: Objective
     seed: int
@@ -40,19 +40,21 @@ def teacher_task(config: TeacherConfig) -> Task:
     labels = source.checked_labels("train")
     resize = config.image_size is not None
     shape = (config.image_size, config.image_size) if config.image_size is not None else None
-    samples, _ = load_samples(source, "train", np.arange(len(labels)), shape, resize, config.bad_images)
+    samples, left_out = load_samples(source, "train", np.arange(len(labels)), shape, resize, config.bad_images)
     validation = validation_mask(labels)[samples.ids]
     train = samples.select(~validation)
     mean, std = normalisation(train)
     spec = ModelSpec(classes=source.classes, image_shape=samples.shape, width=config.width, mean=mean, std=std)
 
-    def test() -> Samples:
+    def test() -> tuple[Samples, tuple[str, ...]]:
         everything = np.arange(len(source.checked_labels("test")))
-        return load_samples(source, "test", everything, samples.shape, resize, config.bad_images)[0]
+        found, unusable = load_samples(source, "test", everything, samples.shape, resize, config.bad_images)
+        return found, sentences(unusable)
 
     return Task(
         spec=spec,
         train=train,
+        left_out=sentences(left_out),
         validation=samples.select(validation),
         test=test,
         recipe=config.recipe,
@@ -81,10 +83,10 @@ def distill_task(config: DistillConfig) -> Task:
     if not validation.any() or validation.all():
         raise UserError(f"{config.store} has {validation.sum()} validation rows of {len(samples)}; make a larger one (--limit)")
 
-    def test() -> Samples:
+    def test() -> tuple[Samples, tuple[str, ...]]:
         source = open_images(config.test_images)
         everything = np.arange(len(source.checked_labels("test")))
-        return load_samples(source, "test", everything, plan.image_shape, plan.resize)[0]
+        return load_samples(source, "test", everything, plan.image_shape, plan.resize)[0], ()
 
     return Task(
         spec=ModelSpec(classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=config.width),
@@ -97,9 +99,9 @@ def distill_task(config: DistillConfig) -> Task:
     )
 
 
-def store_fingerprint(store: Store) -> str:
-    """sha256 of the manifest, which holds the hash of every file: what a student learned from."""
-    return hashlib.sha256(json.dumps(store.manifest, sort_keys=True).encode()).hexdigest()
+def sentences(left_out: list[tuple[Record, str]]) -> tuple[str, ...]:
+    """A sentence for each image that was left out."""
+    return tuple(f"left out image {record.image_id} ({record.name}): it {reason}" for record, reason in left_out)
 
 
 def normalisation(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:

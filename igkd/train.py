@@ -85,6 +85,7 @@ def compute_loss(
         assert samples.logits is not None
         loss = loss + objective.alpha * distillation(logits, samples.logits, objective.temperature)
     if objective.gamma > 0:
+        assert samples.attention is not None
         teacher = move_attention(samples.attention, view, samples.shape)
         loss = loss + objective.gamma * attention_transfer(attention_map(features), teacher)
     return loss, logits
@@ -143,10 +144,13 @@ def train(
         the history after each epoch, one row longer than the last.
 
     Raises:
-        UserError: fewer images than workers, or the loss is no longer a number.
+        UserError: too few images or too small batches for the workers, or the loss is no longer a number.
     """
-    if len(samples) < max(2, world):
-        raise UserError(f"{len(samples)} training image(s) are too few for {world} worker(s)")
+    for name, count, least in (("training", len(samples), max(2, world)), ("validation", len(validation), world)):
+        if count < least:
+            raise UserError(f"{count} {name} image(s) are too few for {world} worker(s); it takes at least {least}")
+    if len(samples) // math.ceil(len(samples) / recipe.batch_size) < world:
+        raise UserError(f"batches of {recipe.batch_size} are too small for {world} workers; use --batch-size {2 * world} or more")
     device = next(model.parameters()).device
     history = list(history)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
@@ -171,9 +175,8 @@ def train(
             if time.monotonic() - spoke > 15:
                 spoke = time.monotonic()
                 seen = sum(map(len, batches[: step + 1]))
-                progress(
-                    f"epoch {epoch}/{recipe.epochs}, {seen}/{len(samples)} images, {seen / (spoke - begin):.0f} images/s, loss {loss.item():.3f}"
-                )
+                rate = seen / (spoke - begin)
+                progress(f"epoch {epoch}/{recipe.epochs}, {seen}/{len(samples)} images, {rate:.0f} images/s, loss {loss.item():.3f}")
         total, correct = _sum_over_workers([total, correct], device)
         seconds = time.monotonic() - begin
         checked = evaluate_split(model, validation, rank, world)
@@ -188,8 +191,8 @@ def train(
             }
         )
         progress(
-            f"epoch {epoch}/{recipe.epochs} done in {seconds:.0f} s ({len(samples) / seconds:.0f} images/s): loss {total / len(samples):.3f}, "
-            f"training accuracy {correct / len(samples):.1%}, validation {checked['accuracy']:.1%}"
+            f"epoch {epoch}/{recipe.epochs} done in {seconds:.0f} s ({len(samples) / seconds:.0f} images/s): "
+            f"loss {total / len(samples):.3f}, training accuracy {correct / len(samples):.1%}, validation {checked['accuracy']:.1%}"
         )
         yield list(history)
 

@@ -8,7 +8,7 @@ from igkd.config import DistillConfig, parse
 from igkd.files import absolute
 from igkd.images import open_images
 from igkd.store import Store
-from igkd.tasks import check_test_images, distill_task, store_fingerprint
+from igkd.tasks import check_test_images, distill_task
 from jobs.runtime import run_job, side_by_side
 from jobs.training import run_training
 
@@ -19,7 +19,7 @@ def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
     check_test_images(config.test_images, store.plan.classes)
     test = open_images(config.test_images)
     resolved = dataclasses.replace(config, store=absolute(config.store), test_images=str(test))
-    fingerprints = {"store_fingerprint": store_fingerprint(store), "test_fingerprint": test.fingerprint("test")}
+    fingerprints = {"store_fingerprint": store.fingerprint(), "test_fingerprint": test.fingerprint("test")}
     task = functools.partial(distill_task, resolved)
     return run_training("distill", config, task, fingerprints, {"name": config.arm, "arm": config.arm}, runs_at_once)
 

@@ -30,13 +30,18 @@ def run(config: PipelineConfig) -> Path:
     else:
         teacher = side_by_side([functools.partial(train_teacher, pipeline.teacher)])[0]
     precompute_store(pipeline.precompute)
-    # Several small networks train faster side by side than one after the other: each start-up overlaps with the others' work.
-    at_once = max(1, min(len(pipeline.students), int(max(ray.cluster_resources().get(k, 0) for k in ("CPU", "GPU"))) // config.workers))
+    at_once = runs_at_once(config.workers)
     students: list[dict[str, Any]] = []
     for start in range(0, len(pipeline.students), at_once):
         group = pipeline.students[start : start + at_once]
         students += side_by_side([functools.partial(distill, one, len(group)) for one in group])
     return write_report(config, pipeline, teacher, students)
+
+
+def runs_at_once(workers: int) -> int:
+    """How many small trainings go on side by side: start-ups then overlap with work, and three fill one GPU better than one."""
+    resources = ray.cluster_resources()
+    return max(1, int(3 * resources["GPU"] if resources.get("GPU") else resources.get("CPU", 1) + 1) // workers)
 
 
 def given_teacher(directory: str) -> dict[str, Any]:

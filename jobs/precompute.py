@@ -1,5 +1,7 @@
 """Compute the attribution store: python -m jobs.precompute --images SRC --teacher DIR --store URI"""
 
+import gc
+import logging
 import time
 from typing import Any
 
@@ -7,13 +9,12 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from numpy.typing import NDArray
 
 from igkd import models, precompute, store
 from igkd.config import PrecomputeConfig, parse
 from igkd.files import absolute
 from igkd.images import ImageSource, open_images
-from jobs.runtime import run_job, start_ray
+from jobs.runtime import run_job, start_ray, user_error
 
 # Attribution takes the processors, reading and writing the rest of them: an actor pool that holds every processor would starve the
 # reads that feed it and wait for ever. So a node of one processor fits one of each.
@@ -26,7 +27,7 @@ class Read:
     def __init__(self, source: ImageSource, plan: store.Plan) -> None:
         self.source, self.plan = source, plan
 
-    def __call__(self, parts: dict[str, NDArray[Any]]) -> precompute.Rows:
+    def __call__(self, parts: Any) -> Any:
         selection = precompute.Selection(np.asarray(parts["ids"][0]), np.asarray(parts["validation"][0]))
         rows = precompute.read_rows(self.source, self.plan, selection)
         return rows | {"part": np.full(len(selection.ids), parts["part"][0])}
@@ -39,7 +40,7 @@ class Attribute:
         self.plan = plan
         self.model = ray.get(model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
-    def __call__(self, rows: precompute.Rows) -> precompute.Rows:
+    def __call__(self, rows: Any) -> Any:
         return precompute.attribute_rows(self.model, self.plan, rows)
 
 
@@ -49,7 +50,7 @@ class Write:
     def __init__(self, uri: str, plan: store.Plan) -> None:
         self.uri, self.plan = uri, plan
 
-    def __call__(self, rows: precompute.Rows) -> dict[str, list[int]]:
+    def __call__(self, rows: Any) -> Any:
         part = int(rows["part"][0])
         expected = min(self.plan.rows_per_file, self.plan.rows - part * self.plan.rows_per_file)
         return {k: [v] for k, v in precompute.write_rows(self.uri, self.plan, part, expected, rows).items()}
@@ -83,6 +84,35 @@ def pipeline(
     )
 
 
+def compute_parts(
+    source: ImageSource, model: models.Classifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]
+) -> None:
+    """Compute and write parts on the cluster, with a line of progress after each."""
+    start_ray()
+    context = ray.data.DataContext.get_current()
+    # Its bars need a terminal and count blocks; the lines below count images and work in a log, too.
+    context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []
+    context.raise_original_map_exception = True  # so that a UserError stays one
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    begin, done, asked = time.monotonic(), 0, sum(len(selection.part(plan, part).ids) for part in parts)
+    print(f"precompute: {asked} images, {plan.steps} steps, {len(parts)} parts", flush=True)
+    failure = None
+    try:
+        for row in pipeline(source, model, plan, selection, uri, parts).iter_rows():
+            done += row["rows"] + row["skipped"]
+            rate = done / (time.monotonic() - begin)
+            left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
+            print(f"precompute: {done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
+    except Exception as error:
+        failure = user_error(error)
+        if failure is None:
+            raise
+    if failure is not None:
+        gc.collect()  # the executor is in a reference cycle and would keep its actors and their processors
+        raise failure
+
+
 def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     """Compute a store, or what is missing of it; gives its manifest."""
     source = open_images(config.images)
@@ -93,16 +123,7 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     if len(todo) < plan.parts:
         print(f"{config.store}: {plan.parts - len(todo)} of {plan.parts} parts are there already", flush=True)
     if todo:
-        start_ray()
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        begin, done, asked = time.monotonic(), 0, sum(len(selection.part(plan, part).ids) for part in todo)
-        print(f"precompute: {asked} images, {plan.steps} steps, {len(todo)} parts", flush=True)
-        for row in pipeline(source, model, plan, selection, uri, todo).iter_rows():
-            done += row["rows"] + row["skipped"]
-            rate = done / (time.monotonic() - begin)
-            left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
-            print(f"precompute: {done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
+        compute_parts(source, model, plan, selection, uri, todo)
     manifest = store.finish(uri, plan)
     for skipped in manifest["skipped"]:
         print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)

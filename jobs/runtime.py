@@ -1,5 +1,6 @@
 """What the jobs share: starting Ray, running a training loop on it, and turning its errors into sentences."""
 
+import logging
 import math
 import os
 import shlex
@@ -11,11 +12,14 @@ from typing import Any, TypeVar
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's core prints errors that are none (ray-project/ray#53727) between our lines of progress.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
 
 from igkd.errors import UserError, run_cli
 
@@ -65,13 +69,13 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
-def start_ray() -> None:
-    """Connect to the cluster this job was submitted to, or start one on this machine."""
+def start_ray(num_cpus: int | None = None) -> None:
+    """Connect to the cluster this job was submitted to, or start one on this machine, of all its processors or `num_cpus`."""
     if ray.is_initialized():
         return
     here = str(Path(__file__).resolve().parent.parent)
     environment = {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}}
-    ray.init(logging_level="warning", include_dashboard=None, runtime_env=environment)
+    ray.init(num_cpus=num_cpus, logging_level=logging.WARNING, runtime_env=environment)
 
 
 def scaling(workers: int, runs: int = 1) -> ScalingConfig:
@@ -105,7 +109,7 @@ def fit(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], out
             storage_path=str(out.resolve()),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=2),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
         ),
     ).fit()
     if result.checkpoint is None:

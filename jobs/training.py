@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import Checkpoint
+from torch.nn.parallel import DistributedDataParallel
 
 from igkd import models, runs
 from igkd.files import read_json, write_json
@@ -21,12 +23,13 @@ from jobs.runtime import command, fit
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """One worker of a run: build the task, go on from the last checkpoint, report every epoch with a checkpoint."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it says in many words what `progress` says in few
     task: Task = loop_config["task"]()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    classifier = models.build(task.spec, task.seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = ray.train.torch.prepare_model(classifier)
-    classifier = getattr(model, "module", model)
+    network = models.build(task.spec, task.seed).to(memory_format=torch.channels_last)
+    model = ray.train.torch.prepare_model(network)
+    classifier: models.Classifier = model.module if isinstance(model, DistributedDataParallel) else model  # type: ignore[assignment]
     optimizer = make_optimizer(model, task.recipe)
     history: list[dict[str, Any]] = []
     checkpoint = ray.train.get_checkpoint()
@@ -38,6 +41,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if rank == 0:
             print(f"{loop_config['name']}: {line}", flush=True)
 
+    for sentence in task.left_out:
+        progress(sentence)
     if history:
         progress(f"going on after epoch {len(history)}")
     rows = train(
@@ -47,8 +52,10 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     for history in rows:
         test = None
         if len(history) == task.recipe.epochs:
-            samples = task.test()
-            test = evaluate_split(model, samples, rank, world)
+            samples, left_out = task.test()
+            test = evaluate_split(model, samples, rank, world) | {"left_out": len(left_out)}
+            for sentence in left_out:
+                progress(f"test images: {sentence}")
         report(rank, classifier, optimizer, history, test, task)
 
 
@@ -69,7 +76,7 @@ def report(
         save_state(directory, classifier, optimizer, history)
         if test is not None:
             models.save(classifier, directory / "model", {})
-            images = {"train": len(task.train), "validation": len(task.validation)}
+            images = {"train": len(task.train), "validation": len(task.validation), "left_out": len(task.left_out)}
             write_json(directory / "outcome.json", {"history": history, "test": test, "images": images})
         ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(directory))
 

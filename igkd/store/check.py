@@ -115,7 +115,8 @@ def describe(uri: str) -> dict[str, Any]:
     labels, delta, validation = store.column("label"), np.abs(store.column("ig_delta")), store.column("validation")
     outside = np.flatnonzero((labels < 0) | (labels >= len(plan.classes)))
     if len(outside):
-        raise UserError(f"{uri}: label {labels[outside[0]]} is outside the {len(plan.classes)} classes; see `python -m igkd.store verify {uri}`")
+        wrong = f"label {labels[outside[0]]} is outside the {len(plan.classes)} classes"
+        raise UserError(f"{uri}: {wrong}; see `python -m igkd.store verify {uri}`")
     size = sum(file["bytes"] for file in store.manifest["files"])
     quantiles = (50, 90, 99, 100)
     errors = np.percentile(delta, quantiles) if len(delta) else np.full(len(quantiles), np.nan)

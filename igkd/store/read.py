@@ -40,10 +40,10 @@ class Store:
             given = manifest["plan"]
             if given["version"] != VERSION:
                 raise UserError(f"{uri} has store version {given['version']}, this program reads version {VERSION}; compute it anew")
-            plan = Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+            plan = Plan.from_json(given)
             if [file["name"] for file in manifest["files"]] != [part_name(part) for part in range(plan.parts)]:
                 raise ValueError(f"it does not list the {plan.parts} parts of its plan")
-            if sum(file["rows"] for file in manifest["files"]) != manifest["rows"] or len(manifest["skipped"]) + manifest["rows"] != plan.rows:
+            if not sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == plan.rows - len(manifest["skipped"]):
                 raise ValueError("its numbers of rows do not add up")
         except FileNotFoundError:
             raise UserError(_why_no_manifest(uri)) from None
@@ -79,7 +79,7 @@ class Store:
                 if len(table) != file["rows"]:
                     raise ValueError(f"{len(table)} rows instead of {file['rows']}")
             except FileNotFoundError:
-                raise UserError(f"{path} is missing; delete manifest.json and run the same jobs.precompute command again") from None
+                raise UserError(f"{path} is missing; run the same jobs.precompute command again") from None
             except (*STORAGE_ERRORS, ValueError, pa.ArrowException) as error:
                 raise UserError(f"{path} is damaged ({_first_line(error)}); see `python -m igkd.store verify {self.uri}`") from None
             yield table

@@ -64,11 +64,12 @@ def start(uri: str, plan: Plan) -> list[int]:
             earlier = json.loads(fs.cat_file(f"{root}/plan.json"))
             if not isinstance(earlier, dict):
                 raise ValueError("plan.json holds no plan")
-            differing = sorted(k for k in wanted.keys() | earlier.keys() if wanted.get(k) != earlier.get(k))
+            # Where the images are is not what they are: that is in their fingerprint.
+            differing = sorted(k for k in wanted.keys() | earlier.keys() if k != "images" and wanted.get(k) != earlier.get(k))
             if differing:
                 changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {wanted.get(k)!r}" for k in differing)
                 raise UserError(f"{uri} holds a store with other settings ({changes}); choose another --store or delete it")
-        elif any(not name.endswith(".tmp") for name in present):  # a plan.json that was being written when the job was killed is no obstacle
+        elif any(not name.endswith(".tmp") for name in present):  # a job killed while it wrote plan.json left but a .tmp
             raise UserError(f"{uri} exists and is not a store (it has no plan.json); choose another --store")
         else:
             write_file(fs, f"{root}/plan.json", (json.dumps(wanted, indent=1) + "\n").encode())

@@ -1,0 +1,59 @@
+"""Encoded pictures and pixels."""
+
+import hashlib
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; the message says why."""
+
+
+def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decode to uint8 (H, W, 3) RGB.
+
+    Args:
+        image: encoded picture.
+        shape: (H, W) to scale and centre-crop to; None keeps the picture's own.
+
+    Raises:
+        BadImage: it does not decode.
+    """
+    if not image:
+        raise BadImage("has no bytes")
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            picture = _eight_bits(opened).convert("RGB")
+    except UnidentifiedImageError:
+        raise BadImage("does not decode (not a picture in a format PIL reads)") from None
+    except Exception as error:  # of bytes that anyone may have made: PIL's readers raise whatever they stumble over
+        raise BadImage(f"does not decode ({str(error) or type(error).__name__})") from None
+    if shape is not None and (picture.height, picture.width) != shape:
+        picture = ImageOps.fit(picture, (shape[1], shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Greyscale of 16 bits by its upper 8, as PIL reads colour of 16 bits; PIL's own conversion makes nearly all of it white."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("greyscale of 32 bits, which has no fixed white; convert it to 8 bits")
+    return picture
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """uint8 (H, W, 3) to PNG bytes, lossless and deterministic."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def pixel_hash(pixels: NDArray[np.uint8]) -> bytes:
+    """16 bytes (BLAKE2b) over shape and decoded pixels: the identity of a picture whatever its encoding."""
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()

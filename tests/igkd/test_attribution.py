@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from torch import Tensor, nn
+
+from igkd.attribution import INPUTS_PER_PASS, inputs_per_pass, integrated_gradients
+from igkd.models import Classifier, ModelSpec, build
+
+STEPS = 8
+
+
+def lively(model: Classifier, seed: int = 0) -> Classifier:
+    """Statistics and a last layer as a trained network could have: maps of a fresh one are too faint to tell apart."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.2, 0.6, generator=generator)
+    nn.init.normal_(model.classifier.weight, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    spec = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.35, mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26))
+    return lively(build(spec, 0))
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Tensor, Tensor]:
+    """Seven images of 16x16 and a target for each."""
+    return torch.rand(7, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 2, 1, 1, 0, 2, 2])
+
+
+class StandIn(nn.Module):
+    """What `integrated_gradients` needs of a network, around a function of (B, 3 * H * W) normalised values to (B, classes)."""
+
+    def __init__(self, weight: Tensor, shape: tuple[int, int], power: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.shape, self.power = shape, power
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return (pixels - 0.4) / 0.25
+
+    def from_normalised(self, x: Tensor) -> Tensor:
+        z = x.flatten(1) @ self.weight.T
+        return {"linear": z + 3, "square": z**2 + z - 1, "softplus": nn.functional.softplus(4 * z)}[self.power]
+
+
+class Positive(StandIn):
+    """Nothing is subtracted from the pixels: with weights above 0 all attributions are above 0."""
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return pixels / 0.25
+
+
+def stand_in(kind: type[StandIn], power: str, positive: bool = False) -> tuple[StandIn, Tensor, Tensor, Tensor]:
+    """A stand-in of 4 classes for 5x4 images, six images, labels, and their normalised values."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(4, 60, generator=generator) / 8
+    model = kind(weight.abs() if positive else weight, (5, 4), power)
+    pixels = torch.rand(6, 3, 5, 4, generator=generator)
+    return model, pixels, torch.tensor([3, 0, 1, 2, 2, 3]), model.normalise(pixels)
+
+
+# Passes of 1, 4 (fewer than steps), 12, 64 and 2048 inputs of 16x16 pixels.
+@pytest.mark.parametrize("limit", [0, 1, 3, 16, 512])
+def test_same_as_captum_image_by_image_whatever_the_chunks(
+    model: Classifier, batch: tuple[Tensor, Tensor], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INPUTS_PER_PASS, "cpu", limit)
+    assert inputs_per_pass("cpu", 256) == max(1, 4 * limit)
+    pixels, labels = batch
+    found = integrated_gradients(model, pixels, labels, STEPS)
+    assert found.ig.shape == (7, 16, 16) and found.delta.shape == (7,) and found.logits.shape == (7, 3)
+    assert {t.dtype for t in (found.ig, found.delta, found.logits)} == {torch.float32}
+    engine = IntegratedGradients(model.from_normalised)
+    for i in range(len(pixels)):
+        x = model.normalise(pixels[i : i + 1])
+        attributions, delta = engine.attribute(
+            x, torch.zeros_like(x), int(labels[i]), n_steps=STEPS, method="gausslegendre", return_convergence_delta=True
+        )
+        expected = attributions[0].abs().sum(0)
+        assert expected.max() > 1e-2
+        assert (found.ig[i] - expected).abs().max() < 1e-5
+        assert abs(found.delta[i] - delta[0]) < 1e-4
+        torch.testing.assert_close(found.logits[i], model(pixels[i : i + 1])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_bytes_and_fractions_are_the_same_image(model: Classifier) -> None:
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2])
+    whole, fraction = (integrated_gradients(model, p, labels, STEPS) for p in (pixels, pixels.float() / 255))
+    assert torch.equal(whole.ig, fraction.ig) and torch.equal(whole.logits, fraction.logits)
+
+
+def test_the_target_counts(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
+    pixels, labels = batch
+    one, two = (integrated_gradients(model, pixels, t, STEPS).ig for t in (labels, (labels + 1) % 3))
+    assert ((one - two).abs().amax(dim=(1, 2)) > 1e-3).all()
+
+
+def test_nothing_of_the_network_changes(batch: tuple[Tensor, Tensor]) -> None:
+    spec = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=13, width=0.35)
+    model, twin = lively(build(spec, 0)), lively(build(spec, 0))
+    integrated_gradients(model, *batch, STEPS)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_linear_network_has_attributions_weight_times_input() -> None:
+    model, pixels, labels, x = stand_in(StandIn, "linear")
+    found = integrated_gradients(model, pixels, labels, 3)
+    expected = (model.weight[labels].view(6, 3, 5, 4) * x).abs().sum(dim=1)
+    torch.testing.assert_close(found.ig, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert found.delta.abs().max() < 1e-4
+
+
+def test_a_quadratic_network_has_a_closed_form() -> None:
+    # dF/dx_i = w_i (2 w.x + 1) along the path a x: its integral times x_i is w_i x_i (w.x + 1).
+    model, pixels, labels, x = stand_in(StandIn, "square")
+    found = integrated_gradients(model, pixels, labels, 2)
+    terms = model.weight[labels].view(6, 3, 5, 4) * x
+    expected = (terms * (terms.sum(dim=(1, 2, 3), keepdim=True) + 1)).abs().sum(dim=1)
+    torch.testing.assert_close(found.ig, expected.detach(), rtol=1e-4, atol=1e-4)
+    assert found.delta.abs().max() < 1e-3
+
+
+def gradient_by_hand(model: StandIn, label: int, x: np.ndarray) -> np.ndarray:
+    """dF/dx of the softplus stand-in, (60,) to (60,), from its formula."""
+    w = model.weight.detach().double().numpy()[label]
+    return 4 * w / (1 + np.exp(-4 * w @ x))
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_same_as_gauss_legendre_by_hand(steps: int) -> None:
+    model, pixels, labels, x = stand_in(StandIn, "softplus")
+    found = integrated_gradients(model, pixels, labels, steps)
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    for i, label in enumerate(labels.tolist()):
+        flat = x[i].flatten().double().numpy()
+        mean = sum(w / 2 * gradient_by_hand(model, label, (node + 1) / 2 * flat) for node, w in zip(nodes, weights, strict=True))
+        np.testing.assert_allclose(found.ig[i], np.abs(flat * mean).reshape(3, 5, 4).sum(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_enough_steps_give_the_integral() -> None:
+    model, pixels, labels, x = stand_in(StandIn, "softplus")
+    found = integrated_gradients(model, pixels, labels, 50)
+    for i, label in enumerate(labels.tolist()):
+        flat = x[i].flatten().double().numpy()
+        mean = np.mean([gradient_by_hand(model, label, (k + 0.5) / 4000 * flat) for k in range(4000)], axis=0)
+        np.testing.assert_allclose(found.ig[i], np.abs(flat * mean).reshape(3, 5, 4).sum(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_delta_is_the_sum_of_attributions_less_the_rise_of_the_logit() -> None:
+    model, pixels, labels, x = stand_in(Positive, "softplus", positive=True)
+    found = integrated_gradients(model, pixels, labels, 2)
+    with torch.no_grad():
+        rise = (model.from_normalised(x) - model.from_normalised(0 * x)).gather(1, labels[:, None])[:, 0]
+    expected = found.ig.sum(dim=(1, 2)) - rise
+    assert expected.abs().min() > 0.05, "too exact to tell anything"
+    torch.testing.assert_close(found.delta, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.logits, model.from_normalised(x).detach())
+
+
+def test_the_completeness_error_shrinks_with_the_steps(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
+    errors = [integrated_gradients(model, *batch, steps).delta.abs().mean().item() for steps in (1, 6, 60)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+
+
+def test_a_mirrored_image_has_a_mirrored_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An odd width keeps the centre in the grid of every stride, so that symmetric kernels make a network that commutes with the mirror.
+    spec = ModelSpec(classes=("a", "b", "c"), image_shape=(20, 33), cut=5, width=0.35, mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26))
+    plain, symmetric = lively(build(spec, 0)), lively(build(spec, 0))
+    with torch.no_grad():
+        for module in symmetric.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_((module.weight + module.weight.flip(-1)) / 2)
+    monkeypatch.setitem(INPUTS_PER_PASS, "cpu", 16)
+    pixels, labels = torch.rand(4, 3, 20, 33, generator=torch.Generator().manual_seed(4)), torch.tensor([0, 1, 2, 1])
+
+    def difference(network: Classifier) -> tuple[Tensor, Tensor]:
+        """For each image: how far the mirrored image's map is from the mirrored map, and from the map; both over the map's maximum."""
+        here, there = (integrated_gradients(network, p, labels, STEPS).ig for p in (pixels, pixels.flip(-1)))
+        assert here.shape == (4, 20, 33)
+        largest = here.amax(dim=(1, 2))
+        return tuple((there - m).abs().amax(dim=(1, 2)) / largest for m in (here.flip(-1), here))  # type: ignore[return-value]
+
+    mirrored, unmoved = difference(symmetric)
+    assert mirrored.max() < 1e-3
+    assert unmoved.min() > 0.1
+    assert difference(plain)[0].min() > 0.05, "any network would pass"

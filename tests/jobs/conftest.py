@@ -1,0 +1,60 @@
+"""One real Ray on this machine for all tests of the jobs, and the toy run they look at."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = "shapes:train=100,test=30"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Two processors, as on a small laptop."""
+    import ray
+
+    from jobs.runtime import start_ray
+
+    start_ray(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint with random weights: precomputation does not mind."""
+    from igkd import models, shapes
+
+    directory = tmp_path_factory.mktemp("teacher")
+    spec = models.ModelSpec(classes=shapes.CLASSES, image_shape=(32, 32), width=0.35, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
+    models.save(models.build(spec, seed=1), directory, {})
+    return str(directory)
+
+
+@pytest.fixture
+def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m jobs.NAME ARGS` as a user would; gives exit status and output."""
+
+    def run(job: str, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"jobs.{job}", *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def toy_store(cluster: None, teacher: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished store of 100 images."""
+    from igkd.config import PrecomputeConfig
+    from jobs.precompute import precompute_store
+
+    store = str(tmp_path_factory.mktemp("toy") / "store")
+    precompute_store(PrecomputeConfig(images=IMAGES, teacher=teacher, store=store, steps=2, rows_per_file=50))
+    return store

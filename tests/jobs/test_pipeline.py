@@ -1,0 +1,61 @@
+"""The main job at toy size, as a real program."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from igkd import models
+from igkd.config import PipelineConfig, make_pipeline
+from igkd.errors import UserError
+from igkd.store import verify
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipeline") / "out"
+
+
+def arguments(out: Path) -> list[str]:
+    toy = ["--images", "shapes:train=120,test=30", "--teacher-epochs", "1", "--limit", "60", "--steps", "4", "--epochs", "2"]
+    return ["--preset", "demo", "--out", str(out), *toy]
+
+
+def test_pipeline_makes_everything_and_reports_it(run_job: Callable[..., subprocess.CompletedProcess[str]], finished: Path) -> None:
+    done = run_job("pipeline", *arguments(finished))
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.strip().splitlines()
+    assert lines[-1] == f"report: {finished / 'report.html'}"
+    assert verify(str(finished / "store")) == []
+    rows = json.loads((finished / "results.json").read_text())
+    assert [row["name"] for row in rows] == ["teacher", "student", "kd", "kd+ig"]
+    for row, directory in zip(rows, ["teacher", *(f"students/{arm}-seed0" for arm in ("student", "kd", "kd+ig"))], strict=True):
+        assert models.parameter_count(models.load(finished / directory)) == row["parameters"]
+    page = (finished / "report.html").read_text()
+    assert not re.search(r'(src|href)="?(https?:)?//', page)
+    for text in ("kd+ig", "--preset demo", "circle", "uniform map", "multiply-adds"):
+        assert text in re.sub(r"</?span>", "", page)
+    for row in rows:
+        assert f"{100 * row['test']['accuracy']:.1f}" in page
+
+
+def test_the_same_command_again_computes_nothing(run_job: Callable[..., subprocess.CompletedProcess[str]], finished: Path) -> None:
+    files = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name not in ("report.html", "results.json")}
+    done = run_job("pipeline", *arguments(finished))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "already finished" in done.stdout
+    assert files == {p: p.stat().st_mtime_ns for p in files}
+
+
+def test_command_line_changes_the_preset_and_nothing_else() -> None:
+    pipeline = make_pipeline(PipelineConfig(preset="cifar10", out="o", arms=("kd", "at"), seeds=(0, 1), cut=7, teacher="t"))
+    assert pipeline.teacher is None
+    assert pipeline.precompute.teacher == "t" and pipeline.precompute.cut == 7 and pipeline.precompute.steps == 50
+    assert [(one.arm, one.seed, one.cut, one.epochs) for one in pipeline.students] == [
+        ("kd", 0, 7, 100), ("kd", 1, 7, 100), ("at", 0, 7, 100), ("at", 1, 7, 100)
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="at least one"):
+        make_pipeline(PipelineConfig(preset="demo", out="o", arms=()))

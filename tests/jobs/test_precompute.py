@@ -1,0 +1,155 @@
+"""The whole path through Ray Data: every row is the one that Captum gives for that very image."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from PIL import Image
+
+from igkd import models, shapes
+from igkd.config import PrecomputeConfig
+from igkd.errors import UserError
+from igkd.images import decode, open_images, pixel_hash
+from igkd.losses import attention_map
+from igkd.randomness import validation_mask
+from igkd.store import Store, verify
+from jobs.precompute import precompute_store
+from tests.jobs.conftest import IMAGES, ROOT
+
+STEPS = 10
+
+
+def configure(teacher: str, store: Path, **changes: object) -> PrecomputeConfig:
+    settings: dict[str, object] = {"images": IMAGES, "steps": STEPS, "precision": "float32", "rows_per_file": 7} | changes
+    return PrecomputeConfig(teacher=teacher, store=str(store), **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def store(cluster: None, teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("precompute") / "store"
+    precompute_store(configure(teacher, path, limit=40))
+    return path
+
+
+def digests(store: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(store.iterdir())}
+
+
+def test_every_row_is_captums_own_result_for_its_image(store: Path, teacher: str) -> None:
+    """Fails if rows were permuted anywhere between image and file, or batched with influence on each other."""
+    network = models.load(teacher)
+    engine = IntegratedGradients(network.from_normalised)
+    labels = open_images(IMAGES).labels("train")
+    rows = [row for table in Store.open(str(store)).tables() for row in zip(*(table.column(i).to_pylist() for i in range(10)), strict=True)]
+    assert len(rows) == 40
+    for image_id, sha, image, label, validation, ig, delta, logits, attention, mask in rows:
+        pixels, truth = shapes.draw(0, "train", image_id)
+        assert np.array_equal(decode(image), pixels)
+        assert sha == pixel_hash(pixels)
+        assert label == labels[image_id]
+        assert validation == validation_mask(labels)[image_id]
+        assert np.array_equal(np.reshape(mask, (32, 32)), truth)
+        x = network.normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255)
+        expected, error = engine.attribute(x, torch.zeros_like(x), target=label, n_steps=STEPS, return_convergence_delta=True)
+        assert np.abs(np.reshape(ig, (32, 32)) - expected.abs().sum(1)[0].detach().numpy()).max() < 1e-5
+        assert abs(delta - error.item()) < 1e-4
+        with torch.no_grad():
+            assert np.abs(np.array(logits) - network.from_normalised(x)[0].numpy()).max() < 1e-5
+            tapped = attention_map(network.features[:10](x))[0]
+        assert np.abs(np.reshape(attention, tapped.shape) - tapped.numpy()).max() < 1e-5
+
+
+def test_store_is_sound_and_complete(store: Path) -> None:
+    assert verify(str(store)) == []
+    assert len(digests(store)) == 6 + 2  # 40 rows in sevens; plan and manifest
+
+
+def test_lost_part_is_computed_again_and_only_that(cluster: None, store: Path, teacher: str, tmp_path: Path) -> None:
+    """What a driver killed at some moment leaves: some parts, no manifest."""
+    before = digests(store)
+    kept = store / "part-00001.parquet"
+    written = kept.stat().st_mtime_ns
+    (store / "part-00003.parquet").unlink()
+    (store / "manifest.json").unlink()
+    with pytest.raises(UserError, match="unfinished"):
+        Store.open(str(store))
+    precompute_store(configure(teacher, store, limit=40))
+    assert digests(store) == before
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_store_of_another_teacher_or_setting_is_refused(cluster: None, store: Path, teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="steps was 10 and is now 11"):
+        precompute_store(configure(teacher, store, limit=40, steps=11))
+    other = models.build(models.load(teacher).spec, seed=2)
+    models.save(other, tmp_path / "other", {})
+    with pytest.raises(UserError, match="other settings .*teacher was"):
+        precompute_store(configure(str(tmp_path / "other"), store, limit=40))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """Ten classes of three images, one of which is no image."""
+    for label, name in enumerate(shapes.CLASSES):
+        directory = tmp_path / "images" / f"{label}-{name}"
+        directory.mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(shapes.draw(0, "train", 10 * i + label)[0]).save(directory / f"{i}.png")
+    (tmp_path / "images" / "3-star" / "1.png").write_bytes(b"this is no image")
+    return f"folder:{tmp_path / 'images'}"
+
+
+def test_image_that_does_not_decode_is_named_and_refused_or_left_out(cluster: None, folder: str, tmp_path: Path) -> None:
+    spec = models.ModelSpec(classes=open_images(folder).classes, image_shape=(32, 32), width=0.35)
+    models.save(models.build(spec, seed=0), tmp_path / "teacher", {})
+    bad = next(i for i, r in enumerate(open_images(folder).read("train", range(30))) if b"no image" in r.image)
+    with pytest.raises(UserError) as caught:
+        precompute_store(configure(str(tmp_path / "teacher"), tmp_path / "refused", images=folder))
+    said = str(caught.value)
+    assert f"image {bad} " in said and "1.png" in said and "--bad-images skip" in said
+    assert not (tmp_path / "refused" / "manifest.json").exists()
+
+    manifest = precompute_store(configure(str(tmp_path / "teacher"), tmp_path / "skipped", images=folder, bad_images="skip"))
+    assert manifest["rows"] == 29
+    assert [s["image_id"] for s in manifest["skipped"]] == [bad]
+    assert verify(str(tmp_path / "skipped")) == []
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+@pytest.mark.slow
+def test_no_deadlock_and_the_same_bytes_on_any_number_of_processors(teacher: str, store: Path, tmp_path: Path, cpus: int) -> None:
+    program = (
+        "from jobs.runtime import start_ray; from jobs.precompute import precompute_store; from igkd.config import PrecomputeConfig;"
+        f"start_ray(num_cpus={cpus}); precompute_store(PrecomputeConfig(images={IMAGES!r}, teacher={teacher!r}, limit=40, steps={STEPS},"
+        f" precision='float32', rows_per_file=7, store={str(tmp_path / 'store')!r}))"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=240)
+    mine, theirs = digests(tmp_path / "store"), digests(store)
+    assert {k: v for k, v in mine.items() if k.startswith("part")} == {k: v for k, v in theirs.items() if k.startswith("part")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_in_the_middle_leaves_nothing_half_and_goes_on(teacher: str, store: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    out = tmp_path / "store"
+    command = [sys.executable, "-m", "jobs.precompute", "--images", IMAGES, "--teacher", teacher, "--store", str(out), "--limit", "40"]
+    command += ["--steps", str(STEPS), "--precision", "float32", "--rows-per-file", "7"]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while first.poll() is None and not list(out.glob("part-*.parquet")):
+        time.sleep(0.05)
+    first.send_signal(kind)
+    _, errors = first.communicate(timeout=120)
+    if kind == signal.SIGINT:
+        assert first.returncode == 130, errors
+        assert "the same command continues" in errors
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    assert "parts are there already" in done.stdout
+    assert digests(out) == digests(store)
+    assert verify(str(out)) == []

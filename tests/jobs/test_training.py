@@ -1,0 +1,173 @@
+"""Teacher and student on real Ray Train."""
+
+import collections
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from igkd import models
+from igkd.config import DistillConfig, TeacherConfig
+from igkd.errors import UserError
+from igkd.samples import Samples
+from igkd.tasks import Task, teacher_task
+from jobs.distill import distill
+from jobs.runtime import fit
+from jobs.teacher import train_teacher
+from jobs.training import train_worker
+from tests.jobs.conftest import IMAGES, ROOT
+
+
+def configure(out: Path, **changes: Any) -> TeacherConfig:
+    settings: dict[str, Any] = {"images": IMAGES, "epochs": 2, "width": 0.35, "batch_size": 16, "learning_rate": 0.02} | changes
+    return TeacherConfig(out=str(out), **settings)
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "teacher"
+    train_teacher(configure(out))
+    return out
+
+
+def test_result_row_says_what_was_done(trained: Path) -> None:
+    row = json.loads((trained / "result.json").read_text())
+    assert [entry["epoch"] for entry in row["history"]] == [1, 2]
+    assert row["images"] == {"train": 90, "validation": 10, "left_out": 0}
+    assert row["test"]["count"] == 30
+    assert row["parameters"] == models.parameter_count(models.load(trained))
+    assert set(row["provenance"]) == {"command", "commit", "seed", "versions", "machine", "started", "seconds"}
+
+
+def test_same_seed_same_weights_bit_for_bit(cluster: None, trained: Path, tmp_path: Path) -> None:
+    train_teacher(configure(tmp_path / "again"))
+    assert weights(tmp_path / "again") == weights(trained)
+
+
+def test_finished_run_is_not_run_again_and_another_configuration_is_refused(cluster: None, trained: Path) -> None:
+    before = weights(trained), (trained / "result.json").stat().st_mtime_ns
+    train_teacher(configure(trained))
+    assert (weights(trained), (trained / "result.json").stat().st_mtime_ns) == before
+    with pytest.raises(UserError, match="another configuration .*epochs was 2 and is now 3"):
+        train_teacher(configure(trained, epochs=3))
+    with pytest.raises(UserError, match="images_fingerprint"):
+        train_teacher(configure(trained, images="shapes:train=101,test=30"))
+
+
+class RecordingSamples(Samples):
+    """Samples that write down, per process, which images a step took."""
+
+    log: Path
+
+    def select(self, rows: NDArray[Any]) -> Samples:
+        chosen = super().select(rows)
+        with (self.log / f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(chosen.ids.tolist()) + "\n")
+        return chosen
+
+
+def recording_task(config: TeacherConfig, log: Path) -> Task:
+    task = teacher_task(config)
+    recording = RecordingSamples(task.train.ids, task.train.pixels, task.train.labels)
+    object.__setattr__(recording, "log", log)
+    return Task(**{**vars(task), "train": recording})
+
+
+def test_two_workers_see_every_image_exactly_once_an_epoch(cluster: None, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+    task = functools.partial(recording_task, configure(tmp_path / "out"), log)
+    checkpoint = fit(train_worker, {"task": task, "name": "test"}, tmp_path / "out", workers=2)
+    logs = [[json.loads(line) for line in path.read_text().splitlines()] for path in log.iterdir()]
+    assert len(logs) == 2
+    assert all(len(steps) == 12 for steps in logs)  # 90 images in six batches, twice
+    for epoch in range(2):
+        seen = collections.Counter(i for steps in logs for step in steps[6 * epoch : 6 * epoch + 6] for i in step)
+        assert set(seen.values()) == {1}
+        assert sorted(seen) == sorted(teacher_task(configure(tmp_path)).train.ids.tolist())
+    assert all(abs(len(a) - len(b)) <= 1 for a, b in zip(*logs, strict=True))
+    assert len(json.loads((checkpoint / "history.json").read_text())) == 2
+
+
+def test_student_learns_from_the_store_in_every_way_at_once(cluster: None, toy_store: str, tmp_path: Path) -> None:
+    config = DistillConfig(
+        store=toy_store, test_images=IMAGES, out=str(tmp_path / "student"), arm="kd+ig+at", cut=5, width=0.35, epochs=2, overlay=0.5
+    )
+    row = distill(config)
+    student = models.load(tmp_path / "student")
+    assert student.spec.cut == 5
+    assert np.isfinite([entry["train_loss"] for entry in row["history"]]).all()
+    assert row["compression"] > 3
+    with pytest.raises(UserError, match="another configuration .*arm was"):
+        distill(DistillConfig(**{**vars(config), "arm": "kd"}))
+    with pytest.raises(UserError, match=r"layer 9.*needs layer 4.*--cut 9"):
+        distill(DistillConfig(**{**vars(config), "cut": 9, "out": str(tmp_path / "other")}))
+    with pytest.raises(UserError, match="classes"):
+        distill(DistillConfig(**{**vars(config), "test_images": f"folder:{two_classes(tmp_path)}", "out": str(tmp_path / "other")}))
+
+
+def two_classes(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        (tmp_path / "two" / name / "x.png").write_bytes(b"")
+    return tmp_path / "two"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_killed_teacher_goes_on_and_ends_with_the_same_weights(
+    trained_longer: Path, tmp_path: Path, kind: signal.Signals, read_until: Callable[..., str]
+) -> None:
+    out = tmp_path / "teacher"
+    command = [sys.executable, "-m", "jobs.teacher", "--images", IMAGES, "--out", str(out), "--epochs", "4", "--width", "0.35"]
+    command += ["--batch-size", "16", "--learning-rate", "0.02"]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    read_until(first, "epoch 2/4 done")
+    first.send_signal(kind)
+    output, _ = first.communicate(timeout=120)
+    if kind == signal.SIGINT:
+        assert first.returncode == 130, output
+    assert not (out / "result.json").exists()
+    time.sleep(3)  # for what the killed driver leaves behind to notice
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    assert "going on after epoch" in again.stdout
+    assert weights(out) == weights(trained_longer)
+    row = json.loads((out / "result.json").read_text())
+    assert [entry["epoch"] for entry in row["history"]] == [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def trained_longer(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "longer"
+    train_teacher(configure(out, epochs=4))
+    return out
+
+
+@pytest.fixture
+def read_until() -> Callable[..., str]:
+    """Read a process's output until some words appear."""
+
+    def read(process: subprocess.Popen[str], words: str) -> str:
+        said = ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            said += line
+            if words in line:
+                return said
+        raise AssertionError(f"{words!r} never appeared in:\n{said}")
+
+    return read
