@@ -44,7 +44,7 @@ def teacher_task(config: TeacherConfig) -> Task:
     validation = validation_mask(labels)[samples.ids]
     train = samples.select(~validation)
     mean, std = normalisation(train)
-    spec = ModelSpec(classes=source.classes, image_shape=samples.shape, width=config.width, mean=mean, std=std)
+    spec = ModelSpec(classes=source.classes, image_shape=samples.shape, width=config.width, stride=config.stride, mean=mean, std=std)
 
     def test() -> tuple[Samples, tuple[str, ...]]:
         everything = np.arange(len(source.checked_labels("test")))
@@ -89,7 +89,7 @@ def distill_task(config: DistillConfig) -> Task:
         return load_samples(source, "test", everything, plan.image_shape, plan.resize)[0], ()
 
     return Task(
-        spec=ModelSpec(classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=config.width),
+        spec=ModelSpec(classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride),
         train=samples.select(~validation),
         validation=samples.select(validation),
         test=test,

@@ -23,7 +23,7 @@ from jobs.runtime import command, fit
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """One worker of a run: build the task, go on from the last checkpoint, report every epoch with a checkpoint."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it says in many words what `progress` says in few
+    logging.disable(logging.INFO)  # Ray Train says in many words what `progress` says in few
     task: Task = loop_config["task"]()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()

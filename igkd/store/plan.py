@@ -29,6 +29,10 @@ class Plan:
     """"refuse" or "skip"."""
     teacher: str
     """sha256 of the teacher's weights."""
+    width: float
+    """Of the teacher's network; students have the same."""
+    stride: int
+    """Of its first layer, likewise."""
     steps: int
     method: str
     engine: str

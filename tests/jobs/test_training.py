@@ -104,9 +104,7 @@ def test_two_workers_see_every_image_exactly_once_an_epoch(cluster: None, tmp_pa
 
 
 def test_student_learns_from_the_store_in_every_way_at_once(cluster: None, toy_store: str, tmp_path: Path) -> None:
-    config = DistillConfig(
-        store=toy_store, test_images=IMAGES, out=str(tmp_path / "student"), arm="kd+ig+at", cut=5, width=0.35, epochs=2, overlay=0.5
-    )
+    config = DistillConfig(store=toy_store, test_images=IMAGES, out=str(tmp_path / "student"), arm="kd+ig+at", cut=5, epochs=2, overlay=0.5)
     row = distill(config)
     student = models.load(tmp_path / "student")
     assert student.spec.cut == 5
