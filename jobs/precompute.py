@@ -124,6 +124,8 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
         print(f"{config.store}: {plan.parts - len(todo)} of {plan.parts} parts are there already", flush=True)
     if todo:
         compute_parts(source, model, plan, selection, uri, todo)
+    elif store.is_finished(uri):
+        return store.Store.open(uri).manifest
     manifest = store.finish(uri, plan)
     for skipped in manifest["skipped"]:
         print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)

@@ -11,7 +11,7 @@ so a part that exists is done, and whoever writes it twice writes the same.
 from igkd.store.check import describe, verify
 from igkd.store.plan import VERSION, Plan, ids_hash, part_name
 from igkd.store.read import Store, to_numpy
-from igkd.store.write import finish, part_bytes, start, write_part
+from igkd.store.write import finish, is_finished, part_bytes, start, write_part
 
 __all__ = [
     "VERSION",
@@ -20,6 +20,7 @@ __all__ = [
     "describe",
     "finish",
     "ids_hash",
+    "is_finished",
     "part_bytes",
     "part_name",
     "start",

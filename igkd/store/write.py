@@ -84,6 +84,12 @@ def write_part(uri: str, plan: Plan, part: int, columns: Columns, skipped: Seque
     write_file(fs, f"{root}/{part_name(part)}", part_bytes(plan, columns, skipped))
 
 
+def is_finished(uri: str) -> bool:
+    """Whether a store has its manifest."""
+    fs, root = filesystem(uri)
+    return bool(fs.exists(f"{root}/manifest.json"))
+
+
 def finish(uri: str, plan: Plan) -> dict[str, Any]:
     """Read every part back, check that together they hold every id once, and write the manifest: the store is complete from here on.
 

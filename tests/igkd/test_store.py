@@ -570,3 +570,7 @@ def test_the_same_images_under_another_name_are_the_same_store(tmp_path: Path, f
     plan = Store.open(finished).plan
     store.start(str(tmp_path / "store"), plan)
     assert store.start(str(tmp_path / "store"), dataclasses.replace(plan, images="elsewhere")) == list(range(plan.parts))
+    for part in Path(finished).glob("part-*"):
+        shutil.copy(part, tmp_path / "store")
+    store.finish(str(tmp_path / "store"), dataclasses.replace(plan, images="elsewhere"))
+    assert store.verify(str(tmp_path / "store")) == []
