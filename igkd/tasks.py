@@ -69,16 +69,8 @@ def distill_task(config: DistillConfig) -> Task:
     Raises:
         UserError: the store is not there, unfinished, damaged, or lacks what the arm needs.
     """
-    store = Store.open(config.store)
+    store = open_store(config)
     plan = store.plan
-    objective = config.objective
-    if objective.tap is not None and objective.tap != plan.attention_layer:
-        raise UserError(
-            f"{config.store} holds attention of layer {plan.attention_layer}, a student of cut {config.cut} needs layer {objective.tap}; "
-            f"make a store with `python -m jobs.precompute --cut {config.cut}`"
-        )
-    if plan.split != "train":
-        raise UserError(f"{config.store} was made from the {plan.split} split; students learn from a store of the train split")
     samples, validation = store.samples()
     if not validation.any() or validation.all():
         raise UserError(f"{config.store} has {validation.sum()} validation rows of {len(samples)}; make a larger one (--limit)")
@@ -94,9 +86,27 @@ def distill_task(config: DistillConfig) -> Task:
         validation=samples.select(validation),
         test=test,
         recipe=config.recipe,
-        objective=objective,
+        objective=config.objective,
         seed=config.seed,
     )
+
+
+def open_store(config: DistillConfig) -> Store:
+    """Open the store that a student learns from; reads no row.
+
+    Raises:
+        UserError: it is not there, unfinished, or lacks what the arm needs.
+    """
+    store = Store.open(config.store)
+    tap = config.objective.tap
+    if tap is not None and tap != store.plan.attention_layer:
+        raise UserError(
+            f"{config.store} holds attention of layer {store.plan.attention_layer}, a student of cut {config.cut} needs layer {tap}; "
+            f"make a store with `python -m jobs.precompute --cut {config.cut}`"
+        )
+    if store.plan.split != "train":
+        raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
+    return store
 
 
 def sentences(left_out: list[tuple[Record, str]]) -> tuple[str, ...]:

@@ -7,15 +7,14 @@ from typing import Any
 from igkd.config import DistillConfig, parse
 from igkd.files import absolute
 from igkd.images import open_images
-from igkd.store import Store
-from igkd.tasks import check_test_images, distill_task
+from igkd.tasks import check_test_images, distill_task, open_store
 from jobs.runtime import run_job, side_by_side
 from jobs.training import run_training
 
 
 def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row. `runs_at_once` runs share the cluster."""
-    store = Store.open(config.store)
+    store = open_store(config)
     check_test_images(config.test_images, store.plan.classes)
     test = open_images(config.test_images)
     resolved = dataclasses.replace(config, store=absolute(config.store), test_images=str(test))
