@@ -61,6 +61,23 @@ def write_parquet(
     return Path(path)
 
 
+def lively(model: models.Classifier, seed: int = 0) -> models.Classifier:
+    """Give batch normalisation and the last layer values that a trained network could have; a fresh one hides mistakes in them."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.2, 0.6, generator=generator)
+            module.num_batches_tracked.fill_(7)
+            with torch.no_grad():
+                module.weight.uniform_(0.7, 1.3, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
+    with torch.no_grad():
+        model.classifier.weight.normal_(0, 0.5, generator=generator)
+        model.classifier.bias.normal_(0, 0.5, generator=generator)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The checkpoint of a narrow teacher of the shapes with random weights; its logits differ clearly from image to image."""

@@ -6,19 +6,9 @@ from torch import Tensor, nn
 
 from igkd.attribution import INPUTS_PER_PASS, inputs_per_pass, integrated_gradients
 from igkd.models import Classifier, ModelSpec, build
+from tests.conftest import lively
 
 STEPS = 8
-
-
-def lively(model: Classifier, seed: int = 0) -> Classifier:
-    """Statistics and a last layer as a trained network could have: maps of a fresh one are too faint to tell apart."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2, generator=generator)
-            module.running_var.uniform_(0.2, 0.6, generator=generator)
-    nn.init.normal_(model.classifier.weight, generator=generator)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +156,8 @@ def test_delta_is_the_sum_of_attributions_less_the_rise_of_the_logit() -> None:
 
 
 def test_the_completeness_error_shrinks_with_the_steps(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
-    errors = [integrated_gradients(model, *batch, steps).delta.abs().mean().item() for steps in (1, 6, 60)]
-    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    errors = [integrated_gradients(model, *batch, steps).delta.abs().mean().item() for steps in (1, 16, 128)]
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
 
 
 def test_a_mirrored_image_has_a_mirrored_map(monkeypatch: pytest.MonkeyPatch) -> None:

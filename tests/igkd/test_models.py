@@ -22,6 +22,7 @@ from igkd.models import (
     parameter_count,
     save,
 )
+from tests.conftest import lively
 
 TEN = tuple("abcdefghij")
 # cut: parameters, compression, M multiply-adds, attention divider; copied from the paper's table.
@@ -46,23 +47,6 @@ PAPER_STAGES = [
     [6, 320, 1, 1],
 ]
 SMALL = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 12), cut=11, width=0.35, mean=(0.49, 0.48, 0.44), std=(0.24, 0.25, 0.26))
-
-
-def lively(model: Classifier, seed: int = 0) -> Classifier:
-    """Give batch normalisation and the last layer values that a trained network could have; a fresh one hides mistakes in them."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            module.num_batches_tracked.fill_(7)
-            with torch.no_grad():
-                module.weight.uniform_(0.7, 1.3, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-    with torch.no_grad():
-        model.classifier.weight.normal_(0, 0.5, generator=generator)
-        model.classifier.bias.normal_(0, 0.5, generator=generator)
-    return model.eval()
 
 
 def some_pixels(count: int, height: int, width: int) -> Tensor:

@@ -1,23 +1,19 @@
-import datetime
 import itertools
 import math
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from igkd.augment import draw_overlay, draw_view
-from igkd.config import ARMS, Arm, DistillConfig, Objective, Recipe
+from igkd.config import ARMS, Arm, DistillConfig, Objective
 from igkd.errors import UserError
-from igkd.models import Classifier, ModelSpec, build
+from igkd.models import Classifier, build
 from igkd.samples import Samples
 from igkd.train import (
     History,
@@ -30,68 +26,7 @@ from igkd.train import (
     save_state,
     train,
 )
-
-TINY = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.35)
-
-
-def recipe(**changes: Any) -> Recipe:
-    return Recipe(
-        **({"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4, "epochs": 3, "batch_size": 8, "padding": 2} | changes)
-    )
-
-
-def random_samples(count: int, seed: int = 0, size: int = 16) -> Samples:
-    """Images with maps, logits and 8x8 attention, all of them noise."""
-    generator = torch.Generator().manual_seed(seed)
-    return Samples(
-        ids=np.arange(count) * 3 + 100,
-        pixels=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
-        labels=torch.randint(0, 3, (count,), generator=generator),
-        ig=torch.rand(count, size, size, generator=generator),
-        logits=2 * torch.randn(count, 3, generator=generator),
-        attention=nn.functional.normalize(torch.rand(count, 64, generator=generator)).view(count, 8, 8),
-    )
-
-
-def quiet(line: str) -> None:
-    assert "epoch" in line
-
-
-def run(model: nn.Module, samples: Samples, how: Recipe, seed: int = 0, objective: Objective | None = None, **rest: Any) -> History:
-    rest = {"optimizer": make_optimizer(model, how), "history": [], "validation": random_samples(5, seed=9), "progress": quiet} | rest
-    rows = list(train(model, samples, recipe=how, objective=objective or Objective(), seed=seed, **rest))
-    return rows[-1] if rows else rest["history"]
-
-
-def without_seconds(history: History) -> History:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
-class Watcher(nn.Module):
-    """A linear classifier that notes which images it was trained on, read off the corner that all of an image's pixels share."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 3)
-        self.steps: list[list[int]] = []
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        if self.training:
-            self.steps.append((pixels[:, 0, 0, 0] * 255).round().int().tolist())
-        return self.linear(pixels.mean(dim=(2, 3)))
-
-
-def plain_samples(count: int) -> Samples:
-    """Image i is a plain area of value i."""
-    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).contiguous()
-    return Samples(np.arange(count) + 5, pixels, torch.arange(count) % 3)
-
-
-# Batches
+from tests.igkd.training import TINY, Watcher, plain_samples, quiet, random_samples, recipe, run, same_weights, without_seconds
 
 
 @settings(max_examples=80, deadline=None)
@@ -110,25 +45,6 @@ def test_the_order_changes_with_epoch_and_seed() -> None:
     ids = np.arange(100)
     orders = [np.concatenate(epoch_batches(seed, epoch, ids, 9)).tolist() for seed in (0, 1) for epoch in (1, 2)]
     assert all(a != b for a, b in itertools.combinations([*orders, list(range(100))], 2))
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_workers_share_out_the_steps_of_one_worker(world: int) -> None:
-    samples, how = plain_samples(23), recipe(batch_size=7, padding=0, epochs=2)
-
-    def steps(rank: int, world: int) -> list[list[int]]:
-        watcher = Watcher()
-        run(watcher, samples, how, rank=rank, world=world, validation=plain_samples(4))
-        return watcher.steps
-
-    alone, together = steps(0, 1), [steps(rank, world) for rank in range(world)]
-    assert [sorted(itertools.chain(*alone[e : e + 4])) for e in (0, 4)] == [list(range(23))] * 2
-    for step, shares in zip(alone, zip(*together, strict=True), strict=True):
-        assert sorted(itertools.chain(*shares)) == sorted(step)
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-# Loss
 
 
 def loss_by_hand(model: Classifier, samples: Samples, objective: Objective, seed: int, epoch: int) -> float:
@@ -231,19 +147,6 @@ def test_evaluation_is_accuracy_and_cross_entropy_by_hand(batch_size: int) -> No
     assert result["loss"] == pytest.approx(sum(loss) / 37, rel=1e-5)
     evaluate_split(model, samples)
     assert not model.training
-
-
-@pytest.mark.parametrize("world", [2, 3, 7])
-def test_workers_evaluate_every_image_once(world: int) -> None:
-    model, samples = build(TINY, 2).eval(), random_samples(5)
-    whole = evaluate_split(model, samples)
-    # Nothing is summed where no process group is: each worker gives its own share.
-    parts = [evaluate_split(model, samples, rank, world, batch_size=2) for rank in range(world)]
-    assert sum(p["correct"] for p in parts) == whole["correct"]
-    assert sum(p["loss"] for p in parts) == pytest.approx(whole["loss"], rel=1e-5)
-
-
-# Schedule
 
 
 def test_the_one_cycle_schedule() -> None:
@@ -374,27 +277,6 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
         run(Watcher(), plain_samples(12), recipe(learning_rate=1e38, padding=0, epochs=9), validation=plain_samples(4))
 
 
-@pytest.mark.parametrize(("count", "size", "world"), [(1, 8, 1), (2, 8, 3), (5, 2, 2), (9, 1, 2)])
-def test_too_few_images_for_the_workers_are_refused(count: int, size: int, world: int) -> None:
-    """The last two have images enough, but a step that leaves a worker without any, whose mean loss would not be a number."""
-    for rank in range(world):
-        with pytest.raises(UserError, match=r"too few|too small"):
-            run(Watcher(), plain_samples(count), recipe(batch_size=size), rank=rank, world=world)
-
-
-@pytest.mark.parametrize(("count", "world"), [(0, 1), (1, 2)])
-def test_too_few_validation_images_are_refused(count: int, world: int) -> None:
-    with pytest.raises(UserError, match=r"validation image.* too few"):
-        run(Watcher(), plain_samples(9), recipe(), validation=plain_samples(count), world=world)
-
-
-@pytest.mark.parametrize("batch_size", [2, 3, 4, 6, 9])
-def test_the_batch_size_that_a_refusal_recommends_is_enough(batch_size: int) -> None:
-    for count, world in itertools.product(range(2, 40), range(1, batch_size // 2 + 1)):
-        if count >= world:
-            assert all(len(batch) >= world for batch in epoch_batches(0, 1, np.arange(count), batch_size))
-
-
 @pytest.mark.parametrize(
     "values",
     [
@@ -414,46 +296,3 @@ def test_an_objective_that_makes_no_sense_is_refused(values: dict[str, Any]) -> 
 
 
 # Two processes
-
-
-def work(rank: int, rendezvous: str) -> tuple[Tensor, History, list[dict[str, float]]]:
-    """One of two workers: train data-parallel, and evaluate a split whose shares take different numbers of batches."""
-    patience = datetime.timedelta(minutes=5)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=patience)
-    try:
-        torch.manual_seed(0)
-        watcher = Watcher()
-        how = recipe(batch_size=7, padding=0)
-        history = run(DistributedDataParallel(watcher), plain_samples(23), how, rank=rank, world=2, validation=plain_samples(9))
-        student = DistributedDataParallel(build(TINY, 0))
-        evaluations = [evaluate_split(student, random_samples(9), rank, 2, batch_size=size) for size in (1, 4, 250)]
-    finally:
-        dist.destroy_process_group()
-    return watcher.linear.weight.detach(), history, evaluations
-
-
-def second_worker(rendezvous: str, out: str) -> None:
-    torch.set_num_threads(1)
-    torch.save(work(1, rendezvous), out)
-
-
-def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
-    """Batches of 23 images in steps of 7 are uneven, and so are their halves: gradients must still be means over images."""
-    rendezvous, out = str(tmp_path / "rendezvous"), tmp_path / "result"
-    process = multiprocessing.get_context("spawn").Process(target=second_worker, args=(rendezvous, str(out)))
-    process.start()
-    try:
-        first = work(0, rendezvous)
-        process.join(300)
-    finally:
-        process.kill()
-        process.join()
-    torch.manual_seed(0)
-    alone = Watcher()
-    history = run(alone, plain_samples(23), recipe(batch_size=7, padding=0), validation=plain_samples(9))
-    expected = evaluate_split(build(TINY, 0), random_samples(9))
-    for weight, rows, evaluations in (first, torch.load(out, weights_only=True)):
-        torch.testing.assert_close(weight, alone.linear.weight.detach(), rtol=1e-4, atol=1e-6)
-        for one, two in zip(without_seconds(rows), without_seconds(history), strict=True):
-            assert one == pytest.approx(two, rel=1e-4)
-        assert len(evaluations) == 3 and all(e == pytest.approx(expected, rel=1e-5) for e in evaluations)

@@ -26,17 +26,6 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint with random weights: precomputation does not mind."""
-    from igkd import models, shapes
-
-    directory = tmp_path_factory.mktemp("teacher")
-    spec = models.ModelSpec(classes=shapes.CLASSES, image_shape=(32, 32), width=0.35, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
-    models.save(models.build(spec, seed=1), directory, {})
-    return str(directory)
-
-
 @pytest.fixture
 def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m jobs.NAME ARGS` as a user would; gives exit status and output."""

@@ -58,6 +58,7 @@ def test_every_row_is_captums_own_result_for_its_image(store: Path, teacher: str
         assert np.array_equal(np.reshape(mask, (32, 32)), truth)
         x = network.normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255)
         expected, error = engine.attribute(x, torch.zeros_like(x), target=label, n_steps=STEPS, return_convergence_delta=True)
+        assert expected.abs().sum(1).max() > 1e-2  # not so faint that a difference could hide
         assert np.abs(np.reshape(ig, (32, 32)) - expected.abs().sum(1)[0].detach().numpy()).max() < 1e-5
         assert abs(delta - error.item()) < 1e-4
         with torch.no_grad():

@@ -1,0 +1,118 @@
+"""Several workers do the work of one."""
+
+import datetime
+import itertools
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from igkd.errors import UserError
+from igkd.models import build
+from igkd.train import (
+    History,
+    epoch_batches,
+    evaluate_split,
+)
+from tests.igkd.training import TINY, Watcher, plain_samples, random_samples, recipe, run, without_seconds
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_share_out_the_steps_of_one_worker(world: int) -> None:
+    samples, how = plain_samples(23), recipe(batch_size=7, padding=0, epochs=2)
+
+    def steps(rank: int, world: int) -> list[list[int]]:
+        watcher = Watcher()
+        run(watcher, samples, how, rank=rank, world=world, validation=plain_samples(4))
+        return watcher.steps
+
+    alone, together = steps(0, 1), [steps(rank, world) for rank in range(world)]
+    assert [sorted(itertools.chain(*alone[e : e + 4])) for e in (0, 4)] == [list(range(23))] * 2
+    for step, shares in zip(alone, zip(*together, strict=True), strict=True):
+        assert sorted(itertools.chain(*shares)) == sorted(step)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+# Loss
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_workers_evaluate_every_image_once(world: int) -> None:
+    model, samples = build(TINY, 2).eval(), random_samples(5)
+    whole = evaluate_split(model, samples)
+    # Nothing is summed where no process group is: each worker gives its own share.
+    parts = [evaluate_split(model, samples, rank, world, batch_size=2) for rank in range(world)]
+    assert sum(p["correct"] for p in parts) == whole["correct"]
+    assert sum(p["loss"] for p in parts) == pytest.approx(whole["loss"], rel=1e-5)
+
+
+# Schedule
+
+
+@pytest.mark.parametrize(("count", "size", "world"), [(1, 8, 1), (2, 8, 3), (5, 2, 2), (9, 1, 2)])
+def test_too_few_images_for_the_workers_are_refused(count: int, size: int, world: int) -> None:
+    """The last two have images enough, but a step that leaves a worker without any, whose mean loss would not be a number."""
+    for rank in range(world):
+        with pytest.raises(UserError, match=r"too few|too small"):
+            run(Watcher(), plain_samples(count), recipe(batch_size=size), rank=rank, world=world)
+
+
+@pytest.mark.parametrize(("count", "world"), [(0, 1), (1, 2)])
+def test_too_few_validation_images_are_refused(count: int, world: int) -> None:
+    with pytest.raises(UserError, match=r"validation image.* too few"):
+        run(Watcher(), plain_samples(9), recipe(), validation=plain_samples(count), world=world)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 6, 9])
+def test_the_batch_size_that_a_refusal_recommends_is_enough(batch_size: int) -> None:
+    for count, world in itertools.product(range(2, 40), range(1, batch_size // 2 + 1)):
+        if count >= world:
+            assert all(len(batch) >= world for batch in epoch_batches(0, 1, np.arange(count), batch_size))
+
+
+def work(rank: int, rendezvous: str) -> tuple[Tensor, History, list[dict[str, float]]]:
+    """One of two workers: train data-parallel, and evaluate a split whose shares take different numbers of batches."""
+    patience = datetime.timedelta(minutes=5)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=patience)
+    try:
+        torch.manual_seed(0)
+        watcher = Watcher()
+        how = recipe(batch_size=7, padding=0)
+        history = run(DistributedDataParallel(watcher), plain_samples(23), how, rank=rank, world=2, validation=plain_samples(9))
+        student = DistributedDataParallel(build(TINY, 0))
+        evaluations = [evaluate_split(student, random_samples(9), rank, 2, batch_size=size) for size in (1, 4, 250)]
+    finally:
+        dist.destroy_process_group()
+    return watcher.linear.weight.detach(), history, evaluations
+
+
+def second_worker(rendezvous: str, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.save(work(1, rendezvous), out)
+
+
+def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
+    """Batches of 23 images in steps of 7 are uneven, and so are their halves: gradients must still be means over images."""
+    rendezvous, out = str(tmp_path / "rendezvous"), tmp_path / "result"
+    process = multiprocessing.get_context("spawn").Process(target=second_worker, args=(rendezvous, str(out)))
+    process.start()
+    try:
+        first = work(0, rendezvous)
+        process.join(300)
+    finally:
+        process.kill()
+        process.join()
+    torch.manual_seed(0)
+    alone = Watcher()
+    history = run(alone, plain_samples(23), recipe(batch_size=7, padding=0), validation=plain_samples(9))
+    expected = evaluate_split(build(TINY, 0), random_samples(9))
+    for weight, rows, evaluations in (first, torch.load(out, weights_only=True)):
+        torch.testing.assert_close(weight, alone.linear.weight.detach(), rtol=1e-4, atol=1e-6)
+        for one, two in zip(without_seconds(rows), without_seconds(history), strict=True):
+            assert one == pytest.approx(two, rel=1e-4)
+        assert len(evaluations) == 3 and all(e == pytest.approx(expected, rel=1e-5) for e in evaluations)
