@@ -1,74 +1,218 @@
-"""Integrated gradients: our reference engine against Captum called as the published code calls it."""
+"""Integrated gradients: Captum in two ways against our engines, and what Ray Data costs on top."""
 
+import multiprocessing
+import multiprocessing.connection
 import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
 
-from igkd import models, runs, shapes
-from igkd.attribution import integrated_gradients
-from igkd.config import parse
+from igkd import runs
+from igkd.attribution import Attribution, attributor
+from igkd.config import PrecomputeConfig, parse
 from igkd.files import write_json
+from igkd.images import open_images
+from igkd.models import ImageClassifier
+from igkd.samples import load_samples
+from igkd.teachers import open_teacher
+
+BASELINE = "captum, internal_batch_size=50"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Images a second and page faults of both, on the CIFAR MobileNet-V2 with random weights."""
+    """Images a second, peak memory, and agreement with a reference of 300 steps."""
 
+    teacher: str = "assets/cifar10-teacher"
+    images: str = "shapes"
+    """Its test split is attributed."""
     rounds: int = 3
-    """Times that each is measured, taking turns; the median counts."""
-    images: int = 8
-    """Images a measurement."""
+    """Times that each engine is measured, taking turns; the median counts."""
+    batch: int = 16
+    """Images of one measurement."""
     steps: int = 50
+    compared: int = 16
+    """Images whose maps are compared with the reference."""
+    ray: int = 0
+    """Images that go through jobs.precompute on 1 and 2 processors, against the bare loop; 0 leaves this out."""
     out: str | None = None
     """JSON file for the figures."""
 
 
-def published(model: models.Classifier, pixels: Tensor, labels: Tensor, steps: int) -> Tensor:
-    """Maps (B, H, W) by one call of Captum for all images and steps."""
-    engine = IntegratedGradients(model.from_normalised)
-    attributions: Tensor = engine.attribute(model.normalise(pixels), target=labels, n_steps=steps)
-    return attributions.abs().sum(dim=1)
+def captum(model: ImageClassifier, pixels: Tensor, labels: Tensor, steps: int, batch: int, internal: int | None) -> Tensor:
+    """Maps (B, H, W) by Captum in batches of `batch` images."""
+    engine, maps = IntegratedGradients(model.from_normalised), []
+    for x, y in zip(pixels.split(batch), labels.split(batch), strict=True):
+        attributions = engine.attribute(model.normalise(x), target=y, n_steps=steps, internal_batch_size=internal)
+        maps.append(attributions.abs().sum(dim=1).detach())
+    return torch.cat(maps)
+
+
+def engines(steps: int) -> dict[str, tuple[str, int]]:
+    """Name to (kind, steps)."""
+    found = {
+        "captum, published setting (batch 8)": ("published", steps),
+        BASELINE: ("internal", steps),
+        "fast: torch": ("torch", steps),
+        "fast: openvino": ("openvino", steps),
+    }
+    return found | ({"fast: openvino, 40 nodes": ("openvino", 40)} if steps == 50 else {})
+
+
+def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, teacher: str, threads: int) -> None:
+    """A process that computes maps with one engine: gets (pixels, labels), gives (maps, completeness errors, seconds, peak MiB)."""
+    torch.set_num_threads(threads)
+    model, _ = open_teacher(teacher)
+    ours = attributor(model, "ig", kind, steps) if kind in ("torch", "openvino") else None  # type: ignore[arg-type]
+    while (work := pipe.recv()) is not None:
+        pixels, labels = work
+        begin = time.perf_counter()
+        if ours is not None:
+            result: Attribution | None = ours(pixels, labels, labels)
+            maps, delta = (result.ig, result.delta) if result else (None, None)
+        else:
+            batch, internal = (8, None) if kind == "published" else (1, 50)
+            maps, delta = captum(model, pixels, labels, steps, batch, internal), None
+        pipe.send((maps, delta, time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+class Worker:
+    """An engine in a process of its own, so that its peak memory is its own."""
+
+    def __init__(self, kind: str, steps: int, teacher: str, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, kind, steps, teacher, threads), daemon=True)
+        self.process.start()
+
+    def ask(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None, float, float]:
+        self.pipe.send((pixels, labels))
+        answer: tuple[Tensor, Tensor | None, float, float] = self.pipe.recv()
+        return answer
+
+    def close(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+
+
+def load_images(config: Config, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` test images, uint8 (N, 3, H, W), and labels."""
+    source = open_images(config.images)
+    samples, _ = load_samples(source, "test", np.arange(count))
+    return samples.pixels, samples.labels
+
+
+def measure_speed(config: Config) -> dict[str, dict[str, float]]:
+    """Images a second and peak memory of every engine, taking turns."""
+    pixels, labels = load_images(config, config.batch)
+    threads = torch.get_num_threads()
+    running = {name: Worker(*how, config.teacher, threads) for name, how in engines(config.steps).items()}
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    memory: dict[str, float] = {}
+    for turn in range(config.rounds + 1):
+        for name, engine in running.items():
+            _, _, took, memory[name] = engine.ask(pixels, labels)
+            if turn:  # the first turn warms up and compiles
+                seconds[name].append(took)
+    for engine in running.values():
+        engine.close()
+    rates = {name: config.batch / statistics.median(values) for name, values in seconds.items()}
+    return {name: {"images_per_second": rates[name], "ratio": rates[name] / rates[BASELINE], "peak_mib": memory[name]} for name in rates}
+
+
+def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
+    """Cosine and largest difference of every engine's maps to those of 300 midpoint nodes by autograd on the same images."""
+    pixels, labels = load_images(config, config.compared)
+    threads = torch.get_num_threads()
+    reference = Worker("torch", 300, config.teacher, threads)
+    truth = reference.ask(pixels, labels)[0].flatten(1).double()
+    reference.close()
+    found = {}
+    for name, how in engines(config.steps).items():
+        engine = Worker(*how, config.teacher, threads)
+        maps, delta, _, _ = engine.ask(pixels, labels)
+        engine.close()
+        flat = maps.flatten(1).double()
+        cosine = torch.nn.functional.cosine_similarity(flat, truth)
+        found[name] = {
+            "mean_cosine": cosine.mean().item(),
+            "lowest_cosine": cosine.min().item(),
+            "largest_difference": ((flat - truth).abs().amax(dim=1) / truth.amax(dim=1)).max().item(),
+        }
+        if delta is not None:
+            found[name]["median_completeness_error"] = delta.abs().median().item()
+        print(f"{name:38} cosine to 300 nodes: mean {cosine.mean():.6f}, lowest {cosine.min():.6f}", flush=True)
+    return found
+
+
+def measure_ray(config: Config) -> dict[str, float]:
+    """Images a second through jobs.precompute on 1 and 2 processors, from the first finished part to the last, over the bare loop's."""
+    context = multiprocessing.get_context("spawn")
+    rates = {}
+    for processors in (1, 2):
+        pixels, labels = load_images(config, config.ray // 4)
+        bare = [Worker("openvino", config.steps, config.teacher, 1) for _ in range(processors)]
+        for engine in bare:
+            engine.ask(pixels[:2], labels[:2])
+        begin = time.perf_counter()
+        for engine in bare:
+            engine.pipe.send((pixels, labels))
+        for engine in bare:
+            engine.pipe.recv()
+        rates[f"bare, {processors}"] = processors * len(pixels) / (time.perf_counter() - begin)
+        for engine in bare:
+            engine.close()
+        pipe, other = context.Pipe()
+        process = context.Process(target=run_ray, args=(other, config, processors))
+        process.start()
+        rates[f"ray, {processors}"] = pipe.recv()
+        process.join()
+        print(
+            f"{processors} processor(s): bare loop {rates[f'bare, {processors}']:.2f} images/s, through Ray Data "
+            f"{rates[f'ray, {processors}']:.2f}, {rates[f'ray, {processors}'] / rates[f'bare, {processors}']:.0%}",
+            flush=True,
+        )
+    return rates
+
+
+def run_ray(pipe: multiprocessing.connection.Connection, config: Config, processors: int) -> None:
+    from jobs import precompute, runtime
+
+    size = max(1, config.ray // 20)
+    runtime.start_ray(num_cpus=processors)
+    with tempfile.TemporaryDirectory() as directory:
+        settings = PrecomputeConfig(
+            images=config.images, split="test", teacher=config.teacher, store=f"{directory}/store", limit=config.ray, steps=config.steps,
+            engine="openvino", rows_per_file=size,
+        )  # fmt: skip
+        precompute.precompute_store(settings)
+        done = sorted(path.stat().st_mtime for path in Path(directory).glob("store/part-*"))
+    # The first part of every actor carries its start.
+    pipe.send((len(done) - processors) * size / (done[-1] - done[processors - 1]))
 
 
 def main() -> None:
     config, started = parse(Config, "bench.attribution"), runs.now()
-    spec = models.ModelSpec(classes=shapes.CLASSES, image_shape=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    model = models.build(spec, seed=0).eval()
-    drawn = [shapes.draw(0, "test", i)[0] for i in range(config.images)]
-    pixels = torch.stack([torch.from_numpy(d).permute(2, 0, 1) for d in drawn]).float() / 255
-    labels = torch.arange(config.images) % 10
-    engines: dict[str, Callable[[], Tensor]] = {
-        "captum, published setting (batch 8)": lambda: torch.cat(
-            [published(model, x, y, config.steps) for x, y in zip(pixels.split(8), labels.split(8), strict=True)]
-        ),
-        "igkd captum engine": lambda: integrated_gradients(model, pixels, labels, config.steps).ig,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    faults: dict[str, int] = {}
-    maps: dict[str, Tensor] = {}
-    for turn in range(config.rounds + 1):
-        for name, engine in engines.items():
-            before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
-            maps[name] = engine()
-            if turn:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - begin)
-                faults[name] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    rates = {name: config.images / statistics.median(values) for name, values in seconds.items()}
-    baseline, ours = engines
-    largest = (maps[baseline] - maps[ours]).abs().max().item()
-    for name, rate in rates.items():
-        print(f"{name:38} {rate:6.2f} images/s   {faults[name] / config.images:10,.0f} page faults an image")
-    print(f"ratio {rates[ours] / rates[baseline]:.2f}, largest difference of the maps {largest:.1e}")
+    rows = measure_speed(config)
+    for name, row in rows.items():
+        print(f"{name:38} {row['images_per_second']:6.2f} images/s  {row['ratio']:5.2f} x  {row['peak_mib']:7,.0f} MiB at most", flush=True)
+    agreement = measure_agreement(config)
+    result: dict[str, Any] = {"engines": {name: row | agreement[name] for name, row in rows.items()}}
+    if config.ray:
+        result["ray"] = measure_ray(config)
     if config.out:
-        row = {"images_per_second": rates, "ratio": rates[ours] / rates[baseline], "largest_difference": largest}
-        write_json(Path(config.out), row | runs.provenance("python -m bench.attribution", 0, started))
+        command = (
+            f"python -m bench.attribution --batch {config.batch} --rounds {config.rounds} --compared {config.compared} --ray {config.ray}"
+        )
+        write_json(Path(config.out), result | {"config": vars(config)} | runs.provenance(command, 0, started))
 
 
 if __name__ == "__main__":

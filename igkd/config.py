@@ -5,6 +5,7 @@ from typing import Literal, TypeVar, get_args
 
 import tyro
 
+from igkd.attribution import Method
 from igkd.errors import UserError
 from igkd.models import attention_layer
 
@@ -110,7 +111,7 @@ class PrecomputeConfig:
     images: str
     """cifar10, shapes, parquet:URI or folder:PATH."""
     teacher: str
-    """Directory of the teacher's checkpoint."""
+    """Directory of the teacher's checkpoint, or torchvision:NAME for one trained on ImageNet."""
     store: str
     """Directory or s3:// URI of the store; the same command continues what is there."""
     split: Split = "train"
@@ -118,6 +119,10 @@ class PrecomputeConfig:
     """Only this many images: a random choice, stratified by class, fixed by their ids."""
     steps: int = 50
     """Integration steps of integrated gradients."""
+    method: Method = "ig"
+    """Integrated gradients, their mean over noisy images, or input times gradient."""
+    engine: Literal["fast", "captum", "torch", "openvino"] = "fast"
+    """captum is the reference; fast is openvino where that is installed and there is no GPU, else torch, and the same maps sooner."""
     cut: int = 5
     """Student cut whose attention layer is tapped."""
     precision: Literal["float16", "float32"] = "float16"

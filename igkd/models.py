@@ -55,8 +55,8 @@ class ModelSpec:
         return cls(**fields)
 
 
-class Classifier(nn.Module):
-    """A MobileNet-V2, whole or cut, that takes pixels in [0, 1] and normalises them itself.
+class ImageClassifier(nn.Module):
+    """A network that takes pixels in [0, 1] and normalises them itself.
 
     `forward(pixels)` maps float (B, 3, H, W) in [0, 1] to logits (B, classes); `from_normalised` starts behind the
     normalisation, which is where integrated gradients have their baseline.
@@ -68,6 +68,26 @@ class Classifier(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Float (B, 3, H, W) pixels in [0, 1] to the network's own scale, same shape."""
+        return (pixels - self.mean) / self.std
+
+    def from_normalised(self, x: Tensor) -> Tensor:
+        """Normalised float (B, 3, H, W) to logits (B, classes)."""
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.from_normalised(self.normalise(pixels))
+
+
+class Classifier(ImageClassifier):
+    """A MobileNet-V2, whole or cut."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
         whole = MobileNetV2(
             num_classes=len(spec.classes),
             width_mult=spec.width,
@@ -80,12 +100,6 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(channels, len(spec.classes))
         nn.init.normal_(self.classifier.weight, 0, 0.01)
         nn.init.zeros_(self.classifier.bias)
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Float (B, 3, H, W) pixels in [0, 1] to the network's own scale, same shape."""
-        return (pixels - self.mean) / self.std
 
     def from_normalised(self, x: Tensor) -> Tensor:
         """Normalised float (B, 3, H, W) to logits (B, classes)."""
@@ -119,7 +133,7 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def multiply_adds(model: Classifier) -> int:
+def multiply_adds(model: ImageClassifier) -> int:
     """Multiply-adds of one image's convolutions and linear layers, at the image shape of its spec."""
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -12,7 +12,7 @@ from igkd.config import PrecomputeConfig
 from igkd.errors import UserError
 from igkd.images import BadImage, ImageSource, Record, decode, pixel_hash
 from igkd.losses import attention_map
-from igkd.models import Classifier, attention_layer
+from igkd.models import Classifier, ImageClassifier, attention_layer
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.samples import OnBadImage, decode_all
 
@@ -37,8 +37,14 @@ class Selection:
         return Selection(self.ids[rows], self.validation[rows])
 
 
-def make_plan(config: PrecomputeConfig, source: ImageSource, model: Classifier, teacher_sha: str) -> tuple[store.Plan, Selection]:
+def make_plan(
+    config: PrecomputeConfig, source: ImageSource, model: ImageClassifier, teacher_sha: str, gpu: bool = False
+) -> tuple[store.Plan, Selection]:
     """Decide everything about a store before computing anything.
+
+    Args:
+        teacher_sha: sha256 of the model's weights.
+        gpu: whether GPUs will compute it, on which the choice of the fastest engine depends.
 
     Raises:
         UserError: the teacher does not fit the images, or the settings are impossible.
@@ -51,7 +57,8 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, model: Classifier, 
             "train a teacher on these images"
         )
     numbers = tuple(map(str, range(len(spec.classes))))  # the names of classes nobody named
-    if spec.classes != source.classes and numbers not in (spec.classes, source.classes):
+    # torchvision spells ImageNet's classes in its own way, in the usual order.
+    if isinstance(model, Classifier) and spec.classes != source.classes and numbers not in (spec.classes, source.classes):
         raise UserError(
             f"the teacher {config.teacher} knows other classes ({', '.join(spec.classes[:4])}, ...) than {config.images} "
             f"({', '.join(source.classes[:4])}, ...)"
@@ -71,9 +78,12 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, model: Classifier, 
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
         ids = limited(labels, validation, config.limit)
-    layer = attention_layer(config.cut)
-    with torch.inference_mode():
-        tapped = model(torch.zeros(1, 3, *shape), layer)[1]
+    layer, tapped = None, torch.empty(1, 0, 0, 0)
+    if isinstance(model, Classifier):  # students are cut from this kind of network: only there do layers correspond
+        layer = attention_layer(config.cut)
+        with torch.inference_mode():
+            tapped = model(torch.zeros(1, 3, *shape), layer)[1]
+    engine = attribution.choose_engine(config.engine, config.method, gpu)
     most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
     plan = store.Plan(
         images=config.images,
@@ -87,8 +97,9 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, model: Classifier, 
         width=spec.width,
         stride=spec.stride,
         steps=config.steps,
-        method=attribution.METHOD,
-        engine="captum",
+        method=config.method,
+        quadrature=attribution.quadrature(engine, config.method),
+        engine=engine,
         precision=config.precision,
         attention_layer=layer,
         attention_shape=(tapped.shape[2], tapped.shape[3]),
@@ -169,7 +180,12 @@ def _column(values: list[Any]) -> NDArray[Any]:
     return np.stack([np.asarray(v) for v in values])
 
 
-def attribute_rows(model: Classifier, plan: store.Plan, rows: Rows) -> Rows:
+def plan_attributor(model: ImageClassifier, plan: store.Plan) -> attribution.Attributor:
+    """The attributor that a plan names."""
+    return attribution.attributor(model, plan.method, plan.engine, plan.steps)
+
+
+def attribute_rows(model: ImageClassifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:
     """Replace `pixels` by what the teacher makes of them: ig, ig_delta, logits, attention; rows with a reason get zeros."""
     real = np.dtype(plan.precision)
     n = len(rows["image_id"])
@@ -177,19 +193,21 @@ def attribute_rows(model: Classifier, plan: store.Plan, rows: Rows) -> Rows:
         "ig": np.zeros((n, *plan.image_shape), real),
         "ig_delta": np.zeros(n, np.float32),
         "logits": np.zeros((n, len(plan.classes)), np.float32),
-        "attention": np.zeros((n, *plan.attention_shape), real),
     }
+    if plan.attention_layer is not None:
+        out["attention"] = np.zeros((n, *plan.attention_shape), real)
     good = np.flatnonzero(rows["reason"] == "")
     if len(good):
         pixels = torch.from_numpy(np.array(rows["pixels"])[good]).permute(0, 3, 1, 2).float() / 255
-        labels = torch.from_numpy(np.array(rows["label"])[good])
-        result = attribution.integrated_gradients(model, pixels, labels, plan.steps)
+        labels, ids = (torch.from_numpy(np.array(rows[name])[good]) for name in ("label", "image_id"))
+        result = attribute(pixels, labels, ids)
         out["ig"][good], out["ig_delta"][good], out["logits"][good] = result.ig.numpy(), result.delta.numpy(), result.logits.numpy()
-        out["attention"][good] = attention_of(model, pixels, plan.attention_layer).numpy()
+        if plan.attention_layer is not None:
+            out["attention"][good] = attention_of(model, pixels, plan.attention_layer).numpy()
     return {name: column for name, column in rows.items() if name != "pixels"} | out
 
 
-def attention_of(model: Classifier, pixels: torch.Tensor, layer: int) -> torch.Tensor:
+def attention_of(model: ImageClassifier, pixels: torch.Tensor, layer: int) -> torch.Tensor:
     """Attention maps (B, h, w) of float pixels (B, 3, H, W) in [0, 1], on the processor."""
     device = next(model.parameters()).device
     size = attribution.inputs_per_pass(device.type, pixels.shape[-2] * pixels.shape[-1])

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from igkd import augment, models
-from igkd.attribution import integrated_gradients
+from igkd.attribution import attributor
 from igkd.evaluate import latencies, mass_inside, pointing_hits
-from igkd.models import Classifier
+from igkd.models import Classifier, ImageClassifier
 from igkd.report import Focus, GalleryRow, Latency, t_interval
 from igkd.samples import Samples
 from igkd.store import Store
@@ -31,7 +31,7 @@ def load_students(rows: Sequence[Mapping[str, Any]], directories: Sequence[Path]
 class Showcase:
     """Some validation images of a store, the same number of each class, and what every model makes of them."""
 
-    def __init__(self, store: Store, teacher: Classifier, students: Mapping[str, Classifier], per_class: int) -> None:
+    def __init__(self, store: Store, teacher: ImageClassifier, students: Mapping[str, Classifier], per_class: int) -> None:
         samples, validation = store.samples()
         labels = samples.labels.numpy()
         chosen = [np.flatnonzero(validation & (labels == c))[:per_class] for c in range(len(store.plan.classes))]
@@ -40,7 +40,8 @@ class Showcase:
         self.samples: Samples = samples.select(rows)
         self.masks: NDArray[np.bool_] | None = store.column("mask")[rows].astype(np.bool_) if store.plan.has_mask else None
         pixels, targets = self.samples.pixels.float() / 255, self.samples.labels
-        self.maps = {arm: integrated_gradients(m, pixels, targets, store.plan.steps) for arm, m in self.students.items()}
+        plan, ids = store.plan, torch.from_numpy(self.samples.ids)
+        self.maps = {arm: attributor(m, plan.method, plan.engine, plan.steps)(pixels, targets, ids) for arm, m in self.students.items()}
 
     def gallery(self) -> list[GalleryRow]:
         """One row a class; the teacher's map is the store's own, so that a misplaced one would be seen."""

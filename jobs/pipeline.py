@@ -6,13 +6,13 @@ from typing import Any
 
 import ray
 
-from igkd import models, report, store
+from igkd import report, store
 from igkd.config import Pipeline, PipelineConfig, make_pipeline, parse
 from igkd.files import absolute, write_bytes, write_json
 from igkd.images import open_images
-from igkd.models import checkpoint_card
 from igkd.showcase import Showcase, load_students
 from igkd.tasks import check_test_images
+from igkd.teachers import open_teacher
 from jobs.distill import distill
 from jobs.precompute import precompute_store
 from jobs.runtime import command, run_job, side_by_side, start_ray
@@ -46,7 +46,7 @@ def runs_at_once(workers: int) -> int:
 
 def given_teacher(directory: str) -> dict[str, Any]:
     """The result row of a teacher that was trained elsewhere, from its checkpoint's JSON."""
-    card = checkpoint_card(directory)
+    card = open_teacher(directory)[1]
     made = card["made"]
     unknown = {"accuracy": float("nan"), "correct": 0, "count": 0, "loss": float("nan")}
     return {
@@ -66,7 +66,7 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     print("pipeline: drawing the report", flush=True)
     opened = store.Store.open(absolute(pipeline.precompute.store))
     networks = load_students(students, [Path(one.out) for one in pipeline.students])
-    show = Showcase(opened, models.load(pipeline.precompute.teacher), networks, pipeline.images_per_class)
+    show = Showcase(opened, open_teacher(pipeline.precompute.teacher)[0], networks, pipeline.images_per_class)
     validation = opened.column("validation")
     page = report.Report(
         title=f"Distillation on {pipeline.precompute.images.partition(':')[0]}",

@@ -10,10 +10,12 @@ import ray
 import ray.data
 import torch
 
-from igkd import models, precompute, store
+from igkd import precompute, store
 from igkd.config import PrecomputeConfig, parse
 from igkd.files import absolute
 from igkd.images import ImageSource, open_images
+from igkd.models import ImageClassifier
+from igkd.teachers import open_teacher
 from jobs.runtime import run_job, start_ray, user_error
 
 # Attribution takes the processors, reading and writing the rest of them: an actor pool that holds every processor would starve the
@@ -36,12 +38,13 @@ class Read:
 class Attribute:
     """Stage 2, an actor: the teacher, loaded once, on a GPU where there is one."""
 
-    def __init__(self, model: ray.ObjectRef[models.Classifier], plan: store.Plan) -> None:
+    def __init__(self, model: ray.ObjectRef[ImageClassifier], plan: store.Plan) -> None:
         self.plan = plan
         self.model = ray.get(model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.attribute = precompute.plan_attributor(self.model, plan)
 
     def __call__(self, rows: Any) -> Any:
-        return precompute.attribute_rows(self.model, self.plan, rows)
+        return precompute.attribute_rows(self.model, self.attribute, self.plan, rows)
 
 
 class Write:
@@ -57,7 +60,7 @@ class Write:
 
 
 def pipeline(
-    source: ImageSource, model: models.Classifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]
+    source: ImageSource, model: ImageClassifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]
 ) -> Any:
     """The Ray Dataset that computes and writes parts; one block is one part all the way, one row comes out for each."""
     items = []
@@ -85,7 +88,7 @@ def pipeline(
 
 
 def compute_parts(
-    source: ImageSource, model: models.Classifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]
+    source: ImageSource, model: ImageClassifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]
 ) -> None:
     """Compute and write parts on the cluster, with a line of progress after each."""
     start_ray()
@@ -116,8 +119,9 @@ def compute_parts(
 def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     """Compute a store, or what is missing of it; gives its manifest."""
     source = open_images(config.images)
-    model = models.load(config.teacher)
-    plan, selection = precompute.make_plan(config, source, model, models.checkpoint_card(config.teacher)["sha256"])
+    model, card = open_teacher(config.teacher)
+    start_ray()
+    plan, selection = precompute.make_plan(config, source, model, card["sha256"], gpu=bool(ray.cluster_resources().get("GPU")))
     uri = absolute(config.store)
     todo = store.start(uri, plan)
     if len(todo) < plan.parts:

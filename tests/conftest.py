@@ -113,7 +113,7 @@ def make_store(config: PrecomputeConfig, dtype: torch.dtype = torch.float32) -> 
     plan, selection = precompute.make_plan(config, source, model, models.checkpoint_card(config.teacher)["sha256"])
     for part in store.start(config.store, plan):
         chosen = selection.part(plan, part)
-        rows = precompute.attribute_rows(model, plan, precompute.read_rows(source, plan, chosen))
+        rows = precompute.attribute_rows(model, precompute.plan_attributor(model, plan), plan, precompute.read_rows(source, plan, chosen))
         precompute.write_rows(config.store, plan, part, len(chosen.ids), rows)
     return store.finish(config.store, plan)
 
@@ -125,6 +125,7 @@ def store_config(tmp_path_factory: pytest.TempPathFactory, teacher: str, parquet
         teacher=teacher,
         store=str(tmp_path_factory.mktemp("stores") / "finished"),
         steps=5,
+        engine="captum",
         precision="float32",
         rows_per_file=7,
         bad_images="skip",

@@ -99,7 +99,7 @@ def _check_rows(name: str, table: pa.Table, plan: Plan, found: dict[int, str]) -
                 yield f"{where}: the picture is {picture.shape[0]}x{picture.shape[1]}, not {plan.image_shape[0]}x{plan.image_shape[1]}"
         except BadImage as error:
             yield f"{where}: the picture {error}"
-    for column in ("ig", "ig_delta", "logits", "attention"):
+    for column in ("ig", "ig_delta", "logits", *(["attention"] if plan.attention_layer is not None else [])):
         values = to_numpy(table.column(column)).astype(np.float32)
         finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         yield from (f"{name}, image {i}: {column} is not finite" for i in ids[~finite])
@@ -135,6 +135,7 @@ def describe(uri: str) -> dict[str, Any]:
         "teacher": plan.teacher[:16],
         "engine": plan.engine,
         "method": plan.method,
+        "quadrature": plan.quadrature,
         "steps": plan.steps,
         "completeness_error": {f"p{q}": float(f"{v:.4g}") for q, v in zip(quantiles, errors, strict=True)},
     }

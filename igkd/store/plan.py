@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-VERSION = 1
+from igkd.attribution import Engine, Method
+
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +32,22 @@ class Plan:
     teacher: str
     """sha256 of the teacher's weights."""
     width: float
-    """Of the teacher's network; students have the same."""
+    """Of the students' network, which is the teacher's."""
     stride: int
     """Of its first layer, likewise."""
     steps: int
-    method: str
-    engine: str
+    """Nodes of the quadrature."""
+    method: Method
+    quadrature: str
+    """The rule of the path integral, by Captum's name."""
+    engine: Engine
     target: str = "true label"
     baseline: str = "0 in normalised space"
     precision: str
     """dtype of maps and attention: float16 or float32."""
-    attention_layer: int
-    attention_shape: tuple[int, int]
+    attention_layer: int | None
+    """Index into the teacher's `features`; None: a teacher of another kind than the students, no attention is kept."""
+    attention_shape: tuple[int, ...]
     has_mask: bool
     ids_sha256: str
     """Hash of the int64 ids asked for, in order."""
@@ -77,8 +83,9 @@ class Plan:
             pa.field("ig", pa.fixed_shape_tensor(real, self.image_shape), nullable=False),
             pa.field("ig_delta", pa.float32(), nullable=False),
             pa.field("logits", pa.fixed_shape_tensor(pa.float32(), (len(self.classes),)), nullable=False),
-            pa.field("attention", pa.fixed_shape_tensor(real, self.attention_shape), nullable=False),
         ]
+        if self.attention_layer is not None:
+            fields.append(pa.field("attention", pa.fixed_shape_tensor(real, self.attention_shape), nullable=False))
         if self.has_mask:
             fields.append(pa.field("mask", pa.fixed_shape_tensor(pa.uint8(), self.image_shape), nullable=False))
         return pa.schema(fields)

@@ -107,7 +107,7 @@ class Store:
                     raise UserError(f"{self.uri}: image {i} is not the one its map was made from (image_sha differs)")
                 pixels[row] = picture
             parts.setdefault("pixels", []).append(pixels)
-            for name in ("image_id", "label", "validation", "ig", "logits", "attention"):
+            for name in ("image_id", "label", "validation", "ig", "logits", *(["attention"] if "attention" in table.column_names else [])):
                 parts.setdefault(name, []).append(to_numpy(table.column(name)))
         whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
         samples = Samples(
@@ -116,7 +116,7 @@ class Store:
             torch.from_numpy(whole["label"]),
             ig=torch.from_numpy(whole["ig"].astype(np.float32)),
             logits=torch.from_numpy(whole["logits"]),
-            attention=torch.from_numpy(whole["attention"].astype(np.float32)),
+            attention=torch.from_numpy(whole["attention"].astype(np.float32)) if "attention" in whole else None,
         )
         return samples, whole["validation"]
 

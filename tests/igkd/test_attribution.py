@@ -1,14 +1,36 @@
+import copy
+import functools
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
-from igkd.attribution import INPUTS_PER_PASS, inputs_per_pass, integrated_gradients
-from igkd.models import Classifier, ModelSpec, build
+from igkd.attribution import Attribution, Attributor, Engine, Method, attributor, choose_engine, inputs_per_pass, reference
+from igkd.attribution.base import INPUTS_PER_PASS
+from igkd.errors import UserError
+from igkd.models import Classifier, ImageClassifier, ModelSpec, build
+from igkd.teachers import open_teacher
 from tests.conftest import lively
 
 STEPS = 8
+
+
+@pytest.fixture(params=["captum", "torch", "openvino"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.param
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def one_attributor(model: Any, steps: int, engine: Engine) -> Attributor:
+    return attributor(model, "ig", engine, steps)
+
+
+def integrated_gradients(model: nn.Module, pixels: Tensor, labels: Tensor, steps: int, engine: Engine = "captum") -> Attribution:
+    return one_attributor(model, steps, engine)(pixels, labels, torch.arange(len(pixels)))
 
 
 @pytest.fixture(scope="module")
@@ -79,39 +101,39 @@ def test_same_as_captum_image_by_image_whatever_the_chunks(
         torch.testing.assert_close(found.logits[i], model(pixels[i : i + 1])[0], rtol=1e-4, atol=1e-5)
 
 
-def test_bytes_and_fractions_are_the_same_image(model: Classifier) -> None:
+def test_bytes_and_fractions_are_the_same_image(model: Classifier, engine: Engine) -> None:
     pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2])
-    whole, fraction = (integrated_gradients(model, p, labels, STEPS) for p in (pixels, pixels.float() / 255))
+    whole, fraction = (integrated_gradients(model, p, labels, STEPS, engine) for p in (pixels, pixels.float() / 255))
     assert torch.equal(whole.ig, fraction.ig) and torch.equal(whole.logits, fraction.logits)
 
 
-def test_the_target_counts(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
+def test_the_target_counts(model: Classifier, batch: tuple[Tensor, Tensor], engine: Engine) -> None:
     pixels, labels = batch
-    one, two = (integrated_gradients(model, pixels, t, STEPS).ig for t in (labels, (labels + 1) % 3))
+    one, two = (integrated_gradients(model, pixels, t, STEPS, engine).ig for t in (labels, (labels + 1) % 3))
     assert ((one - two).abs().amax(dim=(1, 2)) > 1e-3).all()
 
 
-def test_nothing_of_the_network_changes(batch: tuple[Tensor, Tensor]) -> None:
+def test_nothing_of_the_network_changes(batch: tuple[Tensor, Tensor], engine: Engine) -> None:
     spec = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=13, width=0.35)
     model, twin = lively(build(spec, 0)), lively(build(spec, 0))
-    integrated_gradients(model, *batch, STEPS)
+    integrated_gradients(model, *batch, STEPS, engine)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_linear_network_has_attributions_weight_times_input() -> None:
+def test_a_linear_network_has_attributions_weight_times_input(engine: Engine) -> None:
     model, pixels, labels, x = stand_in(StandIn, "linear")
-    found = integrated_gradients(model, pixels, labels, 3)
+    found = integrated_gradients(model, pixels, labels, 3, engine)
     expected = (model.weight[labels].view(6, 3, 5, 4) * x).abs().sum(dim=1)
     torch.testing.assert_close(found.ig, expected.detach(), rtol=1e-4, atol=1e-5)
     assert found.delta.abs().max() < 1e-4
 
 
-def test_a_quadratic_network_has_a_closed_form() -> None:
+def test_a_quadratic_network_has_a_closed_form(engine: Engine) -> None:
     # dF/dx_i = w_i (2 w.x + 1) along the path a x: its integral times x_i is w_i x_i (w.x + 1).
     model, pixels, labels, x = stand_in(StandIn, "square")
-    found = integrated_gradients(model, pixels, labels, 2)
+    found = integrated_gradients(model, pixels, labels, 2, engine)
     terms = model.weight[labels].view(6, 3, 5, 4) * x
     expected = (terms * (terms.sum(dim=(1, 2, 3), keepdim=True) + 1)).abs().sum(dim=1)
     torch.testing.assert_close(found.ig, expected.detach(), rtol=1e-4, atol=1e-4)
@@ -135,18 +157,20 @@ def test_same_as_gauss_legendre_by_hand(steps: int) -> None:
         np.testing.assert_allclose(found.ig[i], np.abs(flat * mean).reshape(3, 5, 4).sum(axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_enough_steps_give_the_integral() -> None:
+@pytest.mark.parametrize("engine", ["captum", "torch"])
+def test_enough_steps_give_the_integral(engine: Engine) -> None:
     model, pixels, labels, x = stand_in(StandIn, "softplus")
-    found = integrated_gradients(model, pixels, labels, 50)
+    found = integrated_gradients(model, pixels, labels, 50 if engine == "captum" else 500, engine)
     for i, label in enumerate(labels.tolist()):
         flat = x[i].flatten().double().numpy()
         mean = np.mean([gradient_by_hand(model, label, (k + 0.5) / 4000 * flat) for k in range(4000)], axis=0)
         np.testing.assert_allclose(found.ig[i], np.abs(flat * mean).reshape(3, 5, 4).sum(axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_delta_is_the_sum_of_attributions_less_the_rise_of_the_logit() -> None:
+@pytest.mark.parametrize("engine", ["captum", "torch"])
+def test_delta_is_the_sum_of_attributions_less_the_rise_of_the_logit(engine: Engine) -> None:
     model, pixels, labels, x = stand_in(Positive, "softplus", positive=True)
-    found = integrated_gradients(model, pixels, labels, 2)
+    found = integrated_gradients(model, pixels, labels, 2, engine)
     with torch.no_grad():
         rise = (model.from_normalised(x) - model.from_normalised(0 * x)).gather(1, labels[:, None])[:, 0]
     expected = found.ig.sum(dim=(1, 2)) - rise
@@ -155,8 +179,8 @@ def test_delta_is_the_sum_of_attributions_less_the_rise_of_the_logit() -> None:
     torch.testing.assert_close(found.logits, model.from_normalised(x).detach())
 
 
-def test_the_completeness_error_shrinks_with_the_steps(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
-    errors = [integrated_gradients(model, *batch, steps).delta.abs().mean().item() for steps in (1, 16, 128)]
+def test_the_completeness_error_shrinks_with_the_steps(model: Classifier, batch: tuple[Tensor, Tensor], engine: Engine) -> None:
+    errors = [integrated_gradients(model, *batch, steps, engine).delta.abs().mean().item() for steps in (1, 16, 128)]
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
 
 
@@ -182,3 +206,117 @@ def test_a_mirrored_image_has_a_mirrored_map(monkeypatch: pytest.MonkeyPatch) ->
     assert mirrored.max() < 1e-3
     assert unmoved.min() > 0.1
     assert difference(plain)[0].min() > 0.05, "any network would pass"
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 16, 512])
+def test_torch_engine_is_captums_midpoint_rule_in_double_precision(
+    model: Classifier, batch: tuple[Tensor, Tensor], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INPUTS_PER_PASS, "cpu", limit)
+    exact = copy.deepcopy(model).double()
+    found = integrated_gradients(exact, *batch, STEPS, "torch")
+    expected, delta = midpoint(exact, *batch)
+    assert expected.amax(dim=(1, 2)).min() > 1e-2
+    torch.testing.assert_close(found.ig.double(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found.delta.double(), delta, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.logits.double(), exact(batch[0].double()).detach(), rtol=1e-6, atol=1e-6)
+
+
+def midpoint(model: ImageClassifier, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps and completeness errors by Captum's midpoint rule."""
+    x = model.normalise(pixels)
+    attributions, delta = IntegratedGradients(model.from_normalised).attribute(
+        x, torch.zeros_like(x), labels, n_steps=STEPS, method="riemann_middle", return_convergence_delta=True
+    )
+    return attributions.abs().sum(dim=1).detach(), delta.detach()
+
+
+def least_cosine(a: Tensor, b: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()).min())
+
+
+@pytest.mark.parametrize("limit", [1, 16])
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_fast_engines_keep_to_captums_midpoint_rule_in_single_precision(
+    model: Classifier, batch: tuple[Tensor, Tensor], engine: Engine, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INPUTS_PER_PASS, "cpu", limit)
+    found = integrated_gradients(model, *batch, STEPS, engine)
+    expected, delta = midpoint(model, *batch)
+    assert least_cosine(found.ig, expected) > 0.9999
+    torch.testing.assert_close(found.delta, delta, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(found.logits, model(batch[0]).detach(), rtol=1e-4, atol=1e-5)
+    for i in range(len(batch[0])):  # a map does not depend on the images it was computed with
+        alone = integrated_gradients(model, batch[0][i : i + 1], batch[1][i : i + 1], STEPS, engine)
+        assert least_cosine(alone.ig, found.ig[i : i + 1]) > 0.9999
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_fast_engines_take_other_networks(name: str, engine: Engine) -> None:
+    """Max pooling, a 7x7 kernel of stride 2, sums of branches, an odd image size."""
+    teacher, _ = open_teacher(f"torchvision:{name},weights=none,seed=1")
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    pixels, labels = torch.rand(2, 3, 65, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([7, 900])
+    with torch.no_grad():
+        teacher.train()(pixels)
+    found = integrated_gradients(teacher.eval(), pixels, labels, STEPS, engine)
+    assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > 0.9999
+
+
+def test_input_x_gradient_by_hand(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
+    found = attributor(model, "input-x-gradient", "captum", 1)(*batch, torch.arange(7))
+    x = model.normalise(batch[0]).requires_grad_()
+    model.from_normalised(x).gather(1, batch[1][:, None]).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(found.ig, (x * x.grad).abs().sum(dim=1).detach(), rtol=1e-4, atol=1e-5)
+    rise = (model.from_normalised(x) - model.from_normalised(0 * x)).gather(1, batch[1][:, None])[:, 0]
+    torch.testing.assert_close(found.delta, ((x * x.grad).sum(dim=(1, 2, 3)) - rise).detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_smoothgrad_is_the_mean_over_noise_fixed_by_the_images_id(
+    model: Classifier, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smooth, (pixels, labels) = attributor(model, "smoothgrad-ig", "captum", STEPS), batch
+    before = torch.get_rng_state()
+    found = smooth(pixels, labels, torch.arange(7)).ig
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    turned = torch.tensor([4, 2, 0])
+    torch.testing.assert_close(smooth(pixels[turned], labels[turned], turned).ig, found[turned], rtol=0, atol=0)
+    other = smooth(pixels[:1], labels[:1], torch.tensor([1])).ig
+    assert (other - found[:1]).abs().max() > 1e-3
+    monkeypatch.setattr(reference, "SMOOTHGRAD_NOISE", 1e-9)
+    torch.testing.assert_close(
+        smooth(pixels, labels, torch.arange(7)).ig, integrated_gradients(model, *batch, STEPS).ig, rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "method", "gpu", "expected"),
+    [
+        ("fast", "ig", False, "openvino"),
+        ("fast", "ig", True, "torch"),
+        ("captum", "ig", False, "captum"),
+        ("fast", "smoothgrad-ig", False, "captum"),
+    ],
+)
+def test_the_engine_that_fast_stands_for(asked: Any, method: Method, gpu: bool, expected: Engine) -> None:
+    assert choose_engine(asked, method, gpu) == expected
+
+
+def test_an_engine_that_cannot_do_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="only --method ig"):
+        choose_engine("torch", "smoothgrad-ig", False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choose_engine("fast", "ig", False) == "torch"
+    with pytest.raises(UserError, match=r"pip install 'igkd\[openvino\]'"):
+        choose_engine("openvino", "ig", False)
+
+
+def test_a_network_that_openvino_cannot_differentiate_is_refused() -> None:
+    model, pixels, labels, _ = stand_in(StandIn, "softplus")
+    with pytest.raises(UserError, match="softplus_backward.*--engine torch"):
+        integrated_gradients(model, pixels, labels, 2, "openvino")

@@ -177,7 +177,9 @@ def test_a_part_that_arrives_torn_is_not_written(store_config: PrecomputeConfig,
     plan, selection = planned(store_config)
     model = models.load(store_config.teacher)
     chosen = selection.part(plan, 0)
-    rows = precompute.attribute_rows(model, plan, precompute.read_rows(open_images(store_config.images), plan, chosen))
+    rows = precompute.attribute_rows(
+        model, precompute.plan_attributor(model, plan), plan, precompute.read_rows(open_images(store_config.images), plan, chosen)
+    )
     torn = {name: column[:-1] for name, column in rows.items()}
     with pytest.raises(UserError, match="part 0 arrived with 6 of 7 rows"):
         precompute.write_rows(str(tmp_path), plan, 0, len(chosen.ids), torn)

@@ -27,7 +27,13 @@ STEPS = 10
 
 
 def configure(teacher: str, store: Path, **changes: object) -> PrecomputeConfig:
-    settings: dict[str, object] = {"images": IMAGES, "steps": STEPS, "precision": "float32", "rows_per_file": 7} | changes
+    settings: dict[str, object] = {
+        "images": IMAGES,
+        "steps": STEPS,
+        "engine": "captum",
+        "precision": "float32",
+        "rows_per_file": 7,
+    } | changes
     return PrecomputeConfig(teacher=teacher, store=str(store), **settings)  # type: ignore[arg-type]
 
 

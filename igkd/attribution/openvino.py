@@ -1,0 +1,94 @@
+"""Forward and backward pass as one graph without a tape, compiled by OpenVINO: what a processor computes gradients fastest with."""
+
+import warnings
+from typing import Any
+
+import openvino
+import openvino.frontend
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from igkd.errors import UserError
+
+aten = torch.ops.aten
+
+
+def compiled_gradients(network: nn.Module, size: int, shape: torch.Size) -> Any:
+    """Gradients of chosen logits.
+
+    Args:
+        network: normalised float32 (N, 3, H, W) to logits (N, classes), on the processor.
+        size: inputs in a pass; a shorter pass is filled up.
+        shape: (3, H, W).
+
+    Returns:
+        a function of inputs (N, 3, H, W) and targets int64 (N,), N at most `size`, to gradients (N, 3, H, W).
+    """
+    x = torch.zeros(size, *shape)
+    with torch.no_grad():
+        chosen = torch.zeros_like(network(x))
+    graph = gradient_graph(network, x, chosen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of torch.jit, by which OpenVINO reads a graph
+        try:
+            converted = openvino.convert_model(graph, example_input=(x, chosen), input=[list(x.shape), list(chosen.shape)])
+        except openvino.frontend.OpConversionFailure as error:
+            raise UserError(f"OpenVINO cannot differentiate this network ({str(error).splitlines()[-1]}); take --engine torch") from None
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # rounder arithmetic would move the corners of ReLU6
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+
+    def gradients(inputs: Tensor, targets: Tensor) -> Tensor:
+        n = len(inputs)
+        x[:n] = inputs
+        chosen.zero_()
+        chosen[torch.arange(n), targets] = 1
+        request.infer([x.numpy(), chosen.numpy()], share_inputs=True)
+        return torch.from_numpy(request.get_output_tensor(0).data[:n].copy())
+
+    return gradients
+
+
+def gradient_graph(network: nn.Module, x: Tensor, chosen: Tensor) -> torch.fx.GraphModule:
+    """A graph of (x, chosen) to the gradient of (network(x) * chosen).sum() with respect to x, made of forward operations only."""
+
+    def gradient(x: Tensor, chosen: Tensor) -> Tensor:
+        pull_back = torch.func.vjp(network, x)[1]
+        result: Tensor = pull_back(chosen)[0]
+        return result
+
+    return make_fx(gradient, decomposition_table={aten.convolution_backward.default: _convolution_backward})(x, chosen)
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    wanted: list[bool],
+) -> tuple[Tensor, None, None]:
+    """The gradient of a convolution's input, itself by a convolution: with stride 1 by one of the turned kernel, else a transposed one."""
+    assert not transposed and wanted == [True, False, False]
+    if all(s == 1 for s in stride):
+        outputs, inputs, height, width = weight.shape
+        turned = weight.reshape(groups, outputs // groups, inputs, height, width).transpose(1, 2).flip(3, 4)
+        turned = turned.reshape(groups * inputs, outputs // groups, height, width)
+        border = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
+        if min(border) >= 0:
+            return aten.convolution(gradient, turned, None, [1, 1], border, dilation, False, [0, 0], groups), None, None
+    reached = [
+        (n - 1) * s - 2 * p + d * (k - 1) + 1
+        for n, s, p, d, k in zip(gradient.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)
+    ]
+    missing = [n - r for n, r in zip(x.shape[2:], reached, strict=True)]
+    return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None

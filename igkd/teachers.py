@@ -1,0 +1,76 @@
+"""Teachers by name: a checkpoint of this project, or one of torchvision's classifiers for ImageNet."""
+
+import hashlib
+from typing import Any
+from urllib.error import URLError
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from igkd import models
+from igkd.errors import UserError
+from igkd.models import ImageClassifier, ModelSpec
+
+IMAGENET_CLASSES = 1000
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class TorchvisionClassifier(ImageClassifier):
+    """A classifier of torchvision. Its spec's width and stride are those of the students distilled from it."""
+
+    def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
+        super().__init__(spec)
+        self.network = network
+
+    def from_normalised(self, x: Tensor) -> Tensor:
+        """Normalised float (B, 3, H, W) to logits (B, classes)."""
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def open_teacher(text: str) -> tuple[ImageClassifier, dict[str, Any]]:
+    """A teacher in evaluation mode and its card: sha256 of the weights, parameters, multiply_adds, how it was made.
+
+    Args:
+        text: the directory of a checkpoint; or torchvision:NAME with the default weights, which are downloaded;
+            torchvision:NAME,weights=none,seed=N has random ones. torchvision's take images of 224x224 pixels.
+
+    Raises:
+        UserError: there is no such teacher, or its weights cannot be had.
+    """
+    if not text.startswith("torchvision:"):
+        return models.load(text), models.checkpoint_card(text)
+    name, _, rest = text.removeprefix("torchvision:").partition(",")
+    options = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+    if options.keys() - {"weights", "seed"} or options.get("weights", "none") != "none" or not options.get("seed", "0").isdecimal():
+        raise UserError(f"'{text}' is no teacher: after torchvision:NAME come at most weights=none and seed=N")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(f"torchvision has no classifier '{name}'; it has {', '.join(known)}")
+    classes = tuple(map(str, range(IMAGENET_CLASSES)))
+    if "weights" in options:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(options.get("seed", "0")))
+            network = torchvision.models.get_model(name, weights=None)
+    else:
+        try:
+            weights = torchvision.models.get_model_weights(name).DEFAULT
+            network = torchvision.models.get_model(name, weights=weights)
+        except (URLError, OSError) as error:
+            raise UserError(
+                f"the weights of {text} cannot be downloaded ({error}); on a machine with a network, torchvision keeps them in "
+                "$TORCH_HOME (by default ~/.cache/torch), from where they can be copied here"
+            ) from None
+        classes = tuple(weights.meta["categories"])
+    spec = ModelSpec(classes=classes, image_shape=(224, 224), stride=2, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    model = TorchvisionClassifier(spec, network).eval()
+    sha = hashlib.sha256(safetensors.torch.save({k: v.contiguous() for k, v in network.state_dict().items()})).hexdigest()
+    card = {
+        "sha256": sha,
+        "parameters": models.parameter_count(model),
+        "multiply_adds": models.multiply_adds(model),
+        "made": {"name": text},
+    }
+    return model, card
