@@ -109,7 +109,9 @@ def test_a_lease_says_whose_it_is_and_ends_with_the_block(place: str, monkeypatc
 
 def test_a_live_holder_is_respected_and_a_killed_one_is_not(place: str, holder: Callable[..., subprocess.Popen[str]]) -> None:
     process = holder(place)
-    sentence = rf"{place} is being computed by another job \(process {process.pid} on {socket.gethostname()}\); wait for it, or stop it first"
+    sentence = (
+        rf"{place} is being computed by another job \(process {process.pid} on {socket.gethostname()}\); wait for it, or stop it first"
+    )
     with pytest.raises(UserError, match=sentence), hold(place):
         pytest.fail("two jobs at once")
     assert process.poll() is None and (content(place) or {})["pid"] == process.pid

@@ -244,12 +244,12 @@ def test_a_lease_gets_over_a_fault_and_a_lasting_one_is_told(proxy: Proxy, s3: A
 
 
 def test_describe_reads_little_and_verify_each_part_once(proxy: Proxy, s3: Any) -> None:
-    plan = tiny_plan(rows=8 * 300, rows_per_file=300, shape=(32, 32))
+    plan = tiny_plan(rows=8 * 200, rows_per_file=200, shape=(32, 32))
     compute(plan)
     size = sum(len(data) for data in objects(s3).values())
-    assert size > 8 * 300 * 32 * 32 * 2
+    assert size > 8 * 200 * 32 * 32 * 2
     proxy.heal()
-    assert store.describe(URI)["images"] == 2400
+    assert store.describe(URI)["images"] == 1600
     described = sum(seen.sent for seen in proxy.seen)
     print(f"describe: {described} of {size} bytes in {len(proxy.seen)} requests")
     assert described < size / 10
@@ -259,7 +259,7 @@ def test_describe_reads_little_and_verify_each_part_once(proxy: Proxy, s3: Any) 
     print(f"verify: {sum(seen.sent for seen in proxy.seen)} of {size} bytes in {len(proxy.seen)} requests")
     assert sorted(seen.path.rsplit("/", 1)[-1].split("?")[0] for seen in gets) == [part_name(part) for part in range(8)]
     proxy.heal()
-    assert np.array_equal(Store.open(URI).column("image_id"), np.arange(2400))
+    assert np.array_equal(Store.open(URI).column("image_id"), np.arange(1600))
     assert sum(seen.sent for seen in proxy.seen) < size / 10
 
 
