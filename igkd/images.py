@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from igkd import shapes
 from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, absolute, filesystem
+from igkd.files import STORAGE_ERRORS, absolute, explain, filesystem, is_damage, list_paths, open_ranges
 from igkd.pictures import BadImage, decode, encode_png, pixel_hash
 
 __all__ = ["BadImage", "ImageSource", "Record", "Split", "decode", "encode_png", "open_images", "pixel_hash"]
@@ -197,7 +197,7 @@ class FolderImages(ImageSource):
         try:
             return cls._scan(root)
         except OSError as error:
-            raise UserError(f"folder:{path} cannot be read: {error}") from None
+            raise UserError(f"folder:{path} cannot be read: {explain(error)}") from None
 
     @classmethod
     def _scan(cls, root: Path) -> "FolderImages":
@@ -233,7 +233,7 @@ class FolderImages(ImageSource):
             try:
                 data = (Path(self.path) / name).read_bytes()
             except OSError as error:
-                raise UserError(f"cannot read {self.path}/{name}: {error.strerror}") from None
+                raise UserError(f"cannot read {self.path}/{name}: {explain(error)}") from None
             yield Record(int(i), label, data, name)
 
     def fingerprint(self, split: Split) -> str:
@@ -258,18 +258,19 @@ class ParquetImages(ImageSource):
     def open(cls, uri: str) -> "ParquetImages":
         uri = absolute(uri)
         fs, root = filesystem(uri)
-        try:
-            if not fs.exists(root):
-                raise UserError(f"parquet:{uri}: nothing is there")
-            found = sorted(p for d in (root, f"{root}/data") if fs.isdir(d) for p in fs.ls(d, detail=False) if p.endswith(".parquet"))
+        listed = list_paths(fs, root)
+        if listed is None:
+            raise UserError(f"parquet:{uri}: nothing is there")
+        if listed == [root]:
+            by_split = {"": [root]}
+        else:
+            data = f"{root}/data"
+            inside = [*listed, *((list_paths(fs, data) or ()) if data in listed else ())]
+            found = sorted(path for path in inside if path.endswith(".parquet"))
             by_split = {s: [p for p in found if re.match(rf"{s}[-_.0-9]", p.rsplit("/", 1)[-1])] for s in get_args(Split)}
             by_split = {s: paths for s, paths in by_split.items() if paths}
-            if not fs.isdir(root):
-                by_split = {"": [root]}
-            elif not by_split:
+            if not by_split:
                 raise UserError(f"parquet:{uri} holds no train-*.parquet or test-*.parquet, there or under data/")
-        except STORAGE_ERRORS as error:
-            raise UserError(f"parquet:{uri} cannot be read: {error}") from None
         columns, files = {}, {}
         for split, paths in by_split.items():
             rows = []
@@ -333,7 +334,10 @@ class ParquetImages(ImageSource):
 
     def fingerprint(self, split: Split) -> str:
         fs, _ = filesystem(self.uri)
-        files = [(p.rsplit("/", 1)[-1], rows, fs.size(p)) for p, rows in self._files(split)]
+        try:
+            files = [(p.rsplit("/", 1)[-1], rows, fs.size(p)) for p, rows in self._files(split)]
+        except STORAGE_ERRORS as error:
+            raise UserError(f"{self} cannot be read: {explain(error)}") from None
         return _fingerprint("parquet", self.classes, files)
 
 
@@ -341,9 +345,11 @@ class ParquetImages(ImageSource):
 def _parquet(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[pq.ParquetFile]:
     """An open Parquet file; whatever goes wrong with it is a UserError."""
     try:
-        with fs.open(path, "rb") as opened:
+        with open_ranges(fs, path) as opened:
             yield pq.ParquetFile(opened)
     except (pa.ArrowException, *STORAGE_ERRORS) as error:
+        if not is_damage(error):
+            raise UserError(f"{path} cannot be read: {explain(error)}") from None
         raise UserError(f"{path} is not a readable Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
 

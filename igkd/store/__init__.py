@@ -9,16 +9,19 @@ so a part that exists is done, and whoever writes it twice writes the same.
 """
 
 from igkd.store.check import describe, verify
+from igkd.store.lease import Lease, hold
 from igkd.store.plan import VERSION, Plan, ids_hash, part_name
 from igkd.store.read import Store, to_numpy
 from igkd.store.write import finish, is_finished, part_bytes, start, write_part
 
 __all__ = [
     "VERSION",
+    "Lease",
     "Plan",
     "Store",
     "describe",
     "finish",
+    "hold",
     "ids_hash",
     "is_finished",
     "part_bytes",

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, filesystem, read_file
+from igkd.files import filesystem, list_names, read_file
 from igkd.images import BadImage, decode, pixel_hash
 from igkd.store.plan import Plan, ids_hash
 from igkd.store.read import Store, part_table, skipped_of, to_numpy
@@ -69,14 +69,16 @@ def _check_directory(store: Store) -> list[str]:
     problems = []
     try:
         names = {file["name"] for file in store.manifest["files"]}
-        there = sorted(path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False))
+        there = sorted(list_names(fs, root))
         problems += [f"{name} is not in the manifest" for name in there if name.endswith(".parquet") and name not in names]
         written = json.loads(read_file(fs, f"{root}/plan.json"))
         if written | {"images": store.plan.images} != store.plan.to_json():  # data that moved in between has another name
             problems.append("plan.json is not the manifest's plan")
     except FileNotFoundError:
         problems.append("plan.json is missing")
-    except (*STORAGE_ERRORS, ValueError) as error:
+    except UserError as error:
+        problems.append(str(error))
+    except ValueError as error:
         problems.append(f"plan.json cannot be read: {error}")
     return problems
 
@@ -113,7 +115,10 @@ def describe(uri: str) -> dict[str, Any]:
     """
     store = Store.open(uri)
     plan = store.plan
-    labels, delta, validation = store.column("label"), np.abs(store.column("ig_delta")), store.column("validation")
+    names = ("label", "ig_delta", "validation")
+    parts = [[to_numpy(table.column(name)) for name in names] for table in store.tables(names)]
+    labels, delta, validation = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    delta = np.abs(delta)
     outside = np.flatnonzero((labels < 0) | (labels >= len(plan.classes)))
     if len(outside):
         wrong = f"label {labels[outside[0]]} is outside the {len(plan.classes)} classes"

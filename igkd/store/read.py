@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, filesystem, read_file
+from igkd.files import STORAGE_ERRORS, explain, filesystem, is_damage, list_names, open_ranges, read_file
 from igkd.images import BadImage, decode, pixel_hash
 from igkd.samples import Samples
 from igkd.store.plan import VERSION, Plan, part_name
@@ -74,13 +74,15 @@ class Store:
                         raise ValueError("its sha256 is not the manifest's")
                     table = part_table(data, self.plan)
                 else:
-                    with fs.open(path, "rb") as opened:
+                    with open_ranges(fs, path) as opened:
                         table = pq.read_table(opened, columns=list(columns), page_checksum_verification=True)
                 if len(table) != file["rows"]:
                     raise ValueError(f"{len(table)} rows instead of {file['rows']}")
             except FileNotFoundError:
                 raise UserError(f"{path} is missing; run the same jobs.precompute command again") from None
             except (*STORAGE_ERRORS, ValueError, pa.ArrowException) as error:
+                if not is_damage(error):
+                    raise UserError(f"{path} cannot be read: {explain(error)}") from None
                 raise UserError(f"{path} is damaged ({_first_line(error)}); see `python -m igkd.store verify {self.uri}`") from None
             yield table
 
@@ -152,7 +154,7 @@ def skipped_of(table: pa.Table) -> list[dict[str, Any]]:
 
 def _why_no_manifest(uri: str) -> str:
     fs, root = filesystem(uri)
-    if fs.exists(f"{root}/plan.json"):
+    if "plan.json" in list_names(fs, root):
         return f"{uri} is unfinished (it has no manifest.json); run the same jobs.precompute command again to finish it"
     return f"{uri} holds no attribution store; make one with `python -m jobs.precompute --store {uri}`"
 

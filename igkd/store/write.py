@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, filesystem, read_file, write_file
+from igkd.files import filesystem, list_names, read_file, write_file
+from igkd.store.lease import LEASE
 from igkd.store.plan import Plan, ids_hash, part_name
 from igkd.store.read import part_table, skipped_of, to_numpy
 
@@ -58,10 +59,10 @@ def start(uri: str, plan: Plan) -> list[int]:
     """
     fs, root = filesystem(uri)
     wanted = plan.to_json()
+    present = list_names(fs, root)
     try:
-        present = {path.rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)} if fs.exists(root) else set()
         if "plan.json" in present:
-            earlier = json.loads(fs.cat_file(f"{root}/plan.json"))
+            earlier = json.loads(read_file(fs, f"{root}/plan.json"))
             if not isinstance(earlier, dict):
                 raise ValueError("plan.json holds no plan")
             # Where the images are is not what they are: that is in their fingerprint.
@@ -69,11 +70,11 @@ def start(uri: str, plan: Plan) -> list[int]:
             if differing:
                 changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {wanted.get(k)!r}" for k in differing)
                 raise UserError(f"{uri} holds a store with other settings ({changes}); choose another --store or delete it")
-        elif any(not name.endswith(".tmp") for name in present):  # a job killed while it wrote plan.json left but a .tmp
+        elif any(name != LEASE and not name.endswith(".tmp") for name in present):  # a killed job may leave its lease, or a .tmp
             raise UserError(f"{uri} exists and is not a store (it has no plan.json); choose another --store")
         else:
             write_file(fs, f"{root}/plan.json", (json.dumps(wanted, indent=1) + "\n").encode())
-    except (*STORAGE_ERRORS, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{uri} cannot be used as a store: {error}; choose another --store") from None
     return [part for part in range(plan.parts) if part_name(part) not in present]
 
@@ -85,9 +86,13 @@ def write_part(uri: str, plan: Plan, part: int, columns: Columns, skipped: Seque
 
 
 def is_finished(uri: str) -> bool:
-    """Whether a store has its manifest."""
+    """Whether a store has its manifest.
+
+    Raises:
+        UserError: the place cannot be read.
+    """
     fs, root = filesystem(uri)
-    return bool(fs.exists(f"{root}/manifest.json"))
+    return "manifest.json" in list_names(fs, root)
 
 
 def finish(uri: str, plan: Plan) -> dict[str, Any]:
