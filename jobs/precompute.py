@@ -1,13 +1,12 @@
 """Compute the attribution store: python -m jobs.precompute --images SRC --teacher DIR --store URI"""
 
 import dataclasses
-import functools
 import gc
 import json
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -19,21 +18,12 @@ from igkd.config import PrecomputeConfig, parse
 from igkd.errors import UserError
 from igkd.files import absolute
 from igkd.images import ImageSource, open_images
-from jobs.runtime import run_job, start_ray, user_error
+from jobs.runtime import fetched, run_job, start_ray, user_error
 
 # Attribution takes the processors, reading and writing the rest of them: an actor pool that holds every processor would starve the
 # reads that feed it and wait for ever. So a node of one processor fits one of each.
 ATTRIBUTE_CPUS, READ_CPUS = 0.75, 0.2
 PARTS_PER_CHECK = 16
-
-
-T = TypeVar("T")
-
-
-@functools.lru_cache(maxsize=4)
-def fetched(ref: ray.ObjectRef[T]) -> T:
-    """An object of the driver, unpacked once in a worker process: a source may know the names of a million files."""
-    return ray.get(ref)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +89,7 @@ class Write:
         return {"part": [part], "entry": [json.dumps(precompute.write_rows(work.uri, work.plan, part, work.images(part).ids, rows))]}
 
 
-def compute_pipeline(source: ImageSource, model: models.Classifier, work: Work, parts: list[int]) -> Any:
+def compute_pipeline(source: ImageSource, model: models.Classifier, work: Work, parts: list[int], stage: type[Attribute]) -> Any:
     """The Ray Dataset that computes and writes parts; one block is one part all the way."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -109,7 +99,7 @@ def compute_pipeline(source: ImageSource, model: models.Classifier, work: Work, 
         ray.data.from_items(parts, override_num_blocks=len(parts))
         .map_batches(Read(ray.put(source), work).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)
         .map_batches(
-            Attribute,
+            stage,
             fn_constructor_args=(ray.put(model), work.plan),
             batch_size=None,
             batch_format="numpy",
@@ -159,12 +149,14 @@ def check_parts(work: Work, parts: list[int], sha256: list[str] | None) -> tuple
     return entries, damage
 
 
-def compute_parts(source: ImageSource, model: models.Classifier, work: Work, parts: list[int]) -> dict[int, store.Entry]:
+def compute_parts(
+    source: ImageSource, model: models.Classifier, work: Work, parts: list[int], stage: type[Attribute]
+) -> dict[int, store.Entry]:
     """Compute and write parts on the cluster, with a line of progress after each; gives their entries."""
     begin, done, asked = time.monotonic(), 0, rows_in(work.plan, parts)
     print(f"precompute: {asked} images, {work.plan.steps} steps, {len(parts)} parts", flush=True)
     entries = {}
-    for row in rows_of(compute_pipeline(source, model, work, parts)) if parts else ():
+    for row in rows_of(compute_pipeline(source, model, work, parts, stage)) if parts else ():
         entry = entries[row["part"]] = json.loads(row["entry"])
         done += entry["rows"] + len(entry["skipped"])
         rate = done / (time.monotonic() - begin)
@@ -187,9 +179,17 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
 
 
 def fill_store(
-    config: PrecomputeConfig, source: ImageSource, model: models.Classifier, plan: store.Plan, selection: precompute.Selection
+    config: PrecomputeConfig,
+    source: ImageSource,
+    model: models.Classifier,
+    plan: store.Plan,
+    selection: precompute.Selection,
+    stage: type[Attribute] = Attribute,
 ) -> dict[str, Any]:
     """Bring a store from whatever state it is in to its plan; gives its manifest.
+
+    Args:
+        stage: what computes the rows; `bench.scale` has one that costs nothing.
 
     Raises:
         UserError: a part of an unfinished store is damaged and `config.repair` is not set, or an image cannot be used.
@@ -215,7 +215,7 @@ def fill_store(
     if manifest is not None and not todo:
         return manifest
     store.discard(uri, sorted(damage))
-    entries |= compute_parts(source, model, work, todo)
+    entries |= compute_parts(source, model, work, todo, stage)
     manifest = store.finish(uri, plan, entries.values())
     for skipped in manifest["skipped"]:
         print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)
