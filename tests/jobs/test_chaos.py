@@ -77,18 +77,21 @@ class Nodes:
     """A head that computes nothing and two nodes of one processor."""
 
     def __init__(self) -> None:
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
-        )
-        self.nodes = [self._add() for _ in range(2)]
+        self.cluster = Cluster()
+        self._add(0, include_dashboard=False)
+        self.nodes = [self._add(1) for _ in range(2)]
 
-    def _add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    def _add(self, num_cpus: int, **settings: Any) -> Any:
+        """A node; Ray gives a node half a minute to start, which a machine that does other things, too, may not keep."""
+        for _ in range(4):
+            with suppress(Exception):
+                return self.cluster.add_node(num_cpus=num_cpus, object_store_memory=MEMORY, **settings)
+        return self.cluster.add_node(num_cpus=num_cpus, object_store_memory=MEMORY, **settings)
 
     def lose(self, number: int) -> None:
         """Kill a node with all that runs on it; another takes its place."""
         self.cluster.remove_node(self.nodes[number], allow_graceful=False)
-        self.nodes[number] = self._add()
+        self.nodes[number] = self._add(1)
 
     def workers(self) -> list[int]:
         """Process ids of the workers that run a task or an actor now, on our nodes and nobody else's."""
