@@ -133,6 +133,8 @@ class PrecomputeConfig:
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
     bad_images: BadImages = "refuse"
     """What to do with an image that cannot be used."""
+    repair: bool = False
+    """Check every part that is there, name the damaged ones and compute them anew; also for a finished store."""
 
 
 @dataclass(frozen=True, kw_only=True)

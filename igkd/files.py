@@ -176,6 +176,11 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, str(path).rstrip("/")
 
 
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is this machine's disk."""
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
 def absolute(uri: str) -> str:
     """A local path made absolute, since workers have other working directories; a URI as it is.
 
@@ -243,7 +248,7 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     Raises:
         UserError: no permission, no space, no connection.
     """
-    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+    if is_local(fs):
         write_bytes(Path(path), data)
         return
     try:

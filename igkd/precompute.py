@@ -215,18 +215,28 @@ def attention_of(model: ImageClassifier, pixels: torch.Tensor, layer: int) -> to
         return torch.cat([attention_map(model(batch.to(device), layer)[1]).float().cpu() for batch in pixels.split(size)])
 
 
-def write_rows(uri: str, plan: store.Plan, part: int, expected: int, rows: Rows) -> dict[str, int]:
+def write_rows(uri: str, plan: store.Plan, part: int, ids: NDArray[np.int64], rows: Rows) -> store.Entry:
     """Write one part of the store from all of its rows.
 
+    Args:
+        ids: int64 (n,): the images that were asked for of this part, in order.
+
     Returns:
-        the part's number, its rows and how many images were left out.
+        the part's entry for the manifest.
+
+    Raises:
+        UserError: the rows are not those of the ids.
     """
-    if len(rows["image_id"]) != expected:
-        raise UserError(f"part {part} arrived with {len(rows['image_id'])} of {expected} rows; use a smaller --rows-per-file")
+    if len(rows["image_id"]) != len(ids):
+        raise UserError(f"part {part} arrived with {len(rows['image_id'])} of {len(ids)} rows; use a smaller --rows-per-file")
+    if not np.array_equal(rows["image_id"], ids):
+        wrong = np.flatnonzero(rows["image_id"] != ids)[0]
+        raise UserError(
+            f"part {part} arrived with image {rows['image_id'][wrong]} in the place of {ids[wrong]}; run the same command again"
+        )
     good = rows["reason"] == ""
     skipped = [
         {"image_id": int(i), "name": str(name), "reason": str(why)}
         for i, name, why in zip(rows["image_id"][~good], rows["name"][~good], rows["reason"][~good], strict=True)
     ]
-    store.write_part(uri, plan, part, {name: column[good] for name, column in rows.items()}, skipped)
-    return {"part": part, "rows": int(good.sum()), "skipped": len(skipped)}
+    return store.write_part(uri, plan, part, {name: column[good] for name, column in rows.items()}, skipped)

@@ -1,8 +1,11 @@
 """Compute the attribution store: python -m jobs.precompute --images SRC --teacher DIR --store URI"""
 
+import dataclasses
 import gc
+import json
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,27 +15,58 @@ import torch
 
 from igkd import precompute, store
 from igkd.config import PrecomputeConfig, parse
+from igkd.errors import UserError
 from igkd.files import absolute
 from igkd.images import ImageSource, open_images
 from igkd.models import ImageClassifier
 from igkd.teachers import open_teacher
-from jobs.runtime import run_job, start_ray, user_error
+from jobs.runtime import fetched, run_job, start_ray, user_error
 
 # Attribution takes the processors, reading and writing the rest of them: an actor pool that holds every processor would starve the
 # reads that feed it and wait for ever. So a node of one processor fits one of each.
 ATTRIBUTE_CPUS, READ_CPUS = 0.75, 0.2
+PARTS_PER_CHECK = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What all stages know: a small value, however many rows there are."""
+
+    uri: str
+    plan: store.Plan
+    selection: ray.ObjectRef[precompute.Selection]
+
+    def images(self, part: int) -> precompute.Selection:
+        """The images asked for of a part."""
+        chosen: precompute.Selection = fetched(self.selection)
+        return chosen.part(self.plan, part)
+
+
+class Check:
+    """Parts that are there already: one row each, with its entry for the manifest or what is wrong with it."""
+
+    def __init__(self, work: Work, sha256: list[str] | None) -> None:
+        self.work, self.sha256 = work, sha256
+
+    def __call__(self, parts: Any) -> Any:
+        part, work = int(parts["item"][0]), self.work
+        try:
+            entry = store.check_part(work.uri, work.plan, part, work.images(part).ids, self.sha256[part] if self.sha256 else None)
+        except store.DamagedPart as error:
+            return {"part": [part], "entry": [""], "damage": [str(error)]}
+        return {"part": [part], "entry": [json.dumps(entry)], "damage": [""]}
 
 
 class Read:
     """Stage 1, a task: the images of one part."""
 
-    def __init__(self, source: ImageSource, plan: store.Plan) -> None:
-        self.source, self.plan = source, plan
+    def __init__(self, source: ray.ObjectRef[ImageSource], work: Work) -> None:
+        self.source, self.work = source, work
 
     def __call__(self, parts: Any) -> Any:
-        selection = precompute.Selection(np.asarray(parts["ids"][0]), np.asarray(parts["validation"][0]))
-        rows = precompute.read_rows(self.source, self.plan, selection)
-        return rows | {"part": np.full(len(selection.ids), parts["part"][0])}
+        part = int(parts["item"][0])
+        chosen = self.work.images(part)
+        return precompute.read_rows(fetched(self.source), self.work.plan, chosen) | {"part": np.full(len(chosen.ids), part)}
 
 
 class Attribute:
@@ -48,65 +82,56 @@ class Attribute:
 
 
 class Write:
-    """Stage 3, a task: one Parquet file."""
+    """Stage 3, a task: one Parquet file; one row comes out, with its entry for the manifest."""
 
-    def __init__(self, uri: str, plan: store.Plan) -> None:
-        self.uri, self.plan = uri, plan
+    def __init__(self, work: Work) -> None:
+        self.work = work
 
     def __call__(self, rows: Any) -> Any:
-        part = int(rows["part"][0])
-        expected = min(self.plan.rows_per_file, self.plan.rows - part * self.plan.rows_per_file)
-        return {k: [v] for k, v in precompute.write_rows(self.uri, self.plan, part, expected, rows).items()}
+        part, work = int(rows["part"][0]), self.work
+        return {"part": [part], "entry": [json.dumps(precompute.write_rows(work.uri, work.plan, part, work.images(part).ids, rows))]}
 
 
-def pipeline(
-    source: ImageSource, model: ImageClassifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]
-) -> Any:
-    """The Ray Dataset that computes and writes parts; one block is one part all the way, one row comes out for each."""
-    items = []
-    for part in parts:
-        chosen = selection.part(plan, part)
-        items.append({"part": part, "ids": chosen.ids, "validation": chosen.validation})
+def compute_pipeline(source: ImageSource, model: ImageClassifier, work: Work, parts: list[int], stage: type[Attribute]) -> Any:
+    """The Ray Dataset that computes and writes parts; one block is one part all the way."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     actors = max(1, gpus or int(resources.get("CPU", 1)))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(parts)))
     return (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(Read(source, plan).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)
+        ray.data.from_items(parts, override_num_blocks=len(parts))
+        .map_batches(Read(ray.put(source), work).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)
         .map_batches(
-            Attribute,
-            fn_constructor_args=(ray.put(model), plan),
+            stage,
+            fn_constructor_args=(ray.put(model), work.plan),
             batch_size=None,
             batch_format="numpy",
             compute=pool,
             num_cpus=ATTRIBUTE_CPUS,
             num_gpus=1 if gpus else 0,
         )
-        .map_batches(Write(uri, plan).__call__, batch_size=None, batch_format="numpy", num_cpus=READ_CPUS)
+        .map_batches(Write(work).__call__, batch_size=None, batch_format="numpy", num_cpus=READ_CPUS)
     )
 
 
-def compute_parts(
-    source: ImageSource, model: ImageClassifier, plan: store.Plan, selection: precompute.Selection, uri: str, parts: list[int]
-) -> None:
-    """Compute and write parts on the cluster, with a line of progress after each."""
-    start_ray()
+def check_pipeline(work: Work, parts: list[int], sha256: list[str] | None) -> Any:
+    """The Ray Dataset that reads parts back, some dozens of them in one task."""
+    return ray.data.from_items(parts, override_num_blocks=-(-len(parts) // PARTS_PER_CHECK)).map_batches(
+        Check(work, sha256).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS
+    )
+
+
+def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a pipeline as they come; an error of ours in it is raised as itself, and its actors are gone by then."""
     context = ray.data.DataContext.get_current()
-    # Its bars need a terminal and count blocks; the lines below count images and work in a log, too.
+    # Its bars need a terminal and count blocks; our lines count images and work in a log, too.
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
     context.raise_original_map_exception = True  # so that a UserError stays one
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    begin, done, asked = time.monotonic(), 0, sum(len(selection.part(plan, part).ids) for part in parts)
-    print(f"precompute: {asked} images, {plan.steps} steps, {len(parts)} parts", flush=True)
     failure = None
     try:
-        for row in pipeline(source, model, plan, selection, uri, parts).iter_rows():
-            done += row["rows"] + row["skipped"]
-            rate = done / (time.monotonic() - begin)
-            left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
-            print(f"precompute: {done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
+        yield from dataset.iter_rows()
     except Exception as error:
         failure = user_error(error)
         if failure is None:
@@ -116,21 +141,87 @@ def compute_parts(
         raise failure
 
 
+def check_parts(work: Work, parts: list[int], sha256: list[str] | None) -> tuple[dict[int, store.Entry], dict[int, str]]:
+    """Read parts back on the cluster; gives the entries of the sound ones, and what is wrong with the others."""
+    entries, damage = {}, {}
+    for row in rows_of(check_pipeline(work, parts, sha256)) if parts else ():
+        if row["damage"]:
+            damage[row["part"]] = row["damage"]
+        else:
+            entries[row["part"]] = json.loads(row["entry"])
+    return entries, damage
+
+
+def compute_parts(
+    source: ImageSource, model: ImageClassifier, work: Work, parts: list[int], stage: type[Attribute], lease: store.Lease
+) -> dict[int, store.Entry]:
+    """Compute and write parts on the cluster, with a line of progress after each; gives their entries."""
+    begin, done, asked = time.monotonic(), 0, rows_in(work.plan, parts)
+    print(f"precompute: {asked} images, {work.plan.steps} steps, {len(parts)} parts", flush=True)
+    entries = {}
+    for row in rows_of(compute_pipeline(source, model, work, parts, stage)) if parts else ():
+        lease.check()
+        entry = entries[row["part"]] = json.loads(row["entry"])
+        done += entry["rows"] + len(entry["skipped"])
+        rate = done / (time.monotonic() - begin)
+        left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
+        print(f"precompute: {done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
+    return entries
+
+
+def rows_in(plan: store.Plan, parts: Iterable[int]) -> int:
+    """Images asked for of these parts."""
+    return sum(min(plan.rows_per_file, plan.rows - part * plan.rows_per_file) for part in parts)
+
+
 def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     """Compute a store, or what is missing of it; gives its manifest."""
     source = open_images(config.images)
     model, card = open_teacher(config.teacher)
     start_ray()
     plan, selection = precompute.make_plan(config, source, model, card["sha256"], gpu=bool(ray.cluster_resources().get("GPU")))
+    return fill_store(config, source, model, plan, selection)
+
+
+def fill_store(
+    config: PrecomputeConfig,
+    source: ImageSource,
+    model: ImageClassifier,
+    plan: store.Plan,
+    selection: precompute.Selection,
+    stage: type[Attribute] = Attribute,
+) -> dict[str, Any]:
+    """Bring a store from whatever state it is in to its plan; gives its manifest.
+
+    Args:
+        stage: what computes the rows; `bench.scale` has one that costs nothing.
+
+    Raises:
+        UserError: a part of an unfinished store is damaged and `config.repair` is not set, or an image cannot be used.
+    """
     uri = absolute(config.store)
-    todo = store.start(uri, plan)
-    if len(todo) < plan.parts:
-        print(f"{config.store}: {plan.parts - len(todo)} of {plan.parts} parts are there already", flush=True)
-    if todo:
-        compute_parts(source, model, plan, selection, uri, todo)
-    elif store.is_finished(uri):
-        return store.Store.open(uri).manifest
-    manifest = store.finish(uri, plan)
+    manifest = store.sound_manifest(uri, plan)
+    if manifest is not None and not config.repair and not store.start(uri, plan):
+        return manifest
+    with store.hold(uri) as lease:
+        todo = store.start(uri, plan)
+        store.remove_unfinished_files(uri)
+        work = Work(uri, plan, ray.put(selection))
+        missing = set(todo)
+        kept = [part for part in range(plan.parts) if part not in missing]
+        entries, damage = check_parts(work, kept, [file["sha256"] for file in manifest["files"]] if manifest else None)
+        for part in sorted(damage):
+            print(f"precompute: {damage[part]}", flush=True)
+        if damage and not config.repair:
+            raise UserError(f"{damage[min(damage)]}; the same command with --repair computes it anew ({len(damage)} part(s) are damaged)")
+        todo = sorted([*todo, *damage])
+        if kept:
+            print(f"precompute: kept {rows_in(plan, entries):,} of {plan.rows:,} rows ({len(entries)} of {plan.parts} parts)", flush=True)
+        if manifest is not None and not todo:
+            return manifest
+        store.discard(uri, sorted(damage))
+        entries |= compute_parts(source, model, work, todo, stage, lease)
+        manifest = store.finish(uri, plan, entries.values())
     for skipped in manifest["skipped"]:
         print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)
     print(f"precompute: {manifest['rows']} rows, {len(manifest['skipped'])} image(s) left out, in {config.store}", flush=True)

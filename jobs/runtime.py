@@ -1,5 +1,6 @@
 """What the jobs share: starting Ray, running a training loop on it, and turning its errors into sentences."""
 
+import functools
 import logging
 import math
 import os
@@ -74,6 +75,15 @@ def start_ray(num_cpus: int | None = None) -> None:
     here = str(Path(__file__).resolve().parent.parent)
     environment = {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}}
     ray.init(num_cpus=num_cpus, logging_level=logging.WARNING, runtime_env=environment)
+
+
+@functools.lru_cache(maxsize=4)
+def fetched(ref: ray.ObjectRef[T]) -> T:
+    """An object of the driver, unpacked once in a worker process: a source may know the names of a million files.
+
+    Here and not where it is used: a job's own module is __main__, which Ray sends by value, and a cache cannot go that way.
+    """
+    return ray.get(ref)
 
 
 def scaling(workers: int, runs: int = 1) -> ScalingConfig:

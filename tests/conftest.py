@@ -111,11 +111,16 @@ def make_store(config: PrecomputeConfig, dtype: torch.dtype = torch.float32) -> 
     """What jobs.precompute does, without Ray; gives the manifest. The teacher computes in `dtype`."""
     source, model = open_images(config.images), models.load(config.teacher).to(dtype)
     plan, selection = precompute.make_plan(config, source, model, models.checkpoint_card(config.teacher)["sha256"])
-    for part in store.start(config.store, plan):
+    attribute = precompute.plan_attributor(model, plan)
+    missing, entries = store.start(config.store, plan), []
+    for part in range(plan.parts):
         chosen = selection.part(plan, part)
-        rows = precompute.attribute_rows(model, precompute.plan_attributor(model, plan), plan, precompute.read_rows(source, plan, chosen))
-        precompute.write_rows(config.store, plan, part, len(chosen.ids), rows)
-    return store.finish(config.store, plan)
+        if part in missing:
+            rows = precompute.attribute_rows(model, attribute, plan, precompute.read_rows(source, plan, chosen))
+            entries.append(precompute.write_rows(config.store, plan, part, chosen.ids, rows))
+        else:
+            entries.append(store.check_part(config.store, plan, part, chosen.ids))
+    return store.finish(config.store, plan, entries)
 
 
 @pytest.fixture(scope="session")

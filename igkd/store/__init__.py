@@ -12,20 +12,36 @@ from igkd.store.check import describe, verify
 from igkd.store.lease import Lease, hold
 from igkd.store.plan import VERSION, Plan, ids_hash, part_name
 from igkd.store.read import Store, to_numpy
-from igkd.store.write import finish, is_finished, part_bytes, start, write_part
+from igkd.store.write import (
+    DamagedPart,
+    Entry,
+    check_part,
+    discard,
+    finish,
+    part_bytes,
+    remove_unfinished_files,
+    sound_manifest,
+    start,
+    write_part,
+)
 
 __all__ = [
     "VERSION",
+    "DamagedPart",
+    "Entry",
     "Lease",
     "Plan",
     "Store",
+    "check_part",
     "describe",
+    "discard",
     "finish",
     "hold",
     "ids_hash",
-    "is_finished",
     "part_bytes",
     "part_name",
+    "remove_unfinished_files",
+    "sound_manifest",
     "start",
     "to_numpy",
     "verify",

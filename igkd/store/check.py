@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from igkd.errors import UserError
 from igkd.files import filesystem, list_names, read_file
 from igkd.images import BadImage, decode, pixel_hash
-from igkd.store.plan import Plan, ids_hash
+from igkd.store.plan import Plan, ids_hash, part_name
 from igkd.store.read import Store, part_table, skipped_of, to_numpy
 
 
@@ -30,7 +31,7 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
     store = Store.open(uri)
     fs, root = filesystem(uri)
     problems = _check_directory(store)
-    found: dict[int, str] = {}
+    found: list[NDArray[np.int64]] = []
     skipped: list[dict[str, Any]] = []
     for file in store.manifest["files"]:
         name = file["name"]
@@ -50,15 +51,19 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
         else:
             if len(table) != file["rows"]:
                 problems.append(f"{name} has {len(table)} rows instead of {file['rows']}")
-            problems += _check_rows(name, table, store.plan, found)
+            problems += _check_rows(name, table, store.plan)
+            found.append(to_numpy(table.column("image_id")))
             skipped += skipped_of(table)
             say(f"{name}: {len(table)} rows")
             continue
+        found.append(np.empty(0, np.int64))
         say(f"{name}: not usable")
+    problems += _repeated(found)
     if not problems:
         if skipped != store.manifest["skipped"]:
             problems.append("the manifest's list of skipped images is not that of the parts")
-        if ids_hash(np.sort(np.array([*found, *(s["image_id"] for s in skipped)], dtype=np.int64))) != store.plan.ids_sha256:
+        left_out = np.array([s["image_id"] for s in skipped], dtype=np.int64)
+        if ids_hash(np.sort(np.concatenate([*found, left_out]))) != store.plan.ids_sha256:
             problems.append("the ids in the store are not the ids that were asked for")
     return problems
 
@@ -83,14 +88,21 @@ def _check_directory(store: Store) -> list[str]:
     return problems
 
 
-def _check_rows(name: str, table: pa.Table, plan: Plan, found: dict[int, str]) -> Iterator[str]:
-    """Problems with the rows of one part; its ids are added to `found`."""
+def _repeated(found: list[NDArray[np.int64]]) -> Iterator[str]:
+    """Ids that are in the store more than once, given those of each part: arrays, for a store may have millions."""
+    ids = np.concatenate([np.empty(0, np.int64), *found])
+    part = np.repeat(np.arange(len(found)), [len(one) for one in found])
+    order = np.argsort(ids, kind="stable")
+    for again in np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1:
+        here, first = part[order[again]], part[order[again - 1]]
+        yield f"{part_name(here)}, image {ids[order[again]]}: the same id is in {part_name(first)}"
+
+
+def _check_rows(name: str, table: pa.Table, plan: Plan) -> Iterator[str]:
+    """Problems with the rows of one part."""
     ids = to_numpy(table.column("image_id"))
     for row in table.select(["image_id", "image", "image_sha", "label"]).to_pylist():
         where = f"{name}, image {row['image_id']}"
-        if row["image_id"] in found:
-            yield f"{where}: the same id is in {found[row['image_id']]}"
-        found[row["image_id"]] = name
         if not 0 <= row["label"] < len(plan.classes):
             yield f"{where}: label {row['label']} is outside the {len(plan.classes)} classes"
         try:

@@ -1,23 +1,32 @@
 """Writing a store: begin or resume it, write its parts in any order from anywhere, finish it."""
 
+import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from igkd.errors import UserError
-from igkd.files import filesystem, list_names, read_file, write_file
+from igkd.files import filesystem, is_local, list_names, read_file, remove_file, write_file
 from igkd.store.lease import LEASE
-from igkd.store.plan import Plan, ids_hash, part_name
-from igkd.store.read import part_table, skipped_of, to_numpy
+from igkd.store.plan import Plan, part_name
+from igkd.store.read import Store, part_table, skipped_of, to_numpy
 
 Columns = Mapping[str, Any]
 """Rows of one part by column: numpy arrays, and bytes objects for `image` and `image_sha`."""
+Entry = dict[str, Any]
+"""What the manifest says of one part: {"name", "rows", "bytes", "sha256"} and "skipped", the images that it left out."""
+
+
+class DamagedPart(UserError):
+    """A part that is not there, or not what it has to be: it has to be computed anew."""
 
 
 def part_bytes(plan: Plan, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> bytes:
@@ -79,54 +88,104 @@ def start(uri: str, plan: Plan) -> list[int]:
     return [part for part in range(plan.parts) if part_name(part) not in present]
 
 
-def write_part(uri: str, plan: Plan, part: int, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> None:
-    """Write one part; it appears whole or not at all."""
-    fs, root = filesystem(uri)
-    write_file(fs, f"{root}/{part_name(part)}", part_bytes(plan, columns, skipped))
+def write_part(uri: str, plan: Plan, part: int, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> Entry:
+    """Write one part; it appears whole or not at all.
 
-
-def is_finished(uri: str) -> bool:
-    """Whether a store has its manifest.
-
-    Raises:
-        UserError: the place cannot be read.
+    Returns:
+        its entry for the manifest.
     """
     fs, root = filesystem(uri)
-    return "manifest.json" in list_names(fs, root)
+    data = part_bytes(plan, columns, skipped)
+    write_file(fs, f"{root}/{part_name(part)}", data)
+    return _entry(part, data, len(columns["image_id"]), skipped)
 
 
-def finish(uri: str, plan: Plan) -> dict[str, Any]:
-    """Read every part back, check that together they hold every id once, and write the manifest: the store is complete from here on.
+def check_part(uri: str, plan: Plan, part: int, ids: NDArray[np.int64], sha256: str | None = None) -> Entry:
+    """Read back a part that somebody wrote earlier.
+
+    Args:
+        ids: int64 (n,), ascending: the images that were asked for of this part.
+        sha256: of the part's bytes, where a manifest says so.
+
+    Returns:
+        the same entry that `write_part` gave.
+
+    Raises:
+        DamagedPart: it is missing, has other bytes, cannot be read or holds other images.
+        UserError: the storage cannot be read, which says nothing about the part.
+    """
+    fs, root = filesystem(uri)
+    try:
+        data = read_file(fs, f"{root}/{part_name(part)}")
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError("its sha256 is not the manifest's")
+        table = part_table(data, plan)
+        skipped = skipped_of(table)
+        found = np.concatenate([to_numpy(table.column("image_id")), np.array([row["image_id"] for row in skipped], np.int64)])
+        if not np.array_equal(np.sort(found), ids):
+            raise ValueError(f"its {len(table)} rows and {len(skipped)} skipped images are not the {len(ids)} images that were asked for")
+    except FileNotFoundError:
+        raise DamagedPart(f"{root}/{part_name(part)} is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedPart(f"{root}/{part_name(part)} is damaged ({error})") from None
+    return _entry(part, data, len(table), skipped)
+
+
+def _entry(part: int, data: bytes, rows: int, skipped: Sequence[Mapping[str, Any]]) -> Entry:
+    digest = hashlib.sha256(data).hexdigest()
+    return {"name": part_name(part), "rows": rows, "bytes": len(data), "sha256": digest, "skipped": list(skipped)}
+
+
+def finish(uri: str, plan: Plan, entries: Iterable[Entry]) -> dict[str, Any]:
+    """Write the manifest: the store is complete from here on.
+
+    Args:
+        entries: of all parts, in any order, from `write_part` or `check_part`; no part is read again.
 
     Returns:
         the manifest.
 
     Raises:
-        UserError: a part is missing or damaged.
+        UserError: they are not the entries of all parts, or do not add up to the images asked for.
     """
     fs, root = filesystem(uri)
-    files: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
-    ids: list[int] = []
-    for part in range(plan.parts):
-        name = part_name(part)
-        try:
-            data = read_file(fs, f"{root}/{name}")
-            table = part_table(data, plan)
-        except FileNotFoundError:
-            raise UserError(f"{root}/{name} is missing; run the same jobs.precompute command again to compute it") from None
-        except ValueError as error:
-            raise UserError(f"{root}/{name} is damaged ({error}); delete it and run the same jobs.precompute command again") from None
-        here = skipped_of(table)
-        ids += [*to_numpy(table.column("image_id")).tolist(), *(row["image_id"] for row in here)]
-        skipped += here
-        files.append({"name": name, "rows": len(table), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-    if ids_hash(np.sort(np.array(ids, dtype=np.int64))) != plan.ids_sha256:
-        rows = len(ids) - len(skipped)
+    ordered = sorted(entries, key=lambda entry: (len(entry["name"]), entry["name"]))
+    skipped = [image for entry in ordered for image in entry["skipped"]]
+    rows = sum(entry["rows"] for entry in ordered)
+    if [entry["name"] for entry in ordered] != [part_name(part) for part in range(plan.parts)] or rows + len(skipped) != plan.rows:
         raise UserError(
-            f"{uri}: its {rows} rows and {len(skipped)} skipped images are not the {plan.rows} images that were asked for; "
-            "delete it and compute it anew"
+            f"{uri}: {len(ordered)} parts with {rows} rows and {len(skipped)} skipped images are not the {plan.parts} parts of "
+            f"{plan.rows} images that were asked for; run the same jobs.precompute command again"
         )
-    manifest = {"plan": plan.to_json(), "rows": len(ids) - len(skipped), "skipped": skipped, "files": files}
+    files = [{key: entry[key] for key in ("name", "rows", "bytes", "sha256")} for entry in ordered]
+    manifest = {"plan": plan.to_json(), "rows": rows, "skipped": skipped, "files": files}
     write_file(fs, f"{root}/manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
+
+
+def sound_manifest(uri: str, plan: Plan) -> dict[str, Any] | None:
+    """The manifest of a store of this plan; None if it has none yet, or one that is of no use."""
+    try:
+        found = Store.open(uri)
+    except UserError:
+        return None
+    return found.manifest if found.plan == dataclasses.replace(plan, images=found.plan.images) else None
+
+
+def discard(uri: str, parts: Sequence[int]) -> None:
+    """Delete parts that are there and, before them, the manifest: a store that lacks a part is unfinished."""
+    fs, root = filesystem(uri)
+    for name in ("manifest.json", *map(part_name, parts)):
+        remove_file(fs, f"{root}/{name}")
+
+
+def remove_unfinished_files(uri: str) -> None:
+    """Remove what killed writers left on a local disk; on S3 they leave nothing that one could see.
+
+    Only for who is the store's only writer: a file that is being written would vanish, too.
+    """
+    fs, root = filesystem(uri)
+    if is_local(fs):
+        for kind in ("part-", "plan.json.", "manifest.json."):
+            for path in Path(root).glob(f".{kind}*.tmp"):
+                path.unlink(missing_ok=True)

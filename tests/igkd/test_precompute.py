@@ -182,7 +182,9 @@ def test_a_part_that_arrives_torn_is_not_written(store_config: PrecomputeConfig,
     )
     torn = {name: column[:-1] for name, column in rows.items()}
     with pytest.raises(UserError, match="part 0 arrived with 6 of 7 rows"):
-        precompute.write_rows(str(tmp_path), plan, 0, len(chosen.ids), torn)
+        precompute.write_rows(str(tmp_path), plan, 0, chosen.ids, torn)
+    with pytest.raises(UserError, match="part 0 arrived with image 4 in the place of 40"):
+        precompute.write_rows(str(tmp_path), plan, 0, np.where(chosen.ids == 4, 40, chosen.ids), rows)
     assert list(tmp_path.iterdir()) == []
 
 

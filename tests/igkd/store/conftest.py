@@ -63,11 +63,22 @@ def some_columns(plan: Plan, ids: Any, seed: int = 0) -> dict[str, Any]:
 def write_all(uri: str, plan: Plan, skipped: Any = ()) -> dict[str, Any]:
     """A store of random rows; ids in `skipped` are left out."""
     store.start(uri, plan)
+    entries = []
     for part in range(plan.parts):
-        ids = range(part * plan.rows_per_file, min(plan.rows, (part + 1) * plan.rows_per_file))
+        ids = ids_of(plan, part).tolist()
         reasons = [{"image_id": i, "name": f"{i}.png", "reason": "is bad"} for i in ids if i in skipped]
-        store.write_part(uri, plan, part, some_columns(plan, [i for i in ids if i not in skipped], part), reasons)
-    return store.finish(uri, plan)
+        entries.append(store.write_part(uri, plan, part, some_columns(plan, [i for i in ids if i not in skipped], part), reasons))
+    return store.finish(uri, plan, entries)
+
+
+def ids_of(plan: Plan, part: int) -> np.ndarray:
+    """The ids of a part of these stores, which hold 0, 1, 2, ..."""
+    return np.arange(part * plan.rows_per_file, min(plan.rows, (part + 1) * plan.rows_per_file))
+
+
+def check_all(uri: str, plan: Plan) -> list[store.Entry]:
+    """The entries of all parts, read back."""
+    return [store.check_part(uri, plan, part, ids_of(plan, part)) for part in range(plan.parts)]
 
 
 @pytest.fixture

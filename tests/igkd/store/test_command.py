@@ -67,10 +67,15 @@ def test_a_store_on_s3(s3: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     # Another process writes a part; this one has listed the directory before and must see it all the same.
     s3.put_object(Bucket="igkd", Key="a/store/part-00001.parquet", Body=part_bytes(plan, some_columns(plan, [4, 5, 6, 7], 1), []))
     assert store.start(uri, plan) == [0, 2]
-    with pytest.raises(UserError, match="part-00000.parquet is missing"):
-        store.finish(uri, plan)
+    with pytest.raises(store.DamagedPart, match="part-00000.parquet is missing"):
+        store.check_part(uri, plan, 0, np.arange(4))
+    assert store.check_part(uri, plan, 1, np.arange(4, 8))["rows"] == 4
     with pytest.raises(UserError, match="is unfinished"):
         Store.open(uri)
+    write_all(uri, plan)
+    store.remove_unfinished_files(uri)
+    store.discard(uri, [2])
+    assert store.start(uri, plan) == [2] and store.sound_manifest(uri, plan) is None
     write_all(uri, plan)
     assert store.verify(uri) == [] and Store.open(uri).samples()[0].ids.tolist() == list(range(10))
     assert store.describe(uri)["images"] == 10 and np.array_equal(Store.open(uri).column("image_id"), np.arange(10))

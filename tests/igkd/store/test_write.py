@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from igkd import store
 from igkd.errors import UserError
-from igkd.store import Store, part_bytes, part_name, to_numpy
+from igkd.store import DamagedPart, Store, part_bytes, part_name, to_numpy
 from tests.conftest import BAD
-from tests.igkd.store.conftest import ROOT, some_columns, tiny_plan, write_all
+from tests.igkd.store.conftest import ROOT, check_all, ids_of, some_columns, tiny_plan, write_all
 
 
 @settings(max_examples=15, deadline=None)
@@ -92,8 +92,8 @@ def test_a_store_is_resumed_where_it_ended(tmp_path: Path) -> None:
     assert store.start(uri, plan) == [0, 1, 3]
     with pytest.raises(UserError, match="unfinished.*run the same"):
         Store.open(uri)
-    with pytest.raises(UserError, match=r"part-00000.parquet is missing; run the same"):
-        store.finish(uri, plan)
+    with pytest.raises(UserError, match=r"1 parts with 3 rows and 0 skipped images are not the 4 parts of 10 images .*run the same"):
+        store.finish(uri, plan, [store.check_part(uri, plan, 2, ids_of(plan, 2))])
     assert not (tmp_path / "new" / "store" / "manifest.json").exists()
 
 
@@ -129,6 +129,8 @@ def test_a_killed_writer_leaves_no_part(tmp_path: Path, when: str) -> None:
     assert run.returncode == -signal.SIGKILL, run.stderr.decode()
     assert [p.name for p in uri.iterdir() if p.name.startswith(f".{when}.")] and not list(uri.glob("part-*"))
     assert store.start(str(uri), tiny_plan()) == [0, 1]
+    store.remove_unfinished_files(str(uri))
+    assert [p.name for p in uri.iterdir()] == ["plan.json"]
     write_all(str(uri), tiny_plan())
     assert store.verify(str(uri)) == []
 
@@ -156,22 +158,94 @@ def test_start_refuses_what_is_not_its_store(tmp_path: Path) -> None:
         store.start("ftq://host/store", plan)
 
 
-def test_finish_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
+def test_parts_that_do_not_fit_are_damaged(tmp_path: Path) -> None:
     uri, plan = str(tmp_path), tiny_plan()
     write_all(uri, plan)
-    (tmp_path / "manifest.json").unlink()
     sound = (tmp_path / part_name(1)).read_bytes()
     for data, words in (
         (sound[:-100], "damaged .*cannot be read"),
         (b"", "damaged .*cannot be read"),
         (part_bytes(dataclasses.replace(plan, precision="float32"), some_columns(plan, [4, 5]), []), "does not have the store's columns"),
-        (part_bytes(plan, some_columns(plan, [3, 5]), []), "not the 6 images that were asked for"),
-        (part_bytes(plan, some_columns(plan, [4]), []), "5 rows and 0 skipped images are not the 6"),
+        (part_bytes(plan, some_columns(plan, [3, 5]), []), "2 rows and 0 skipped images are not the 2 images"),
+        (part_bytes(plan, some_columns(plan, [4, 4]), []), "2 rows and 0 skipped images are not the 2 images"),
+        (part_bytes(plan, some_columns(plan, [4]), []), "1 rows and 0 skipped images are not the 2"),
+        (part_bytes(plan, some_columns(plan, [4]), [{"name": "5.png"}]), "damaged .*image_id"),
     ):
         (tmp_path / part_name(1)).write_bytes(data)
-        with pytest.raises(UserError, match=words):
-            store.finish(uri, plan)
+        with pytest.raises(DamagedPart, match=f"{part_name(1)} .*{words}"):
+            store.check_part(uri, plan, 1, ids_of(plan, 1))
+    (tmp_path / part_name(1)).unlink()
+    with pytest.raises(DamagedPart, match=f"{part_name(1)} is missing"):
+        store.check_part(uri, plan, 1, ids_of(plan, 1))
+
+
+def test_a_part_with_other_bytes_than_the_manifests_is_damaged(tmp_path: Path) -> None:
+    uri, plan = str(tmp_path), tiny_plan()
+    sha256 = write_all(uri, plan)["files"][1]["sha256"]
+    assert store.check_part(uri, plan, 1, ids_of(plan, 1), sha256)["sha256"] == sha256
+    store.write_part(uri, plan, 1, some_columns(plan, [4, 5], 77), [])
+    assert store.check_part(uri, plan, 1, ids_of(plan, 1))["sha256"] != sha256
+    with pytest.raises(DamagedPart, match="its sha256 is not the manifest's"):
+        store.check_part(uri, plan, 1, ids_of(plan, 1), sha256)
+
+
+def test_what_was_written_is_what_is_read_back(tmp_path: Path) -> None:
+    """A resumed store and one written at a stretch have the same manifest, in whatever order their parts came."""
+    uri, plan = str(tmp_path), tiny_plan(rows=23, rows_per_file=4)
+    manifest = write_all(uri, plan, skipped={0, 8, 9, 10, 11, 22})
+    before = (tmp_path / "manifest.json").read_bytes()
+    assert store.sound_manifest(uri, plan) == manifest
+    store.discard(uri, [])
+    assert store.sound_manifest(uri, plan) is None and len(list(tmp_path.glob("part-*"))) == 6
+    assert store.finish(uri, plan, reversed(check_all(uri, plan))) == manifest
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_storage_that_cannot_be_read_is_not_damage(tmp_path: Path) -> None:
+    uri, plan = str(tmp_path), tiny_plan()
+    write_all(uri, plan)
+    (tmp_path / part_name(1)).unlink()
+    (tmp_path / part_name(1)).mkdir()
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        store.check_part(uri, plan, 1, ids_of(plan, 1))
+    assert not isinstance(caught.value, DamagedPart)
+
+
+def test_finish_refuses_what_is_not_all(tmp_path: Path) -> None:
+    uri, plan = str(tmp_path), tiny_plan()
+    write_all(uri, plan)
+    one, two = check_all(uri, plan)
+    store.discard(uri, [])
+    for entries in ([], [one], [one, two, two], [one, one], [one, two | {"rows": 1}], [one, two | {"skipped": [{"image_id": 9}]}]):
+        with pytest.raises(UserError, match="are not the 2 parts of 6 images"):
+            store.finish(uri, plan, entries)
         assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_manifest_of_no_use_is_none(tmp_path: Path) -> None:
+    uri, plan = str(tmp_path), tiny_plan()
+    manifest = write_all(uri, plan)
+    moved = dataclasses.replace(plan, images="elsewhere")
+    assert store.sound_manifest(uri, moved) == manifest
+    assert store.sound_manifest(uri, dataclasses.replace(plan, steps=6)) is None
+    (tmp_path / "manifest.json").write_text("{")
+    assert store.sound_manifest(uri, plan) is None
+
+
+def test_discarded_parts_are_missing_and_others_are_not_touched(tmp_path: Path) -> None:
+    uri, plan = str(tmp_path), tiny_plan(rows=12)
+    write_all(uri, plan)
+    before = (tmp_path / part_name(1)).stat().st_mtime_ns
+    store.discard(uri, [0, 2, 2])
+    assert store.start(uri, plan) == [0, 2] and (tmp_path / part_name(1)).stat().st_mtime_ns == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [part_name(1), "plan.json"]
+
+
+def test_more_parts_than_the_names_have_digits_for(tmp_path: Path) -> None:
+    plan = tiny_plan(rows=100_002, rows_per_file=1)
+    entries = [{"name": part_name(part), "rows": 1, "bytes": 1, "sha256": "", "skipped": []} for part in range(plan.parts)]
+    assert [file["name"] for file in store.finish(str(tmp_path), plan, entries)["files"]] == [entry["name"] for entry in entries]
+    assert len(Store.open(str(tmp_path)).manifest["files"]) == 100_002
 
 
 def test_empty_tables_are_tables() -> None:
@@ -188,5 +262,7 @@ def test_the_same_images_under_another_name_are_the_same_store(tmp_path: Path, f
     assert store.start(str(tmp_path / "store"), dataclasses.replace(plan, images="elsewhere")) == list(range(plan.parts))
     for part in Path(finished).glob("part-*"):
         shutil.copy(part, tmp_path / "store")
-    store.finish(str(tmp_path / "store"), dataclasses.replace(plan, images="elsewhere"))
+    opened, asked = Store.open(finished), np.arange(plan.rows)
+    entries = [store.check_part(finished, plan, p, asked[p * 7 : (p + 1) * 7], f["sha256"]) for p, f in enumerate(opened.manifest["files"])]
+    store.finish(str(tmp_path / "store"), dataclasses.replace(plan, images="elsewhere"), entries)
     assert store.verify(str(tmp_path / "store")) == []
