@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint bench bench-ig bench-scale clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
@@ -18,8 +18,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready
-	$(BIN)/python -m bench.attribution
+bench: bench-ig bench-scale
+
+bench-ig: $(VENV)/.ready
+	$(BIN)/python -m bench.attribution --ray 240
+
+bench-scale: $(VENV)/.ready
+	$(BIN)/python -m bench.scale
 
 # Made again only when what it holds changes.
 $(VENV)/.ready: pyproject.toml constraints.txt

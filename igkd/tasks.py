@@ -99,6 +99,10 @@ def open_store(config: DistillConfig) -> Store:
     """
     store = Store.open(config.store)
     tap = config.objective.tap
+    if tap is not None and store.plan.attention_layer is None:
+        raise UserError(
+            f"{config.store} holds no attention, since its teacher is of another kind than the students; choose an arm without at"
+        )
     if tap is not None and tap != store.plan.attention_layer:
         raise UserError(
             f"{config.store} holds attention of layer {store.plan.attention_layer}, a student of cut {config.cut} needs layer {tap}; "

@@ -17,12 +17,13 @@ from captum.attr import IntegratedGradients
 from PIL import Image
 
 from igkd import models, shapes
-from igkd.config import PrecomputeConfig
+from igkd.config import DistillConfig, PrecomputeConfig
 from igkd.errors import UserError
 from igkd.images import decode, open_images, pixel_hash
 from igkd.losses import attention_map
 from igkd.randomness import validation_mask
 from igkd.store import Store, verify
+from igkd.tasks import open_store
 from jobs.precompute import precompute_store
 from tests.jobs.conftest import IMAGES, ROOT
 
@@ -201,7 +202,8 @@ def test_image_that_does_not_decode_is_named_and_refused_or_left_out(cluster: No
 @pytest.mark.slow
 def test_no_deadlock_and_the_same_bytes_on_any_number_of_processors(teacher: str, store: Path, tmp_path: Path, cpus: int) -> None:
     program = (
-        "from jobs.runtime import start_ray; from jobs.precompute import precompute_store; from igkd.config import PrecomputeConfig;"
+        "from jobs.runtime import start_ray; from igkd.tasks import open_store
+from jobs.precompute import precompute_store; from igkd.config import DistillConfig, PrecomputeConfig;"
         f"start_ray(num_cpus={cpus}); precompute_store(PrecomputeConfig(images={IMAGES!r}, teacher={teacher!r}, limit=40, steps={STEPS},"
         f" precision='float32', rows_per_file=7, store={str(tmp_path / 'store')!r}))"
     )
@@ -228,3 +230,69 @@ def test_stopped_in_the_middle_leaves_nothing_half_and_goes_on(teacher: str, sto
     assert re.search(r"kept \d+ of 40 rows \(\d of 6 parts\)", done.stdout)
     assert digests(out) == digests(store)
     assert verify(str(out)) == []
+
+
+def test_a_second_job_on_one_store_stops_with_a_clear_message(cluster: None, teacher: str, tmp_path: Path) -> None:
+    program = "import sys, time\nfrom igkd.store import hold\nwith hold(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "store")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"is being computed by another job \(process {holder.pid} on .*wait for it, or stop it first"):
+            precompute_store(configure(teacher, tmp_path / "store", limit=14))
+        assert not list((tmp_path / "store").glob("part-*"))
+    finally:
+        holder.kill()
+        holder.wait()
+    precompute_store(configure(teacher, tmp_path / "store", limit=14))  # the killed job's lease hinders nobody
+    assert verify(str(tmp_path / "store")) == []
+
+
+def test_the_fast_engine_on_the_whole_path(cluster: None, teacher: str, tmp_path: Path) -> None:
+    precompute_store(configure(teacher, tmp_path / "store", limit=21, engine="fast"))
+    opened = Store.open(str(tmp_path / "store"))
+    assert (opened.plan.engine, opened.plan.quadrature) == ("openvino", "riemann_middle")
+    network, labels = models.load(teacher), open_images(IMAGES).labels("train")
+    for image_id, ig in zip(opened.column("image_id").tolist(), opened.column("ig"), strict=True):
+        x = network.normalise(torch.from_numpy(shapes.draw(0, "train", image_id)[0].copy()).permute(2, 0, 1)[None].float() / 255)
+        attributions = IntegratedGradients(network.from_normalised).attribute(
+            x, torch.zeros_like(x), target=int(labels[image_id]), n_steps=STEPS, method="riemann_middle"
+        )
+        expected = attributions.abs().sum(1).flatten().detach().double()
+        assert torch.nn.functional.cosine_similarity(expected, torch.from_numpy(ig).flatten().double(), dim=0) > 0.9999
+
+
+def test_a_store_of_another_method_names_it_and_its_setting_is_kept(cluster: None, teacher: str, tmp_path: Path) -> None:
+    precompute_store(configure(teacher, tmp_path / "store", limit=7, method="input-x-gradient"))
+    plan = Store.open(str(tmp_path / "store")).plan
+    assert (plan.method, plan.engine, plan.quadrature) == ("input-x-gradient", "captum", "none")
+    with pytest.raises(UserError, match=r"other settings \(method was 'input-x-gradient' and is now 'ig'"):
+        precompute_store(configure(teacher, tmp_path / "store", limit=7))
+
+
+def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path) -> None:
+    """1,000 classes at 224x224; a teacher that is not of the students' kind gives no attention."""
+    rng = np.random.default_rng(0)
+    for number in range(1000):
+        directory = tmp_path / "images" / "train" / f"{number:04d}"
+        directory.mkdir(parents=True)
+        if number % 250 == 0:
+            Image.fromarray(rng.integers(0, 256, (240, 230, 3), np.uint8)).save(directory / "x.png")
+    settings = {"images": f"folder:{tmp_path / 'images'}", "steps": 2, "image_size": 224, "engine": "fast"}
+    precompute_store(configure("torchvision:mobilenet_v2,weights=none,seed=0", tmp_path / "store", **settings))
+    opened = Store.open(str(tmp_path / "store"))
+    assert verify(opened.uri) == [] and opened.plan.attention_layer is None
+    assert opened.column("ig").shape == (4, 224, 224) and opened.column("logits").shape == (4, 1000)
+    assert opened.column("label").tolist() == [0, 250, 500, 750]
+    samples, _ = opened.samples()
+    assert samples.attention is None
+    with pytest.raises(UserError, match="holds no attention.*choose an arm without at"):
+        open_store(DistillConfig(store=opened.uri, test_images="shapes", out="o", arm="at"))
+
+
+def test_a_torchvision_teacher_that_is_none_is_refused(tmp_path: Path) -> None:
+    for text, words in [
+        ("torchvision:nonet", "no classifier 'nonet'; it has .*mobilenet_v2"),
+        ("torchvision:resnet18,colour=red", "at most weights=none and seed=N"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            precompute_store(configure(text, tmp_path / "store"))
