@@ -1,6 +1,7 @@
 """How planning, the driver's memory and the pace of the store grow with its rows, all but the attribution itself being real."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,8 @@ def process(call: str, log: Path) -> "subprocess.Popen[bytes]":
     """A process of its own that writes what a function of this module gives to log.json."""
     program = f"import bench.scale as s, json; from pathlib import Path; Path({str(log) + '.json'!r}).write_text(json.dumps(s.{call}))"
     with log.open("ab") as out:
-        return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+        environment = {**os.environ, "RAY_ADDRESS": "local"}  # never somebody else's cluster
+        return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
 
 def result(running: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -116,12 +117,14 @@ def tap(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ta
 
 
 @pytest.fixture
-def nodes(tap: Tap) -> Iterator[Nodes]:
-    """Ray itself must not run in this process: other tests start one of their own."""
+def nodes(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """In a directory of its own: a Cluster leaves its address in /tmp/ray, where every other program that starts Ray would join it."""
     ray.shutdown()
-    one = Nodes()
-    yield one
-    one.cluster.shutdown()
+    with tempfile.TemporaryDirectory(prefix="igkd", ignore_cleanup_errors=True) as directory:  # short: sockets are made in it
+        monkeypatch.setenv("RAY_TMPDIR", directory)
+        one = Nodes()
+        yield one
+        one.cluster.shutdown()
 
 
 def job(teacher: str, uri: str) -> list[str]:
