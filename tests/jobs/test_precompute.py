@@ -202,10 +202,9 @@ def test_image_that_does_not_decode_is_named_and_refused_or_left_out(cluster: No
 @pytest.mark.slow
 def test_no_deadlock_and_the_same_bytes_on_any_number_of_processors(teacher: str, store: Path, tmp_path: Path, cpus: int) -> None:
     program = (
-        "from jobs.runtime import start_ray; from igkd.tasks import open_store
-from jobs.precompute import precompute_store; from igkd.config import DistillConfig, PrecomputeConfig;"
+        "from jobs.runtime import start_ray; from jobs.precompute import precompute_store; from igkd.config import PrecomputeConfig;"
         f"start_ray(num_cpus={cpus}); precompute_store(PrecomputeConfig(images={IMAGES!r}, teacher={teacher!r}, limit=40, steps={STEPS},"
-        f" precision='float32', rows_per_file=7, store={str(tmp_path / 'store')!r}))"
+        f" engine='captum', precision='float32', rows_per_file=7, store={str(tmp_path / 'store')!r}))"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=240)
     mine, theirs = digests(tmp_path / "store"), digests(store)
