@@ -7,11 +7,21 @@ import openvino
 import openvino.frontend
 import torch
 from torch import Tensor, nn
+from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from igkd.errors import UserError
 
 aten = torch.ops.aten
+ACTIVATIONS = [
+    aten.threshold_backward,
+    aten.hardtanh_backward,
+    aten.sigmoid_backward,
+    aten.silu_backward,
+    aten.gelu_backward,
+    aten.hardswish_backward,
+    aten.hardsigmoid_backward,
+]
 
 
 def compiled_gradients(network: nn.Module, size: int, shape: torch.Size) -> Any:
@@ -61,7 +71,12 @@ def gradient_graph(network: nn.Module, x: Tensor, chosen: Tensor) -> torch.fx.Gr
         result: Tensor = pull_back(chosen)[0]
         return result
 
-    return make_fx(gradient, decomposition_table={aten.convolution_backward.default: _convolution_backward})(x, chosen)
+    # What OpenVINO knows is forward operations: torch writes the derivatives of activations with these, we those of the other layers.
+    table = get_decompositions(ACTIVATIONS) | {
+        aten.convolution_backward.default: _convolution_backward,
+        aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
+    }
+    return make_fx(gradient, decomposition_table=table)(x, chosen)
 
 
 def _convolution_backward(
@@ -92,3 +107,18 @@ def _convolution_backward(
     ]
     missing = [n - r for n, r in zip(x.shape[2:], reached, strict=True)]
     return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
+
+
+def _max_pool_backward(
+    gradient: Tensor,
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """The gradient of a max pooling's input: each output's goes to the place that won it."""
+    flat = torch.zeros_like(x).flatten(2).scatter_add(2, indices.flatten(2), gradient.flatten(2))
+    return flat.view(x.shape)

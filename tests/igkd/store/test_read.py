@@ -50,7 +50,7 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "version": (lambda m: m | {"plan": m["plan"] | {"version": 7}}, "has store version 7, this program reads version 1"),
+    "version": (lambda m: m | {"plan": m["plan"] | {"version": 7}}, "has store version 7, this program reads version 2"),
     "setting": (lambda m: m | {"plan": m["plan"] | {"colour": 7}}, "manifest.json is damaged or not ours.*colour"),
     "no plan": (lambda m: {}, "manifest.json is damaged or not ours.*plan"),
     "list": (lambda m: [], "manifest.json is damaged or not ours"),
