@@ -69,7 +69,7 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     show = Showcase(opened, open_teacher(pipeline.precompute.teacher)[0], networks, pipeline.images_per_class)
     validation = opened.column("validation")
     page = report.Report(
-        title=f"Distillation on {pipeline.precompute.images.partition(':')[0]}",
+        title=f"Distillation on {source_name(pipeline.precompute.images)}",
         summary_note=f"Students learn from {int((~validation).sum()):,} images whose maps, logits and attention the teacher gave once, "
         f"with {opened.plan.steps} integration steps; {int(validation.sum()):,} more are the validation split.",
         teacher=teacher,
@@ -86,6 +86,12 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     print(report.summary_table(page))
     print(f"\nreport: {(out / 'report.html').resolve()}")
     return out / "report.html"
+
+
+def source_name(images: str) -> str:
+    """What a data set is called in a title: the last part of its path, or the kind of source."""
+    kind, _, rest = images.partition(":")
+    return rest.rstrip("/").rsplit("/", 1)[-1] if kind in ("parquet", "folder") else kind
 
 
 def main() -> None:
