@@ -30,7 +30,7 @@ def run(config: PipelineConfig) -> Path:
     else:
         teacher = side_by_side([functools.partial(train_teacher, pipeline.teacher)])[0]
     precompute_store(pipeline.precompute)
-    at_once = runs_at_once(config.workers)
+    at_once = runs_at_once(pipeline.students[0].workers)
     students: list[dict[str, Any]] = []
     for start in range(0, len(pipeline.students), at_once):
         group = pipeline.students[start : start + at_once]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import s3fs
+from numpy.typing import NDArray
 
 from igkd import store
 from igkd.errors import UserError
@@ -42,11 +43,15 @@ def expected(plan: Plan, part: int) -> bytes:
     return part_bytes(plan, some_columns(plan, ids, part), [])
 
 
+def part_ids(plan: Plan, part: int) -> NDArray[np.int64]:
+    return np.arange(part * plan.rows_per_file, min(plan.rows, (part + 1) * plan.rows_per_file))
+
+
 def compute(plan: Plan) -> dict[str, Any]:
     """What a job does."""
     missing, entries = store.start(URI, plan), []
     for part in range(plan.parts):
-        ids = np.arange(part * plan.rows_per_file, min(plan.rows, (part + 1) * plan.rows_per_file))
+        ids = part_ids(plan, part)
         if part in missing:
             entries.append(store.write_part(URI, plan, part, some_columns(plan, ids, part), []))
         else:
@@ -139,7 +144,7 @@ def test_readers_name_a_lasting_fault_and_do_not_call_it_damage(proxy: Proxy, pl
     compute(plan)
     proxy.cut_answer("GET", "part-00001")
     words = f"the connection broke each time it was tried; {AGAIN}"
-    for act in (lambda: store.describe(URI), lambda: Store.open(URI).samples(), lambda: store.finish(URI, plan)):
+    for act in (lambda: store.describe(URI), lambda: Store.open(URI).samples(), lambda: store.check_part(URI, plan, 1, part_ids(plan, 1))):
         assert sentence(act) == f"igkd/faulty/store/part-00001.parquet cannot be read: {words}"
     assert store.verify(URI) == [f"igkd/faulty/store/part-00001.parquet cannot be read: {words}"]
 
@@ -161,8 +166,7 @@ def test_a_refusal_is_one_sentence_whatever_is_done(proxy: Proxy, plan: Plan, co
         "verify": lambda: store.verify(URI),
         "describe": lambda: store.describe(URI),
         "start": lambda: store.start(URI, plan),
-        "finish": lambda: store.finish(URI, plan),
-        "is finished": lambda: store.is_finished(URI),
+        "check a part": lambda: store.check_part(URI, plan, 0, part_ids(plan, 0)),
         "hold": lambda: hold(URI).__enter__(),
         "images": lambda: open_images("parquet:s3://igkd/faulty"),
     }
@@ -186,7 +190,7 @@ def test_a_bucket_that_may_only_be_read(proxy: Proxy, s3: Any, plan: Plan) -> No
     proxy.heal()
     compute(plan)
     proxy.error("AccessDenied", "PUT")
-    assert store.is_finished(URI) and store.start(URI, plan) == [] and is_sound(s3, plan)
+    assert store.sound_manifest(URI, plan) is not None and store.start(URI, plan) == [] and is_sound(s3, plan)
 
 
 def test_a_bucket_that_does_not_exist(proxy: Proxy, plan: Plan) -> None:
@@ -195,7 +199,6 @@ def test_a_bucket_that_does_not_exist(proxy: Proxy, plan: Plan) -> None:
         lambda: store.start(missing, plan),
         lambda: store.write_part(missing, plan, 0, columns, []),
         lambda: Store.open(missing),
-        lambda: store.is_finished(missing),
         lambda: hold(missing).__enter__(),
         lambda: open_images("parquet:s3://no-such-bucket/images"),
         lambda: open_images("parquet:s3://no-such-bucket"),
