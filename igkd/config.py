@@ -244,13 +244,10 @@ def demo(out: str) -> Pipeline:
     """
     images = "shapes:train=3000,test=1000"
     return Pipeline(
-        # Two workers of one thread each are nearly twice as fast as one worker of two threads.
-        teacher=TeacherConfig(
-            images=images, out=f"{out}/teacher", epochs=12, learning_rate=0.02, batch_size=32, width=0.5, stride=2, workers=2
-        ),
+        teacher=TeacherConfig(images=images, out=f"{out}/teacher", epochs=10, learning_rate=0.02, batch_size=32, width=0.5, stride=2),
         precompute=PrecomputeConfig(images=images, teacher=f"{out}/teacher", store=f"{out}/store", steps=16, limit=600, rows_per_file=50),
-        students=(DistillConfig(store=f"{out}/store", test_images=images, out=f"{out}/students", cut=5, epochs=25, alpha=0.5),),
-        images_per_class=3,
+        students=(DistillConfig(store=f"{out}/store", test_images=images, out=f"{out}/students", cut=5, epochs=16, alpha=0.5),),
+        images_per_class=2,
     )
 
 
