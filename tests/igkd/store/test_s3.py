@@ -18,6 +18,7 @@ from tests.conftest import encoded, free_port, write_parquet
 from tests.faults import Proxy
 from tests.igkd.store.conftest import some_columns, tiny_plan
 
+pytestmark = pytest.mark.slow  # real retries back off for seconds
 URI = "s3://igkd/faulty/store"
 AGAIN = "run the same command again, finished parts are kept"
 
