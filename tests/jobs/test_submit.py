@@ -1,6 +1,7 @@
 """The same commands as jobs of a cluster: `ray job submit` to a real head on this machine."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -20,12 +21,21 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """For the head and who submits to it: token authentication with a token of their own, whatever is in the user's home."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text(secrets.token_hex(32))
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
+@pytest.fixture(scope="module")
+def head(environment: dict[str, str]) -> Iterator[str]:
     """The address of a head's job server, on loopback."""
     dashboard, temporary = free_port(), tempfile.mkdtemp(prefix="igkd")  # Ray's socket names must be short
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--temp-dir={temporary}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=temporary)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=temporary, env=environment)
     try:
         for _ in range(600):
             assert process.poll() is None, "the head did not start"
@@ -42,10 +52,9 @@ def head() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def submit(head: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+def submit(head: str, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "ray"), "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "-m", *args]
-        environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=environment)
 
     return run
