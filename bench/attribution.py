@@ -16,7 +16,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from igkd import runs
-from igkd.attribution import Attribution, attributor
+from igkd.attribution import attributor
 from igkd.config import PrecomputeConfig, parse
 from igkd.files import write_json
 from igkd.images import open_images
@@ -76,11 +76,11 @@ def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, te
         pixels, labels = work
         begin = time.perf_counter()
         if ours is not None:
-            result: Attribution | None = ours(pixels, labels, labels)
-            maps, delta = (result.ig, result.delta) if result else (None, None)
+            result = ours(pixels, labels, labels)
+            maps, delta = result.ig, result.delta
         else:
             batch, internal = (8, None) if kind == "published" else (1, 50)
-            maps, delta = captum(model, pixels, labels, steps, batch, internal), None
+            maps, delta = captum(model, pixels, labels, steps, batch, internal), torch.empty(0)
         pipe.send((maps, delta, time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
@@ -93,9 +93,9 @@ class Worker:
         self.process = context.Process(target=serve, args=(other, kind, steps, teacher, threads), daemon=True)
         self.process.start()
 
-    def ask(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None, float, float]:
+    def ask(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float, float]:
         self.pipe.send((pixels, labels))
-        answer: tuple[Tensor, Tensor | None, float, float] = self.pipe.recv()
+        answer: tuple[Tensor, Tensor, float, float] = self.pipe.recv()
         return answer
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
             "lowest_cosine": cosine.min().item(),
             "largest_difference": ((flat - truth).abs().amax(dim=1) / truth.amax(dim=1)).max().item(),
         }
-        if delta is not None:
+        if len(delta):
             found[name]["median_completeness_error"] = delta.abs().median().item()
         print(f"{name:38} cosine to 300 nodes: mean {cosine.mean():.6f}, lowest {cosine.min():.6f}", flush=True)
     return found

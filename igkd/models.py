@@ -4,6 +4,7 @@ A checkpoint is a directory of `model.safetensors` and `model.json`; the JSON ho
 network and whatever its maker wants to say about how it was made. Nothing is ever unpickled.
 """
 
+import abc
 import dataclasses
 import hashlib
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class ModelSpec:
         return cls(**fields)
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(nn.Module, abc.ABC):
     """A network that takes pixels in [0, 1] and normalises them itself.
 
     `forward(pixels)` maps float (B, 3, H, W) in [0, 1] to logits (B, classes); `from_normalised` starts behind the
@@ -75,9 +76,9 @@ class ImageClassifier(nn.Module):
         """Float (B, 3, H, W) pixels in [0, 1] to the network's own scale, same shape."""
         return (pixels - self.mean) / self.std
 
+    @abc.abstractmethod
     def from_normalised(self, x: Tensor) -> Tensor:
         """Normalised float (B, 3, H, W) to logits (B, classes)."""
-        raise NotImplementedError
 
     def forward(self, pixels: Tensor) -> Any:
         return self.from_normalised(self.normalise(pixels))

@@ -154,6 +154,17 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def wait_for_port(server: "subprocess.Popen[Any]", port: int) -> None:
+    """Return when a server that is starting takes connections, or after a minute."""
+    for _ in range(600):
+        assert server.poll() is None, "the server did not start"
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server of our own."""
@@ -161,13 +172,7 @@ def s3_server() -> Iterator[str]:
     program = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
-            assert server.poll() is None, "moto_server did not start"
-            try:
-                socket.create_connection(("127.0.0.1", port), 0.1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+        wait_for_port(server, port)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()

@@ -5,7 +5,6 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
@@ -16,7 +15,6 @@ STATUS = {
     "ExpiredToken": (400, "The provided token has expired."),
     "InternalError": (500, "We encountered an internal error. Please try again."),
     "InvalidAccessKeyId": (403, "The AWS Access Key Id you provided does not exist in our records."),
-    "PermanentRedirect": (301, "The bucket you are attempting to access must be addressed using the specified endpoint."),
     "RequestTimeTooSkewed": (403, "The difference between the request time and the current time is too large."),
     "ServiceUnavailable": (503, "Service is unable to handle request."),
     "SignatureDoesNotMatch": (
@@ -187,10 +185,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _note(self, received: int, sent: int, fault: Act | None) -> None:
         self.proxy.seen.append(Seen(self.command, self.path, received, 0 if self.command == "HEAD" else sent, fault))
-
-
-@contextlib.contextmanager
-def silent_server() -> Iterator[str]:
-    """The address of a server that takes connections and never says anything."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"

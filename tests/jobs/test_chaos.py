@@ -129,7 +129,7 @@ def nodes(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 def job(teacher: str, uri: str) -> list[str]:
     command = [sys.executable, "-m", "jobs.precompute", "--images", f"shapes:train={PARTS * ROWS_PER_FILE - 2}", "--teacher", teacher]
-    return [*command, "--store", uri, "--steps", "4", "--rows-per-file", str(ROWS_PER_FILE)]
+    return [*command, "--store", uri, "--steps", "4", "--engine", "captum", "--rows-per-file", str(ROWS_PER_FILE)]
 
 
 def parts_of(uri: str) -> dict[str, bytes]:

@@ -3,18 +3,16 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from igkd.store import Store, verify
-from tests.conftest import free_port
+from tests.conftest import free_port, wait_for_port
 from tests.jobs.conftest import IMAGES, ROOT
 
 BIN = Path(sys.executable).parent
@@ -37,13 +35,7 @@ def head(environment: dict[str, str]) -> Iterator[str]:
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=temporary, env=environment)
     try:
-        for _ in range(600):
-            assert process.poll() is None, "the head did not start"
-            try:
-                socket.create_connection(("127.0.0.1", dashboard), 0.1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+        wait_for_port(process, dashboard)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
         process.terminate()
