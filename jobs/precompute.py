@@ -97,7 +97,8 @@ def compute_pipeline(source: ImageSource, model: ImageClassifier, work: Work, pa
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     actors = max(1, gpus or int(resources.get("CPU", 1)))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(parts)))
+    # Of a fixed size: one that may grow does not where the processors are few, since Ray Data sets most of them aside for other stages.
+    pool = ray.data.ActorPoolStrategy(size=min(actors, len(parts)))
     return (
         ray.data.from_items(parts, override_num_blocks=len(parts))
         .map_batches(Read(ray.put(source), work).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)

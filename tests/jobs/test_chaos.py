@@ -102,7 +102,7 @@ class Nodes:
             with suppress(OSError):  # gone by now
                 parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
                 title = (directory / "cmdline").read_bytes()
-                if parent in raylets and title.startswith(b"ray::") and b"IDLE" not in title:
+                if parent in raylets and title.startswith(b"ray::") and not any(word in title for word in (b"IDLE", b"Agent")):
                     found.append(int(directory.name))
         return sorted(found)
 

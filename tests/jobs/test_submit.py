@@ -32,7 +32,9 @@ def head(environment: dict[str, str]) -> Iterator[str]:
     """The address of a head's job server, on loopback."""
     dashboard, temporary = free_port(), tempfile.mkdtemp(prefix="igkd")  # Ray's socket names must be short
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--temp-dir={temporary}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
+    # Jobs are started by the node's agent, whose own port, if it were the usual one, the Ray of another test would hold.
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    command += ["--disable-usage-stats"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=temporary, env=environment)
     try:
         wait_for_port(process, dashboard)
