@@ -41,7 +41,9 @@ class Showcase:
         self.masks: NDArray[np.bool_] | None = store.column("mask")[rows].astype(np.bool_) if store.plan.has_mask else None
         pixels, targets = self.samples.pixels.float() / 255, self.samples.labels
         plan, ids = store.plan, torch.from_numpy(self.samples.ids)
-        self.maps = {arm: attributor(m, plan.method, plan.engine, plan.steps)(pixels, targets, ids) for arm, m in self.students.items()}
+        # By the same rule; for so few images compiling a graph would take longer than computing without one.
+        engine = "torch" if plan.engine == "openvino" else plan.engine
+        self.maps = {arm: attributor(m, plan.method, engine, plan.steps)(pixels, targets, ids) for arm, m in self.students.items()}
 
     def gallery(self) -> list[GalleryRow]:
         """One row a class; the teacher's map is the store's own, so that a misplaced one would be seen."""

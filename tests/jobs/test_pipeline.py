@@ -21,6 +21,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(out: Path) -> list[str]:
     toy = ["--images", "shapes:train=120,test=30", "--teacher-epochs", "1", "--limit", "60", "--steps", "4", "--epochs", "2"]
+    toy += ["--arms", "student", "kd+ig"]
     return ["--preset", "demo", "--out", str(out), *toy]
 
 
@@ -31,8 +32,8 @@ def test_pipeline_makes_everything_and_reports_it(run_job: Callable[..., subproc
     assert lines[-1] == f"report: {finished / 'report.html'}"
     assert verify(str(finished / "store")) == []
     rows = json.loads((finished / "results.json").read_text())
-    assert [row["name"] for row in rows] == ["teacher", "student", "kd", "kd+ig"]
-    for row, directory in zip(rows, ["teacher", *(f"students/{arm}-seed0" for arm in ("student", "kd", "kd+ig"))], strict=True):
+    assert [row["name"] for row in rows] == ["teacher", "student", "kd+ig"]
+    for row, directory in zip(rows, ["teacher", *(f"students/{arm}-seed0" for arm in ("student", "kd+ig"))], strict=True):
         assert models.parameter_count(models.load(finished / directory)) == row["parameters"]
     page = (finished / "report.html").read_text()
     assert not re.search(r'(src|href)="?(https?:)?//', page)

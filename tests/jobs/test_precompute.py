@@ -1,17 +1,20 @@
 """The whole path through Ray Data: every row is the one that Captum gives for that very image."""
 
 import hashlib
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from captum.attr import IntegratedGradients
 from PIL import Image
@@ -21,10 +24,11 @@ from igkd.config import DistillConfig, PrecomputeConfig
 from igkd.errors import UserError
 from igkd.images import decode, open_images, pixel_hash
 from igkd.losses import attention_map
+from igkd.precompute import make_plan
 from igkd.randomness import validation_mask
-from igkd.store import Store, verify
+from igkd.store import Plan, Store, verify
 from igkd.tasks import open_store
-from jobs.precompute import precompute_store
+from jobs.precompute import Attribute, fill_store, precompute_store
 from tests.jobs.conftest import IMAGES, ROOT
 
 STEPS = 10
@@ -80,6 +84,22 @@ def test_every_row_is_captums_own_result_for_its_image(store: Path, teacher: str
 def test_store_is_sound_and_complete(store: Path) -> None:
     assert verify(str(store)) == []
     assert len(digests(store)) == 6 + 2  # 40 rows in sevens; plan and manifest
+
+
+class NotingAttribute(Attribute):
+    """Leaves a file named after the process that it runs in."""
+
+    def __init__(self, model: ray.ObjectRef[models.ImageClassifier], plan: Plan) -> None:
+        super().__init__(model, plan)
+        Path(plan.images, str(os.getpid())).touch()
+
+
+def test_every_processor_attributes(cluster: None, teacher: str, tmp_path: Path) -> None:
+    config, source, model = configure(teacher, tmp_path / "store", limit=40), open_images(IMAGES), models.load(teacher)
+    plan, selection = make_plan(config, source, model, "teacher")
+    (tmp_path / "pids").mkdir()
+    fill_store(config, source, model, replace(plan, images=str(tmp_path / "pids")), selection, NotingAttribute)
+    assert len(list((tmp_path / "pids").iterdir())) == 2
 
 
 def test_lost_part_is_computed_again_and_only_that(
@@ -214,7 +234,7 @@ def test_no_deadlock_and_the_same_bytes_on_any_number_of_processors(teacher: str
 def precompute_elsewhere(teacher: str, store: Path, cpus: int, engine: str) -> dict[str, str]:
     """Digests of the parts that a Ray of its own computes."""
     program = (
-        "from jobs.runtime import start_ray; from jobs.precompute import precompute_store; from igkd.config import PrecomputeConfig;"
+        "from jobs.runtime import start_ray; from jobs.precompute import Attribute, fill_store, precompute_store; from igkd.config import PrecomputeConfig;"
         f"start_ray(num_cpus={cpus}); precompute_store(PrecomputeConfig(images={IMAGES!r}, teacher={teacher!r}, limit=40, steps={STEPS},"
         f" engine={engine!r}, precision='float32', rows_per_file=7, store={str(store)!r}))"
     )

@@ -53,6 +53,7 @@ def test_result_row_says_what_was_done(trained: Path) -> None:
     assert set(row["provenance"]) == {"command", "commit", "seed", "versions", "machine", "started", "seconds"}
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_bit_for_bit(cluster: None, trained: Path, tmp_path: Path) -> None:
     train_teacher(configure(tmp_path / "again"))
     assert weights(tmp_path / "again") == weights(trained)
