@@ -234,7 +234,7 @@ def test_no_deadlock_and_the_same_bytes_on_any_number_of_processors(teacher: str
 def precompute_elsewhere(teacher: str, store: Path, cpus: int, engine: str) -> dict[str, str]:
     """Digests of the parts that a Ray of its own computes."""
     program = (
-        "from jobs.runtime import start_ray; from jobs.precompute import Attribute, fill_store, precompute_store; from igkd.config import PrecomputeConfig;"
+        "from jobs.runtime import start_ray; from jobs.precompute import precompute_store; from igkd.config import PrecomputeConfig;"
         f"start_ray(num_cpus={cpus}); precompute_store(PrecomputeConfig(images={IMAGES!r}, teacher={teacher!r}, limit=40, steps={STEPS},"
         f" engine={engine!r}, precision='float32', rows_per_file=7, store={str(store)!r}))"
     )
