@@ -81,10 +81,16 @@ def test_every_row_is_of_the_sources_image_of_that_id(finished: str, parquet_ima
 def test_masks_limits_and_float16(teacher: str, tmp_path: Path) -> None:
     """A random choice of the shapes, in half precision: masks belong to their rows, and maps are those of float32 rounded."""
     config = PrecomputeConfig(
-        images="shapes:train=60,test=10,seed=4", teacher=teacher, store=str(tmp_path / "half"), steps=3, limit=11, rows_per_file=4
+        images="shapes:train=60,test=10,seed=4",
+        teacher=teacher,
+        store=str(tmp_path / "half"),
+        steps=3,
+        engine="captum",
+        limit=11,
+        rows_per_file=4,
     )
     make_store(config)
-    full = dataclasses.replace(config, store=str(tmp_path / "full"), precision="float32")
+    full = dataclasses.replace(config, store=str(tmp_path / "full"), precision="float32", engine="captum")
     make_store(full)
     half, full_store = Store.open(config.store), Store.open(full.store)
     ids = half.column("image_id")
@@ -111,7 +117,9 @@ def test_pictures_of_mixed_sizes_are_attributed_as_they_are_read_back(teacher: s
     rng = np.random.default_rng(0)
     images = [encoded(rng.integers(0, 256, (20 + 7 * i, 64 - 5 * i, 3), dtype=np.uint8)) for i in range(6)]
     path = write_parquet(tmp_path / "train-0.parquet", images, [9, 8, 7, 6, 5, 4], shapes.CLASSES)
-    config = PrecomputeConfig(images=f"parquet:{path}", teacher=teacher, store=str(tmp_path / "s"), steps=2, precision="float32")
+    config = PrecomputeConfig(
+        images=f"parquet:{path}", teacher=teacher, store=str(tmp_path / "s"), steps=2, precision="float32", engine="captum"
+    )
     with pytest.raises(UserError, match="20x64 pixels, the teacher .* was trained on 32x32; --image-size 32"):
         planned(config)
     make_store(dataclasses.replace(config, image_size=32))

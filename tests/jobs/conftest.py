@@ -45,5 +45,5 @@ def toy_store(cluster: None, teacher: str, tmp_path_factory: pytest.TempPathFact
     from jobs.precompute import precompute_store
 
     store = str(tmp_path_factory.mktemp("toy") / "store")
-    precompute_store(PrecomputeConfig(images=IMAGES, teacher=teacher, store=store, steps=2, rows_per_file=50))
+    precompute_store(PrecomputeConfig(images=IMAGES, teacher=teacher, store=store, steps=2, engine="captum", rows_per_file=50))
     return store
