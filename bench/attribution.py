@@ -16,7 +16,8 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from igkd import runs
-from igkd.attribution import attributor
+from igkd.attribution import attributor, choose_engine
+from igkd.attribution.base import as_float
 from igkd.config import PrecomputeConfig, parse
 from igkd.files import write_json
 from igkd.images import open_images
@@ -35,7 +36,7 @@ class Config:
     images: str = "shapes"
     """Its test split is attributed."""
     rounds: int = 3
-    """Times that each engine is measured, taking turns; the median counts."""
+    """Times that each engine is measured, taking turns; the median counts. 0 leaves speed out."""
     batch: int = 16
     """Images of one measurement."""
     steps: int = 50
@@ -51,7 +52,7 @@ def captum(model: ImageClassifier, pixels: Tensor, labels: Tensor, steps: int, b
     """Maps (B, H, W) by Captum in batches of `batch` images."""
     engine, maps = IntegratedGradients(model.from_normalised), []
     for x, y in zip(pixels.split(batch), labels.split(batch), strict=True):
-        attributions = engine.attribute(model.normalise(x), target=y, n_steps=steps, internal_batch_size=internal)
+        attributions = engine.attribute(model.normalise(as_float(x)), target=y, n_steps=steps, internal_batch_size=internal)
         maps.append(attributions.abs().sum(dim=1).detach())
     return torch.cat(maps)
 
@@ -129,27 +130,42 @@ def measure_speed(config: Config) -> dict[str, dict[str, float]]:
 
 
 def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
-    """Cosine and largest difference of every engine's maps to those of 300 midpoint nodes by autograd on the same images."""
+    """Cosine and largest difference of every engine's maps to those of 300 midpoint nodes on the same images.
+
+    Captum's maps do not depend on its batch: they are computed once.
+    """
     pixels, labels = load_images(config, config.compared)
     threads = torch.get_num_threads()
-    reference = Worker("torch", 300, config.teacher, threads)
-    truth = reference.ask(pixels, labels)[0].flatten(1).double()
-    reference.close()
-    found = {}
-    for name, how in engines(config.steps).items():
-        engine = Worker(*how, config.teacher, threads)
-        maps, delta, _, _ = engine.ask(pixels, labels)
+    compared = {name: how for name, how in engines(config.steps).items() if how[0] != "published"}
+    reference = Worker(choose_engine("fast", "ig", gpu=False), 300, config.teacher, threads)
+    running = {name: Worker(*how, config.teacher, threads) for name, how in compared.items()}
+    cosines: dict[str, list[Tensor]] = {name: [] for name in running}
+    differences: dict[str, list[Tensor]] = {name: [] for name in running}
+    errors: dict[str, list[Tensor]] = {name: [] for name in running}
+    found: dict[str, dict[str, float]] = {}
+    for x, y in zip(pixels.split(16), labels.split(16), strict=True):
+        truth = reference.ask(x, y)[0].flatten(1).double()
+        for name, engine in running.items():
+            maps, delta, _, _ = engine.ask(x, y)
+            flat = maps.flatten(1).double()
+            cosines[name].append(torch.nn.functional.cosine_similarity(flat, truth))
+            differences[name].append((flat - truth).abs().amax(dim=1) / truth.amax(dim=1))
+            errors[name].append(delta.abs())
+            cosine, error = torch.cat(cosines[name]), torch.cat(errors[name])
+            found[name] = {
+                "images": len(cosine),
+                "mean_cosine": cosine.mean().item(),
+                "lowest_cosine": cosine.min().item(),
+                "largest_difference": torch.cat(differences[name]).max().item(),
+            } | ({"median_completeness_error": error.median().item()} if len(error) else {})
+        if config.out:  # so that a long comparison that is stopped is worth what it did
+            write_json(Path(config.out), {"agreement": found})
+        print(f"compared {len(cosine)}/{len(pixels)} images", flush=True)
+    for engine in (reference, *running.values()):
         engine.close()
-        flat = maps.flatten(1).double()
-        cosine = torch.nn.functional.cosine_similarity(flat, truth)
-        found[name] = {
-            "mean_cosine": cosine.mean().item(),
-            "lowest_cosine": cosine.min().item(),
-            "largest_difference": ((flat - truth).abs().amax(dim=1) / truth.amax(dim=1)).max().item(),
-        }
-        if len(delta):
-            found[name]["median_completeness_error"] = delta.abs().median().item()
-        print(f"{name:38} cosine to 300 nodes: mean {cosine.mean():.6f}, lowest {cosine.min():.6f}", flush=True)
+    for name, row in found.items():
+        shown = f"mean {row['mean_cosine']:.6f}, lowest {row['lowest_cosine']:.6f}; largest difference {row['largest_difference']:.2%}"
+        print(f"{name:38} cosine to 300 nodes: {shown}", flush=True)
     return found
 
 
@@ -201,16 +217,17 @@ def run_ray(pipe: multiprocessing.connection.Connection, config: Config, process
 
 def main() -> None:
     config, started = parse(Config, "bench.attribution"), runs.now()
-    rows = measure_speed(config)
+    rows = measure_speed(config) if config.rounds else {}
     for name, row in rows.items():
         print(f"{name:38} {row['images_per_second']:6.2f} images/s  {row['ratio']:5.2f} x  {row['peak_mib']:7,.0f} MiB at most", flush=True)
     agreement = measure_agreement(config)
-    result: dict[str, Any] = {"engines": {name: row | agreement[name] for name, row in rows.items()}}
+    result: dict[str, Any] = {"speed": rows, "agreement": agreement}
     if config.ray:
         result["ray"] = measure_ray(config)
     if config.out:
         command = (
-            f"python -m bench.attribution --batch {config.batch} --rounds {config.rounds} --compared {config.compared} --ray {config.ray}"
+            f"python -m bench.attribution --images {config.images} --batch {config.batch} --rounds {config.rounds} "
+            f"--compared {config.compared} --ray {config.ray}"
         )
         write_json(Path(config.out), result | {"config": vars(config)} | runs.provenance(command, 0, started))
 
