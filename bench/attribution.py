@@ -26,6 +26,8 @@ from igkd.samples import load_samples
 from igkd.teachers import open_teacher
 
 BASELINE = "captum, internal_batch_size=50"
+FEW = 96
+"""Images on which autograd, Captum's and ours, is compared: it takes most of the time and is not what has to be proven."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +148,8 @@ def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
     for x, y in zip(pixels.split(16), labels.split(16), strict=True):
         truth = reference.ask(x, y)[0].flatten(1).double()
         for name, engine in running.items():
+            if compared[name][0] != "openvino" and sum(map(len, cosines[name])) >= FEW:
+                continue
             maps, delta, _, _ = engine.ask(x, y)
             flat = maps.flatten(1).double()
             cosines[name].append(torch.nn.functional.cosine_similarity(flat, truth))
@@ -160,7 +164,7 @@ def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
             } | ({"median_completeness_error": error.median().item()} if len(error) else {})
         if config.out:  # so that a long comparison that is stopped is worth what it did
             write_json(Path(config.out), {"agreement": found})
-        print(f"compared {len(cosine)}/{len(pixels)} images", flush=True)
+        print(f"compared {found[name]['images']}/{len(pixels)} images", flush=True)
     for engine in (reference, *running.values()):
         engine.close()
     for name, row in found.items():
