@@ -2,6 +2,7 @@
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import resource
 import statistics
 import tempfile
@@ -9,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from igkd.images import open_images
 from igkd.models import ImageClassifier
 from igkd.samples import load_samples
 from igkd.teachers import open_teacher
+from jobs.runtime import WORKER_ENVIRONMENT
 
 BASELINE = "captum, internal_batch_size=50"
 FEW = 96
@@ -88,13 +91,14 @@ def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, te
 
 
 class Worker:
-    """An engine in a process of its own, so that its peak memory is its own."""
+    """An engine in a process of its own, so that its peak memory is its own; ours has the environment that our jobs give it."""
 
     def __init__(self, kind: str, steps: int, teacher: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, kind, steps, teacher, threads), daemon=True)
-        self.process.start()
+        with mock.patch.dict(os.environ, WORKER_ENVIRONMENT if kind in ("torch", "openvino") else {}):
+            self.process.start()
 
     def ask(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float, float]:
         self.pipe.send((pixels, labels))
@@ -206,7 +210,7 @@ def measure_ray(config: Config) -> dict[str, float]:
 def run_ray(pipe: multiprocessing.connection.Connection, config: Config, processors: int) -> None:
     from jobs import precompute, runtime
 
-    size = max(1, config.ray // 20)
+    size = max(1, config.ray // 8)
     runtime.start_ray(num_cpus=processors)
     with tempfile.TemporaryDirectory() as directory:
         settings = PrecomputeConfig(
