@@ -237,7 +237,7 @@ def main() -> None:
             f"python -m bench.attribution --images {config.images} --batch {config.batch} --rounds {config.rounds} "
             f"--compared {config.compared} --ray {config.ray}"
         )
-        write_json(Path(config.out), result | {"config": vars(config)} | runs.provenance(command, 0, started))
+        write_json(Path(config.out), result | runs.provenance(command, 0, started))
 
 
 if __name__ == "__main__":

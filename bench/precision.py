@@ -103,7 +103,7 @@ def main() -> None:
         )
     if config.out:
         command = f"python -m bench.precision --images {config.images} --count {config.count}"
-        write_json(Path(config.out), {"formats": rows, "config": vars(config)} | runs.provenance(command, 0, started))
+        write_json(Path(config.out), {"formats": rows} | runs.provenance(command, 0, started))
 
 
 if __name__ == "__main__":
