@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench bench-ig bench-scale clean
+.PHONY: demo test slow lint bench bench-ig bench-scale bench-cost bench-precision clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
@@ -18,13 +18,19 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-ig bench-scale
+bench: bench-ig bench-scale bench-cost bench-precision
 
 bench-ig: $(VENV)/.ready
 	$(BIN)/python -m bench.attribution --ray 240
 
 bench-scale: $(VENV)/.ready
 	$(BIN)/python -m bench.scale
+
+bench-cost: $(VENV)/.ready
+	$(BIN)/python -m bench.cost
+
+bench-precision: $(VENV)/.ready
+	$(BIN)/python -m bench.precision
 
 # Made again only when what it holds changes.
 $(VENV)/.ready: pyproject.toml constraints.txt

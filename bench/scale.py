@@ -160,7 +160,8 @@ def main() -> None:
         print(f"{shown} {row['verify_seconds']:7.1f} s {row['verify_megabytes']:6} MB {row['problems']:8}", flush=True)
         shutil.rmtree(scratch / f"store-{rows}")
     if config.out:
-        write_json(Path(config.out), {"rows": figures} | runs.provenance("python -m bench.scale", 0, started))
+        command = f"python -m bench.scale --rows {' '.join(map(str, config.rows))}"
+        write_json(Path(config.out), {"rows": figures} | runs.provenance(command, 0, started))
 
 
 if __name__ == "__main__":
