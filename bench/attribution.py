@@ -18,7 +18,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from igkd import runs
-from igkd.attribution import attributor, choose_engine
+from igkd.attribution import FAST_ENGINES, attributor, choose_engine
 from igkd.attribution.base import as_float
 from igkd.config import PrecomputeConfig, parse
 from igkd.files import write_json
@@ -70,14 +70,17 @@ def engines(steps: int) -> dict[str, tuple[str, int]]:
         "fast: torch": ("torch", steps),
         "fast: openvino": ("openvino", steps),
     }
-    return found | ({"fast: openvino, 40 nodes": ("openvino", 40)} if steps == 50 else {})
+    fastest = choose_engine("fast", "ig", gpu=False)
+    if fastest == "openvino-bf16":
+        found["fast: openvino-bf16"] = (fastest, steps)
+    return found | ({f"fast: {fastest}, 40 nodes": (fastest, 40)} if steps == 50 else {})
 
 
 def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, teacher: str, threads: int) -> None:
     """A process that computes maps with one engine: gets (pixels, labels), gives (maps, completeness errors, seconds, peak MiB)."""
     torch.set_num_threads(threads)
     model, _ = open_teacher(teacher)
-    ours = attributor(model, "ig", kind, steps) if kind in ("torch", "openvino") else None  # type: ignore[arg-type]
+    ours = attributor(model, "ig", kind, steps) if kind in FAST_ENGINES else None
     while (work := pipe.recv()) is not None:
         pixels, labels = work
         begin = time.perf_counter()
@@ -97,7 +100,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, kind, steps, teacher, threads), daemon=True)
-        with mock.patch.dict(os.environ, WORKER_ENVIRONMENT if kind in ("torch", "openvino") else {}):
+        with mock.patch.dict(os.environ, WORKER_ENVIRONMENT if kind in FAST_ENGINES else {}):
             self.process.start()
 
     def ask(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float, float]:
@@ -143,7 +146,7 @@ def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
     pixels, labels = load_images(config, config.compared)
     threads = torch.get_num_threads()
     compared = {name: how for name, how in engines(config.steps).items() if how[0] != "published"}
-    reference = Worker(choose_engine("fast", "ig", gpu=False), 300, config.teacher, threads)
+    reference = Worker("openvino", 300, config.teacher, threads)
     running = {name: Worker(*how, config.teacher, threads) for name, how in compared.items()}
     cosines: dict[str, list[Tensor]] = {name: [] for name in running}
     differences: dict[str, list[Tensor]] = {name: [] for name in running}
@@ -152,7 +155,7 @@ def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
     for x, y in zip(pixels.split(16), labels.split(16), strict=True):
         truth = reference.ask(x, y)[0].flatten(1).double()
         for name, engine in running.items():
-            if compared[name][0] != "openvino" and sum(map(len, cosines[name])) >= FEW:
+            if compared[name][0] in ("internal", "torch") and sum(map(len, cosines[name])) >= FEW:
                 continue
             maps, delta, _, _ = engine.ask(x, y)
             flat = maps.flatten(1).double()
@@ -183,7 +186,7 @@ def measure_ray(config: Config) -> dict[str, float]:
     rates = {}
     for processors in (1, 2):
         pixels, labels = load_images(config, config.ray // 4)
-        bare = [Worker("openvino", config.steps, config.teacher, 1) for _ in range(processors)]
+        bare = [Worker(choose_engine("fast", "ig", gpu=False), config.steps, config.teacher, 1) for _ in range(processors)]
         for engine in bare:
             engine.ask(pixels[:2], labels[:2])
         begin = time.perf_counter()
@@ -215,7 +218,7 @@ def run_ray(pipe: multiprocessing.connection.Connection, config: Config, process
     with tempfile.TemporaryDirectory() as directory:
         settings = PrecomputeConfig(
             images=config.images, split="test", teacher=config.teacher, store=f"{directory}/store", limit=config.ray, steps=config.steps,
-            engine="openvino", rows_per_file=size,
+            rows_per_file=size,
         )  # fmt: skip
         precompute.precompute_store(settings)
         done = sorted(path.stat().st_mtime for path in Path(directory).glob("store/part-*"))

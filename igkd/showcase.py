@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from igkd import augment, models
-from igkd.attribution import attributor
+from igkd.attribution import FAST_ENGINES, Engine, attributor
 from igkd.evaluate import latencies, mass_inside, pointing_hits
 from igkd.models import Classifier, ImageClassifier
 from igkd.report import Focus, GalleryRow, Latency, t_interval
@@ -42,7 +42,7 @@ class Showcase:
         pixels, targets = self.samples.pixels.float() / 255, self.samples.labels
         plan, ids = store.plan, torch.from_numpy(self.samples.ids)
         # By the same rule; for so few images compiling a graph would take longer than computing without one.
-        engine = "torch" if plan.engine == "openvino" else plan.engine
+        engine: Engine = "torch" if plan.engine in FAST_ENGINES else plan.engine
         self.maps = {arm: attributor(m, plan.method, engine, plan.steps)(pixels, targets, ids) for arm, m in self.students.items()}
 
     def gallery(self) -> list[GalleryRow]:

@@ -14,6 +14,7 @@ import ray.data
 import torch
 
 from igkd import precompute, store
+from igkd.attribution import FAST_ENGINES
 from igkd.config import PrecomputeConfig, parse
 from igkd.errors import UserError
 from igkd.files import absolute
@@ -180,6 +181,9 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     source = open_images(config.images)
     model, card = open_teacher(config.teacher)
     start_ray()
+    begun = store.engine_of(absolute(config.store))
+    if config.engine == "fast" and begun is not None and begun in FAST_ENGINES:  # perhaps where another is the fastest
+        config = dataclasses.replace(config, engine=begun)
     plan, selection = precompute.make_plan(config, source, model, card["sha256"], gpu=bool(ray.cluster_resources().get("GPU")))
     return fill_store(config, source, model, plan, selection)
 

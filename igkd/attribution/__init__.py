@@ -8,20 +8,20 @@ Methods: `ig`, integrated gradients (Sundararajan, Taly, Yan 2017, "Axiomatic At
 space; `smoothgrad-ig`, its mean over noisy copies of the image (Smilkov et al. 2017, "SmoothGrad"); `input-x-gradient` (Shrikumar et
 al. 2016). A map is the sum over channels of the absolute attributions.
 
-Engines: `captum`, the reference, does all of them; `torch` and `openvino` do `ig` with several times less work.
+Engines: `captum`, the reference, does all of them; `torch`, `openvino` and `openvino-bf16` do `ig` with several times less work.
 """
 
 import importlib.util
 from typing import Literal
 
-from igkd.attribution.base import Attribution, Attributor, Engine, Method, inputs_per_pass
+from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Engine, Method, inputs_per_pass
 from igkd.errors import UserError
 from igkd.models import ImageClassifier
 
-__all__ = ["Attribution", "Attributor", "Engine", "Method", "attributor", "choose_engine", "inputs_per_pass", "quadrature"]
+__all__ = ["FAST_ENGINES", "Attribution", "Attributor", "Engine", "Method", "attributor", "choose_engine", "inputs_per_pass", "quadrature"]
 
 
-def choose_engine(engine: Literal["fast", "captum", "torch", "openvino"], method: Method, gpu: bool) -> Engine:
+def choose_engine(engine: Literal["fast"] | Engine, method: Method, gpu: bool) -> Engine:
     """The engine that `fast` stands for here; another as it is.
 
     Args:
@@ -35,10 +35,14 @@ def choose_engine(engine: Literal["fast", "captum", "torch", "openvino"], method
             raise UserError(f"--engine {engine} does only --method ig; leave it out, or take --engine captum")
         return "captum"
     installed = importlib.util.find_spec("openvino") is not None
-    if engine == "openvino" and not installed:
-        raise UserError("--engine openvino needs OpenVINO: pip install 'igkd[openvino]'; --engine torch works without")
+    if engine in ("openvino", "openvino-bf16") and not installed:
+        raise UserError(f"--engine {engine} needs OpenVINO: pip install 'igkd[openvino]'; --engine torch works without")
     if engine == "fast":
-        return "openvino" if installed and not gpu else "torch"
+        if gpu or not installed:
+            return "torch"
+        from igkd.attribution.openvino import has_bfloat16  # an optional dependency
+
+        return "openvino-bf16" if has_bfloat16() else "openvino"
     return engine
 
 

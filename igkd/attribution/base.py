@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 Method = Literal["ig", "smoothgrad-ig", "input-x-gradient"]
-Engine = Literal["captum", "torch", "openvino"]
+Engine = Literal["captum", "torch", "openvino", "openvino-bf16"]
+FAST_ENGINES: tuple[Engine, ...] = ("torch", "openvino", "openvino-bf16")
 # Interpolated 32x32 inputs in one pass: enough to keep a device busy, few enough for a processor's caches; larger images get fewer.
-INPUTS_PER_PASS = {"cpu": 64, "cuda": 4096}
+INPUTS_PER_PASS = {"cpu": 32, "cuda": 4096}
 
 
 @dataclass(frozen=True)

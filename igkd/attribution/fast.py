@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from igkd.attribution.base import Attribution, as_float, inputs_per_pass
+from igkd.attribution.base import Attribution, Engine, as_float, inputs_per_pass
 from igkd.models import ImageClassifier
 
 Gradients = Callable[[Tensor, Tensor], Tensor]
@@ -22,7 +22,7 @@ Gradients = Callable[[Tensor, Tensor], Tensor]
 class FastIntegratedGradients:
     """Integrated gradients by autograd or, with OpenVINO, by a compiled graph of forward and backward pass."""
 
-    def __init__(self, model: ImageClassifier, steps: int, engine: str) -> None:
+    def __init__(self, model: ImageClassifier, steps: int, engine: Engine) -> None:
         self.model, self.steps, self.engine = model, steps, engine
         self.device = next(model.parameters()).device
         self.network = folded(model)
@@ -43,10 +43,11 @@ class FastIntegratedGradients:
     def _for_shape(self, shape: torch.Size, size: int) -> Gradients:
         """The gradient function for images of a shape, made when it is first needed."""
         if (shape, size) not in self._gradients:
-            if self.engine == "openvino":
+            if self.engine in ("openvino", "openvino-bf16"):
                 from igkd.attribution.openvino import compiled_gradients  # an optional dependency
 
-                self._gradients = {(shape, size): compiled_gradients(self.network, size, shape)}
+                backward = torch.bfloat16 if self.engine == "openvino-bf16" else torch.float32
+                self._gradients = {(shape, size): compiled_gradients(self.network, size, shape, backward)}
             else:
                 self._gradients = {(shape, size): autograd_gradients(self.network)}
         return self._gradients[shape, size]

@@ -1,5 +1,6 @@
 """Forward and backward pass as one graph without a tape, compiled by OpenVINO: what a processor computes gradients fastest with."""
 
+import functools
 import warnings
 from typing import Any
 
@@ -24,13 +25,19 @@ ACTIVATIONS = [
 ]
 
 
-def compiled_gradients(network: nn.Module, size: int, shape: torch.Size) -> Any:
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16 by itself."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backward: torch.dtype = torch.float32) -> Any:
     """Gradients of chosen logits.
 
     Args:
         network: normalised float32 (N, 3, H, W) to logits (N, classes), on the processor.
         size: inputs in a pass; a shorter pass is filled up.
         shape: (3, H, W).
+        backward: arithmetic of the backward pass; the forward pass is float32 always, since rounding would move the corners of ReLU6.
 
     Returns:
         a function of inputs (N, 3, H, W) and targets int64 (N,), N at most `size`, to gradients (N, 3, H, W).
@@ -38,7 +45,7 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size) -> Any:
     x = torch.zeros(size, *shape)
     with torch.no_grad():
         chosen = torch.zeros_like(network(x))
-    graph = gradient_graph(network, x, chosen)
+    graph = gradient_graph(network, x, chosen, backward)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the end of torch.jit, by which OpenVINO reads a graph
         try:
@@ -46,8 +53,9 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size) -> Any:
         except openvino.frontend.OpConversionFailure as error:
             raise UserError(f"OpenVINO cannot differentiate this network ({str(error).splitlines()[-1]}); take --engine torch") from None
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # rounder arithmetic would move the corners of ReLU6
+        "INFERENCE_PRECISION_HINT": "f32",  # as the graph is written
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # processes side by side would all be pinned to the first core
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
@@ -63,23 +71,29 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size) -> Any:
     return gradients
 
 
-def gradient_graph(network: nn.Module, x: Tensor, chosen: Tensor) -> torch.fx.GraphModule:
+def gradient_graph(network: nn.Module, x: Tensor, chosen: Tensor, backward: torch.dtype) -> torch.fx.GraphModule:
     """A graph of (x, chosen) to the gradient of (network(x) * chosen).sum() with respect to x, made of forward operations only."""
 
     def gradient(x: Tensor, chosen: Tensor) -> Tensor:
         pull_back = torch.func.vjp(network, x)[1]
         result: Tensor = pull_back(chosen)[0]
-        return result
+        return result.to(x.dtype)
 
     # What OpenVINO knows is forward operations: torch writes the derivatives of activations with these, we those of the other layers.
     table = get_decompositions(ACTIVATIONS) | {
-        aten.convolution_backward.default: _convolution_backward,
+        aten.convolution_backward.default: functools.partial(_convolution_backward, backward),
         aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
     }
-    return make_fx(gradient, decomposition_table=table)(x, chosen)
+    graph = make_fx(gradient, decomposition_table=table)(x, chosen)
+    for node in graph.graph.nodes:
+        if node.target is aten._to_copy.default:  # OpenVINO knows this by its other name
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
+    graph.recompile()
+    return graph
 
 
 def _convolution_backward(
+    dtype: torch.dtype,
     gradient: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -92,7 +106,8 @@ def _convolution_backward(
     groups: int,
     wanted: list[bool],
 ) -> tuple[Tensor, None, None]:
-    """The gradient of a convolution's input, itself by a convolution: with stride 1 by one of the turned kernel, else a transposed one."""
+    """The gradient of a convolution's input, itself by a convolution: with stride 1 by one of the turned kernel, in `dtype`, else a
+    transposed one, in full precision (OpenVINO's in bfloat16 is 25 times slower where it is depthwise); given in `dtype`."""
     assert not transposed and wanted == [True, False, False]
     if all(s == 1 for s in stride):
         outputs, inputs, height, width = weight.shape
@@ -100,13 +115,15 @@ def _convolution_backward(
         turned = turned.reshape(groups * inputs, outputs // groups, height, width)
         border = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
         if min(border) >= 0:
+            turned, gradient = turned.to(dtype), gradient.to(dtype)
             return aten.convolution(gradient, turned, None, [1, 1], border, dilation, False, [0, 0], groups), None, None
     reached = [
         (n - 1) * s - 2 * p + d * (k - 1) + 1
         for n, s, p, d, k in zip(gradient.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)
     ]
     missing = [n - r for n, r in zip(x.shape[2:], reached, strict=True)]
-    return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
+    gradient = gradient.to(weight.dtype)
+    return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups).to(dtype), None, None
 
 
 def _max_pool_backward(
@@ -120,5 +137,5 @@ def _max_pool_backward(
     indices: Tensor,
 ) -> Tensor:
     """The gradient of a max pooling's input: each output's goes to the place that won it."""
-    flat = torch.zeros_like(x).flatten(2).scatter_add(2, indices.flatten(2), gradient.flatten(2))
+    flat = torch.zeros_like(x).flatten(2).scatter_add(2, indices.flatten(2), gradient.flatten(2).to(x.dtype))
     return flat.view(x.shape)

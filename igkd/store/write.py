@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from igkd.attribution import Engine
 from igkd.errors import UserError
 from igkd.files import filesystem, is_local, list_names, read_file, remove_file, write_file
 from igkd.store.lease import LEASE
@@ -86,6 +87,16 @@ def start(uri: str, plan: Plan) -> list[int]:
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{uri} cannot be used as a store: {error}; choose another --store") from None
     return [part for part in range(plan.parts) if part_name(part) not in present]
+
+
+def engine_of(uri: str) -> Engine | None:
+    """The engine that a store was begun with, finished or not; None where none was."""
+    fs, root = filesystem(uri)
+    try:
+        engine: Engine = json.loads(read_file(fs, f"{root}/plan.json"))["engine"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return engine
 
 
 def write_part(uri: str, plan: Plan, part: int, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> Entry:

@@ -16,6 +16,8 @@ from igkd.teachers import open_teacher
 from tests.conftest import lively
 
 STEPS = 8
+LEAST = {"torch": 0.9999, "openvino": 0.9999, "openvino-bf16": 0.9998}
+"""Least cosine of a map to Captum's by the same rule; rounding of the backward pass to 8 bits averages out over more steps than these."""
 
 
 @pytest.fixture(params=["captum", "torch", "openvino"])
@@ -236,23 +238,23 @@ def least_cosine(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("limit", [1, 16])
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("engine", ["torch", "openvino", "openvino-bf16"])
 def test_fast_engines_keep_to_captums_midpoint_rule_in_single_precision(
     model: Classifier, batch: tuple[Tensor, Tensor], engine: Engine, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(INPUTS_PER_PASS, "cpu", limit)
     found = integrated_gradients(model, *batch, STEPS, engine)
     expected, delta = midpoint(model, *batch)
-    assert least_cosine(found.ig, expected) > 0.9999
-    torch.testing.assert_close(found.delta, delta, rtol=0.01, atol=0.01)
+    assert least_cosine(found.ig, expected) > LEAST[engine]
+    torch.testing.assert_close(found.delta, delta, rtol=0.01, atol=0.03 if engine == "openvino-bf16" else 0.01)
     torch.testing.assert_close(found.logits, model(batch[0]).detach(), rtol=1e-4, atol=1e-5)
     for i in range(len(batch[0])):  # a map does not depend on the images it was computed with
         alone = integrated_gradients(model, batch[0][i : i + 1], batch[1][i : i + 1], STEPS, engine)
-        assert least_cosine(alone.ig, found.ig[i : i + 1]) > 0.9999
+        assert least_cosine(alone.ig, found.ig[i : i + 1]) > LEAST[engine]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("engine", ["torch", "openvino", "openvino-bf16"])
 def test_fast_engines_take_other_networks(name: str, engine: Engine) -> None:
     """Max pooling, a 7x7 kernel of stride 2, sums of branches, an odd image size."""
     teacher, _ = open_teacher(f"torchvision:{name},weights=none,seed=1")
@@ -263,7 +265,7 @@ def test_fast_engines_take_other_networks(name: str, engine: Engine) -> None:
     with torch.no_grad():
         teacher.train()(pixels)
     found = integrated_gradients(teacher.eval(), pixels, labels, STEPS, engine)
-    assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > 0.9999
+    assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > LEAST[engine]
 
 
 def test_input_x_gradient_by_hand(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
@@ -297,14 +299,20 @@ def test_smoothgrad_is_the_mean_over_noise_fixed_by_the_images_id(
 @pytest.mark.parametrize(
     ("asked", "method", "gpu", "expected"),
     [
-        ("fast", "ig", False, "openvino"),
         ("fast", "ig", True, "torch"),
+        ("openvino", "ig", True, "openvino"),
         ("captum", "ig", False, "captum"),
         ("fast", "smoothgrad-ig", False, "captum"),
     ],
 )
 def test_the_engine_that_fast_stands_for(asked: Any, method: Method, gpu: bool, expected: Engine) -> None:
     assert choose_engine(asked, method, gpu) == expected
+
+
+@pytest.mark.parametrize(("bfloat16", "expected"), [(True, "openvino-bf16"), (False, "openvino")])
+def test_fast_is_in_bfloat16_only_where_the_processor_is(bfloat16: bool, expected: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igkd.attribution.openvino.has_bfloat16", lambda: bfloat16)
+    assert choose_engine("fast", "ig", gpu=False) == expected
 
 
 def test_an_engine_that_cannot_do_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
