@@ -32,6 +32,8 @@ class FastIntegratedGradients:
         x = self.model.normalise(as_float(pixels).to(self.device))
         targets = labels.to(self.device)
         size = inputs_per_pass(self.device.type, x.shape[-2] * x.shape[-1])
+        if self.engine in ("openvino", "openvino-bf16"):
+            size *= torch.get_num_threads()
         with torch.inference_mode():
             logits = torch.cat([self.network(batch) for batch in x.split(size)])
             origin = self.network(torch.zeros_like(x[:1]))

@@ -35,14 +35,16 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backwar
 
     Args:
         network: normalised float32 (N, 3, H, W) to logits (N, classes), on the processor.
-        size: inputs in a pass; a shorter pass is filled up.
+        size: inputs in a pass, shared out among the threads; a shorter pass is filled up.
         shape: (3, H, W).
         backward: arithmetic of the backward pass; the forward pass is float32 always, since rounding would move the corners of ReLU6.
 
     Returns:
         a function of inputs (N, 3, H, W) and targets int64 (N,), N at most `size`, to gradients (N, 3, H, W).
     """
-    x = torch.zeros(size, *shape)
+    streams = max(1, min(torch.get_num_threads(), size))
+    share = -(-size // streams)
+    x = torch.zeros(share, *shape)
     with torch.no_grad():
         chosen = torch.zeros_like(network(x))
     graph = gradient_graph(network, x, chosen, backward)
@@ -54,19 +56,23 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backwar
             raise UserError(f"OpenVINO cannot differentiate this network ({str(error).splitlines()[-1]}); take --engine torch") from None
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # as the graph is written
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": streams,
+        "NUM_STREAMS": streams,  # one thread a stream: whole inputs are shared out, not the work within a layer, which waits more
         "ENABLE_CPU_PINNING": False,  # processes side by side would all be pinned to the first core
-        "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    compiled = openvino.Core().compile_model(converted, "CPU", settings)
+    requests = [(compiled.create_infer_request(), torch.zeros_like(x), torch.zeros_like(chosen)) for _ in range(streams)]
 
     def gradients(inputs: Tensor, targets: Tensor) -> Tensor:
-        n = len(inputs)
-        x[:n] = inputs
-        chosen.zero_()
-        chosen[torch.arange(n), targets] = 1
-        request.infer([x.numpy(), chosen.numpy()], share_inputs=True)
-        return torch.from_numpy(request.get_output_tensor(0).data[:n].copy())
+        parts = list(zip(requests, inputs.split(share), targets.split(share), strict=False))
+        for (request, x, chosen), some, their in parts:
+            x[: len(some)] = some
+            chosen.zero_()
+            chosen[torch.arange(len(some)), their] = 1
+            request.start_async([x.numpy(), chosen.numpy()], share_inputs=True)
+        for (request, _, _), _, _ in parts:
+            request.wait()
+        return torch.cat([torch.from_numpy(r.get_output_tensor(0).data[: len(some)].copy()) for (r, _, _), some, _ in parts])
 
     return gradients
 
