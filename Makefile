@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench bench-ig bench-scale bench-cost bench-precision clean
+.PHONY: demo test slow lint bench bench-ig bench-train bench-scale bench-cost bench-precision clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
@@ -18,10 +18,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-ig bench-scale bench-cost bench-precision
+bench: bench-ig bench-train bench-scale bench-cost bench-precision
 
 bench-ig: $(VENV)/.ready
 	$(BIN)/python -m bench.attribution --ray 240
+
+bench-train: $(VENV)/.ready
+	$(BIN)/python -m bench.train
 
 bench-scale: $(VENV)/.ready
 	$(BIN)/python -m bench.scale

@@ -1,6 +1,9 @@
-"""Random crop, flip and overlay, as batched tensor operations that move image and map together."""
+"""Random crop, flip, overlay and cutout, as batched tensor operations that move image and map together.
 
-from dataclasses import dataclass
+`draw` decides, `augment` does it: `augment(samples, draw(...), recipe, objective)`.
+"""
+
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -8,8 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from igkd.config import Content, Objective, Recipe
 from igkd.losses import normalise_map
-from igkd.randomness import uniform
+from igkd.randomness import shuffled, uniform
+from igkd.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,14 @@ class View:
     """int64: columns by which the content moves left."""
     flip: Tensor
     """bool: mirrored left to right, after the move."""
+
+    def select(self, index: Tensor) -> "View":
+        """Those at the given positions."""
+        return View(self.dy[index], self.dx[index], self.flip[index])
+
+    def to(self, device: torch.device) -> "View":
+        """The same on a device."""
+        return View(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def draw_view(seed: int, epoch: int, ids: NDArray[np.int64], padding: int) -> View:
@@ -82,20 +95,51 @@ def minmax(maps: Tensor) -> Tensor:
     return torch.where(high > low, (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny), 0.0)
 
 
-def overlay(pixels: Tensor, maps: Tensor, exponent: Tensor) -> Tensor:
-    """The method's overlay: x' = 0.5 x + 0.5 minmax(g ** s), the map repeated over the channels.
+def overlay(pixels: Tensor, layer: Tensor, blend: float = 0.5) -> Tensor:
+    """The method's overlay: x' = (1 - blend) x + blend * layer, the layer repeated over the channels.
 
     Args:
         pixels: float (B, 3, H, W) in [0, 1].
-        maps: float (B, H, W), not negative.
-        exponent: float (B,), s.
+        layer: float (B, H, W) in [0, 1].
 
     Returns:
         float (B, 3, H, W) in [0, 1].
     """
+    return (1 - blend) * pixels + blend * layer[:, None]
+
+
+def sharpen(maps: Tensor, exponent: Tensor) -> Tensor:
+    """minmax(g ** s): float (B, H, W) maps, not negative, and exponents s (B,), to float (B, H, W) in [0, 1]."""
     # Scaled to at most 1 first, which minmax undoes: a small map to the power of 2 would underflow.
     scaled = maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-    return 0.5 * pixels + 0.5 * minmax(scaled ** exponent[:, None, None])[:, None]
+    return minmax(scaled ** exponent[:, None, None])
+
+
+def layer_of(content: Content, maps: Tensor, masks: Tensor | None, exponent: Tensor, order: Tensor | None) -> Tensor:
+    """What is laid over B images: their maps, or a control that has only some of what a map has.
+
+    Args:
+        maps: float (B, H, W), cropped and flipped with the image; for "other" those of other images.
+        masks: uint8 (B, H, W), likewise, for "mask".
+        exponent: float (B,).
+        order: int64 (B, H * W), a permutation each, for "noise".
+
+    Returns:
+        float (B, H, W) in [0, 1]: the sharpened map ("own", "other"); its pixels in random order, so that each image keeps its
+        histogram ("noise"); its mean everywhere, so that each keeps its brightness ("brightness"); the mask; or nothing ("black").
+    """
+    if content == "black":
+        return torch.zeros_like(maps)
+    if content == "mask":
+        assert masks is not None
+        return masks.to(maps.dtype)
+    layer = sharpen(maps, exponent)
+    if content == "brightness":
+        return layer.mean(dim=(1, 2), keepdim=True).expand_as(layer)
+    if content == "noise":
+        assert order is not None
+        return layer.flatten(1).gather(1, order).view_as(layer)
+    return layer
 
 
 def draw_overlay(
@@ -106,3 +150,108 @@ def draw_overlay(
     low, high = np.log(exponents)
     exponent = np.exp(low + (high - low) * uniform(seed, f"epoch {epoch} exponent", ids))
     return torch.from_numpy(chosen), torch.from_numpy(exponent).float()
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All random choices about B images in one epoch; every tensor has shape (B,)."""
+
+    view: View
+    overlaid: Tensor
+    """bool."""
+    exponent: Tensor
+    """float32."""
+    hidden_y: Tensor
+    """int64: row of the centre of the cutout's square."""
+    hidden_x: Tensor
+    """int64: its column."""
+
+    def select(self, index: Tensor) -> "Draws":
+        """Those at the given positions."""
+        return Draws(self.view.select(index), *(getattr(self, field.name)[index] for field in fields(self)[1:]))
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same on a device."""
+        return Draws(self.view.to(device), *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)[1:]))
+
+
+def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], recipe: Recipe, objective: Objective) -> Draws:
+    """What is done with each image in one epoch: a function of (seed, epoch, id) alone, for any number of images at once.
+
+    Args:
+        ids: int64 (B,).
+        shape: (H, W) of the images.
+    """
+    probability = overlay_probability(objective, (epoch - 0.5) / recipe.epochs)
+    overlaid, exponent = draw_overlay(seed, epoch, ids, probability, objective.exponents)
+
+    def place(purpose: str, side: int) -> Tensor:
+        return torch.from_numpy((uniform(seed, f"epoch {epoch} {purpose}", ids) * side).astype(np.int64))
+
+    return Draws(draw_view(seed, epoch, ids, recipe.padding), overlaid, exponent, place("hidden y", shape[0]), place("hidden x", shape[1]))
+
+
+def overlay_probability(objective: Objective, progress: float) -> float:
+    """The probability of the overlay at a fraction of the run; its mean over the run is `objective.overlay`."""
+    if objective.overlay_schedule == "constant":
+        return objective.overlay
+    return 2 * objective.overlay * (progress if objective.overlay_schedule == "rising" else 1 - progress)
+
+
+def pixel_order(seed: int, epoch: int, ids: NDArray[np.int64], count: int) -> Tensor:
+    """A random permutation of `count` pixels for each id, int64 (B, count): a function of (seed, epoch, id)."""
+    return torch.from_numpy(np.argsort(uniform(seed, f"epoch {epoch} noise", ids[:, None] * count + np.arange(count)), axis=1))
+
+
+def cutout(pixels: Tensor, centre_y: Tensor, centre_x: Tensor, side: int) -> Tensor:
+    """Hide a square of each image behind mid-grey (DeVries, Taylor 2017, "Improved Regularization of CNNs with Cutout").
+
+    Args:
+        pixels: float (B, 3, H, W) in [0, 1].
+        centre_y, centre_x: int64 (B,), anywhere in the image: part of a square may lie outside.
+        side: of the square, in pixels.
+    """
+    height, width = pixels.shape[2:]
+    rows = torch.arange(height, device=pixels.device) - centre_y[:, None]
+    columns = torch.arange(width, device=pixels.device) - centre_x[:, None]
+    inside = [(2 * offset >= -side) & (2 * offset < side) for offset in (rows, columns)]
+    return torch.where(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0.5, pixels)
+
+
+def augment(samples: Samples, draws: Draws, recipe: Recipe, objective: Objective, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """What the student sees of a batch, and the same crop without overlay and cutout, which a live teacher sees.
+
+    Args:
+        samples: B images, with `ig` (and `mask`) where the objective overlays.
+        draws: of the same images.
+
+    Returns:
+        two float (B, 3, H, W) in [0, 1].
+    """
+    clean = crop_flip(samples.pixels, draws.view).float() / 255
+    pixels = clean
+    rows = draws.overlaid.nonzero().squeeze(1) if objective.overlay > 0 else draws.overlaid[:0]
+    if len(rows):
+        assert samples.ig is not None
+        view = draws.view.select(rows)
+        maps = samples.ig[rows] if objective.uncropped_maps else crop_flip(samples.ig[rows], view)
+        masks = crop_flip(samples.mask[rows], view) if objective.content == "mask" and samples.mask is not None else None
+        order = None
+        if objective.content == "noise":
+            order = pixel_order(seed, epoch, samples.ids[rows.cpu().numpy()], maps[0].numel()).to(maps.device)
+        layer = layer_of(objective.content, maps, masks, draws.exponent[rows], order)
+        pixels = clean.index_copy(0, rows, overlay(clean[rows], layer, objective.blend))
+    if recipe.cutout:
+        pixels = cutout(pixels, draws.hidden_y, draws.hidden_x, recipe.cutout)
+    return pixels, clean
+
+
+def deranged(count: int, seed: int, purpose: str) -> NDArray[np.int64]:
+    """For each of `count` images the position of another one, int64 (count,): a random cycle, so that none meets itself.
+
+    A single image has no other and keeps itself.
+    """
+    order = shuffled(seed, purpose, np.arange(count))
+    partner = np.empty(count, np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner

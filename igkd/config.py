@@ -11,6 +11,10 @@ from igkd.models import attention_layer
 
 Arm = Literal["student", "kd", "ig", "kd+ig", "at", "kd+at", "ig+at", "kd+ig+at"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "one-cycle"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Content = Literal["own", "other", "black", "noise", "mask", "brightness"]
 BadImages = Literal["refuse", "skip"]
 Split = Literal["train", "test"]
 
@@ -19,16 +23,24 @@ Split = Literal["train", "test"]
 class Recipe:
     """How a network is trained."""
 
-    optimizer: Literal["sgd", "adam"]
-    """sgd has Nesterov momentum 0.9 and a one-cycle schedule; adam a constant learning rate."""
+    optimizer: Optimizer
+    """sgd has Nesterov momentum 0.9."""
+    schedule: Schedule
+    """Of the learning rate: constant, or one cycle of warm-up and cosine."""
     learning_rate: float
-    """Peak (sgd) or constant (adam) learning rate."""
+    """Constant, or the cycle's peak."""
     weight_decay: float
     epochs: int
     batch_size: int
     """Images a step, over all workers together."""
     padding: int = 4
     """Pixels of random crop on each side."""
+    cutout: int = 0
+    """Side in pixels of a grey square that hides a part of every training image (DeVries, Taylor 2017); 0 for none."""
+    averaging: float = 0.0
+    """Decay by step of an exponential moving average of the weights, which is then the network; 0 for none."""
+    precision: Precision = "auto"
+    """Of the forward pass in training; auto is bfloat16 autocast on GPUs and float32 on processors."""
     low_resolution_epochs: int = 0
     """Epochs at the start trained at 3/4 of the resolution: nearly twice as fast (progressive resizing)."""
 
@@ -37,6 +49,8 @@ class Recipe:
             raise UserError(
                 "epochs and batch-size must be at least 1, the learning rate above 0, low-resolution epochs at most all of them"
             )
+        if self.cutout < 0 or not 0 <= self.averaging < 1:
+            raise UserError("cutout must be at least 0, averaging at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +66,24 @@ class Objective:
     """Probability that an image is overlaid with its map."""
     exponents: tuple[float, float] = (1.0, 2.0)
     """Range of the overlay's exponent, drawn log-uniformly."""
+    blend: float = 0.5
+    """Weight of what is laid over the image, which keeps the rest."""
+    content: Content = "own"
+    """What is laid over: the image's own map, or a control."""
+    overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
+    """The probability over a run: as it is, or linearly from 0 to twice as much, or back; its mean is the same."""
+    uncropped_maps: bool = False
+    """Leave the map as it is where the image is cropped and flipped, as the published code does."""
+    live: bool = False
+    """Distil from what the teacher says of the same crop, not from its stored logits of the whole image."""
     tap: int | None = None
     """Index of the layer whose attention is transferred; needed where gamma is above 0."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and self.gamma >= 0 and self.temperature > 0):
-            raise UserError("alpha and overlay must be between 0 and 1, gamma at least 0, the temperature above 0")
+        if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):
+            raise UserError("alpha, overlay and blend must be between 0 and 1, gamma at least 0, the temperature above 0")
+        if self.overlay_schedule != "constant" and self.overlay > 0.5:
+            raise UserError(f"an overlay of {self.overlay} cannot rise to twice as much; choose at most 0.5 with --overlay-schedule")
         if not 0 < self.exponents[0] <= self.exponents[1]:
             raise UserError(
                 f"exponents {self.exponents[0]} {self.exponents[1]} are no range: the first must be above 0 and not above the second"
@@ -96,6 +122,7 @@ class TeacherConfig:
     def recipe(self) -> Recipe:
         return Recipe(
             optimizer="sgd",
+            schedule="one-cycle",
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             epochs=self.epochs,
@@ -140,7 +167,7 @@ class PrecomputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Distil one student from a store. Defaults are the paper's."""
+    """Distil one student from a store. What is left out of the command line has the recipe's value."""
 
     store: str
     """Directory or s3:// URI of the attribution store."""
@@ -148,37 +175,73 @@ class DistillConfig:
     """Images whose test split is read once, at the end."""
     out: str
     """Directory of the checkpoint and its result; the same command continues what is there."""
+    recipe: str = "paper"
+    """paper, paper-as-published (with its errors), strong, or a JSON file of settings."""
     arm: Arm = "kd+ig"
     """What the student learns from besides the labels: kd = logits, ig = overlay of maps, at = attention."""
     cut: int = 5
     """Trailing layers removed from the teacher's architecture: 3, 5, 7, 9, 11, 13, 15 or 17."""
+    teacher: str | None = None
+    """Directory of the teacher's checkpoint: for --live, and to compare the student with at the end."""
+    optimizer: Optimizer = "adam"
+    """sgd has Nesterov momentum 0.9."""
+    schedule: Schedule = "constant"
+    """Of the learning rate."""
     epochs: int = 100
     learning_rate: float = 1e-3
-    """Of Adam, constant."""
+    """Constant, or the cycle's peak."""
     weight_decay: float = 0.0
     batch_size: int = 64
     """Images a step, over all workers together."""
+    normalise: bool = False
+    """Whether the student sees pixels of mean 0 and standard deviation 1 instead of those in [0, 1]."""
+    padding: int = 4
+    """Pixels of random crop on each side."""
+    cutout: int = 0
+    """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
+    averaging: float = 0.0
+    """Decay by step of a moving average of the weights, which is then the student; 0 for none."""
+    precision: Precision = "auto"
+    """auto is bfloat16 autocast on GPUs and float32 on processors."""
     alpha: float = 0.01
     """Weight of distillation in the arms with kd."""
     temperature: float = 2.5
+    live: bool = False
+    """Distil from what the teacher says of the same crop; needs --teacher."""
     gamma: float = 0.8
-    """Weight of attention transfer in the arms with at."""
+    """Weight of attention transfer in the arms with at; Zagoruyko and Komodakis use 1000."""
     overlay: float = 0.1
     """Probability of the overlay in the arms with ig."""
     exponents: tuple[float, float] = (1.0, 2.0)
     """Range of the overlay's exponent."""
+    blend: float = 0.5
+    """Weight of the overlay."""
+    content: Content = "own"
+    """What is laid over an image in the arms with ig: its own map, or as a control another image's map, black, the map's pixels in random
+    order, the ground-truth mask, or an even grey as bright as the map."""
+    overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
+    """The probability over the run; its mean is the same."""
+    aligned: bool = True
+    """False mixes up maps, logits and attention as the published code does: they are another image's, and the map is not cropped."""
+    ingest: Literal["auto", "resident", "stream"] = "auto"
+    """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
     seed: int = 0
     workers: int = 1
     """Data-parallel workers."""
 
     @property
-    def recipe(self) -> Recipe:
+    def training(self) -> Recipe:
         return Recipe(
-            optimizer="adam",
+            optimizer=self.optimizer,
+            schedule=self.schedule,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             epochs=self.epochs,
             batch_size=self.batch_size,
+            padding=self.padding,
+            cutout=self.cutout,
+            averaging=self.averaging,
+            precision=self.precision,
         )
 
     @property
@@ -191,6 +254,11 @@ class DistillConfig:
             gamma=self.gamma if "at" in parts else 0.0,
             overlay=self.overlay if "ig" in parts else 0.0,
             exponents=self.exponents,
+            blend=self.blend,
+            content=self.content,
+            overlay_schedule=self.overlay_schedule,
+            uncropped_maps=not self.aligned,
+            live=self.live and "kd" in parts,
             tap=attention_layer(self.cut) if "at" in parts else None,
         )
 

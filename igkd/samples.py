@@ -1,8 +1,8 @@
 """Decoded images, resident in memory, with what the store knows about them."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Samples:
     """float32 (N, classes), of the teacher."""
     attention: Tensor | None = None
     """float32 (N, h, w), of the teacher."""
+    mask: Tensor | None = None
+    """uint8 (N, H, W), 1 on the object, where the source knows it."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -39,18 +41,35 @@ class Samples:
         """(H, W) in pixels."""
         return (self.pixels.shape[2], self.pixels.shape[3])
 
-    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Samples":
-        """The given positions, or those where a mask is True."""
-        index = torch.from_numpy(rows)
-        rest = (None if t is None else t[index] for t in (self.ig, self.logits, self.attention))
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_], index: Tensor | None = None) -> "Samples":
+        """The given positions, or those where a mask is True; `index` is the same on the device, if that is at hand."""
+        index = torch.from_numpy(rows) if index is None else index
+        rest = (None if t is None else t[index] for t in (self.ig, self.logits, self.attention, self.mask))
         return Samples(self.ids[rows], self.pixels[index], self.labels[index], *rest)
 
     def to(self, device: torch.device) -> "Samples":
         """The same samples with their tensors on a device."""
         if self.pixels.device == device:
             return self
-        tensors = (None if t is None else t.to(device, non_blocking=True) for t in (self.ig, self.logits, self.attention))
+        tensors = (None if t is None else t.to(device, non_blocking=True) for t in (self.ig, self.logits, self.attention, self.mask))
         return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), *tensors)
+
+    def columns(self) -> dict[str, NDArray[np.generic]]:
+        """Every field that is there, as an array with a row for each image."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in given.items() if value is not None}
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "Samples":
+        """What `columns` gave, or some of its rows."""
+        rest = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in columns.items() if name != "ids"}
+        return cls(ids=np.asarray(columns["ids"], np.int64), **rest)
+
+
+def concatenate(parts: Sequence[Samples]) -> Samples:
+    """The images of several samples that have the same fields, one after the other; at least one."""
+    columns = [part.columns() for part in parts]
+    return Samples.from_columns({name: np.concatenate([one[name] for one in columns]) for name in columns[0]})
 
 
 def decode_all(

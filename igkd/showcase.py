@@ -50,7 +50,7 @@ class Showcase:
         classes = self.store.plan.classes
         assert self.samples.ig is not None and self.samples.logits is not None
         pixels = self.samples.pixels.float() / 255
-        shown = augment.overlay(pixels, self.samples.ig, torch.ones(len(pixels)))
+        shown = augment.overlay(pixels, augment.minmax(self.samples.ig))
         gallery = []
         for label in range(len(classes)):
             rows = np.flatnonzero(self.samples.labels.numpy() == label)

@@ -1,17 +1,24 @@
 """What a training job trains on: each worker builds the same task from the job's configuration."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
+from igkd.augment import deranged
 from igkd.config import DistillConfig, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
 from igkd.images import Record, open_images
-from igkd.models import ModelSpec
+from igkd.models import ImageClassifier, ModelSpec
 from igkd.randomness import validation_mask
-from igkd.samples import Samples, load_samples
+from igkd.samples import Samples, concatenate, load_samples
 from igkd.store import Store
+from igkd.teachers import open_teacher
+
+BYTES_PER_PIXEL = 8
+"""Of an image in memory: three of colour, four of its map, one to spare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +26,10 @@ class Task:
     """One network to train."""
 
     spec: ModelSpec
-    train: Samples
+    train: Samples | None
+    """None where they are streamed."""
+    count: int
+    """Training images."""
     validation: Samples
     left_out: tuple[str, ...] = ()
     """A sentence for each training image that cannot be used."""
@@ -28,6 +38,8 @@ class Task:
     recipe: Recipe
     objective: Objective
     seed: int
+    teacher: ImageClassifier | None = None
+    """Whose student this is, if it is at hand."""
 
 
 def teacher_task(config: TeacherConfig) -> Task:
@@ -54,6 +66,7 @@ def teacher_task(config: TeacherConfig) -> Task:
     return Task(
         spec=spec,
         train=train,
+        count=len(train),
         left_out=sentences(left_out),
         validation=samples.select(validation),
         test=test,
@@ -63,7 +76,7 @@ def teacher_task(config: TeacherConfig) -> Task:
     )
 
 
-def distill_task(config: DistillConfig) -> Task:
+def distill_task(config: DistillConfig, teacher: ImageClassifier | None = None) -> Task:
     """The rows of a store; a student of the arm and cut.
 
     Raises:
@@ -71,24 +84,75 @@ def distill_task(config: DistillConfig) -> Task:
     """
     store = open_store(config)
     plan = store.plan
-    samples, validation = store.samples()
-    if not validation.any() or validation.all():
-        raise UserError(f"{config.store} has {validation.sum()} validation rows of {len(samples)}; make a larger one (--limit)")
+    held_out = store.column("validation")
+    if not held_out.any() or held_out.all():
+        raise UserError(f"{config.store} has {held_out.sum()} validation rows of {len(held_out)}; make a larger one (--limit)")
+    if streams(config, store):
+        train, validation = None, validation_of(store)
+        sample = store.samples([0])[0]
+    else:
+        samples, _ = store.samples()
+        train, validation = samples.select(~held_out), samples.select(held_out)
+        sample = train
 
     def test() -> tuple[Samples, tuple[str, ...]]:
         source = open_images(config.test_images)
         everything = np.arange(len(source.checked_labels("test")))
         return load_samples(source, "test", everything, plan.image_shape, plan.resize)[0], ()
 
+    spec = ModelSpec(classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride)
+    if config.normalise:
+        mean, std = normalisation(sample)
+        spec = replace(spec, mean=mean, std=std)
     return Task(
-        spec=ModelSpec(classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride),
-        train=samples.select(~validation),
-        validation=samples.select(validation),
+        spec=spec,
+        train=None if train is None else mixed_up(train, config),
+        count=int((~held_out).sum()),
+        validation=validation,
         test=test,
-        recipe=config.recipe,
+        recipe=config.training,
         objective=config.objective,
         seed=config.seed,
+        teacher=teacher,
     )
+
+
+def streams(config: DistillConfig, store: Store) -> bool:
+    """Whether the training images are streamed: as asked, or if all rows in memory would take more than half of it."""
+    if config.ingest != "auto":
+        return config.ingest == "stream"
+    height, width = store.plan.image_shape
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows: int = store.manifest["rows"]
+    return rows * height * width * BYTES_PER_PIXEL * config.workers > memory / 2
+
+
+def validation_of(store: Store) -> Samples:
+    """The validation images alone, in memory."""
+    found = []
+    for part in range(store.plan.parts):
+        samples, validation = store.samples([part])
+        if validation.any():
+            found.append(samples.select(validation))
+    return concatenate(found)
+
+
+def training_rows(config: DistillConfig, store: Store, part: int) -> Samples:
+    """The training images of one part, as the controls want them: another image's map is that of one of the same part."""
+    samples, validation = store.samples([part])
+    return mixed_up(samples.select(~validation), config)
+
+
+def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
+    """The training images as the controls want them: with another image's map, or with all that is the teacher's from another image."""
+    if config.aligned and config.content != "other":
+        return samples
+    partner = torch.from_numpy(deranged(len(samples), config.seed, "partner"))
+    ig = None if samples.ig is None else samples.ig[partner]
+    if config.aligned:
+        return replace(samples, ig=ig)
+    logits, attention = (None if t is None else t[partner] for t in (samples.logits, samples.attention))
+    return replace(samples, ig=ig, logits=logits, attention=attention)
 
 
 def open_store(config: DistillConfig) -> Store:
@@ -108,9 +172,27 @@ def open_store(config: DistillConfig) -> Store:
             f"{config.store} holds attention of layer {store.plan.attention_layer}, a student of cut {config.cut} needs layer {tap}; "
             f"make a store with `python -m jobs.precompute --cut {config.cut}`"
         )
+    if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
+        raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
     if store.plan.split != "train":
         raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
     return store
+
+
+def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
+    """The teacher that a student's configuration names, if it does.
+
+    Raises:
+        UserError: it is needed and not named, cannot be opened, or is not the one that the store was made with.
+    """
+    if config.teacher is None:
+        if config.objective.live:
+            raise UserError("--live distils from the teacher itself: say where it is with --teacher DIR, or choose --no-live")
+        return None
+    teacher, card = open_teacher(config.teacher)
+    if card["sha256"] != Store.open(config.store).plan.teacher:
+        raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its weights differ")
+    return teacher
 
 
 def sentences(left_out: list[tuple[Record, str]]) -> tuple[str, ...]:

@@ -15,21 +15,27 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from igkd.augment import crop_flip, draw_overlay, draw_view, move_attention, overlay
+from igkd.augment import augment, move_attention
 from igkd.config import Objective, Recipe
 from igkd.errors import UserError
+from igkd.feed import Batch, Feed
 from igkd.files import read_json, write_bytes, write_json
 from igkd.losses import attention_map, attention_transfer, distillation
-from igkd.randomness import shuffled
 from igkd.samples import Samples
 
 History = list[dict[str, Any]]
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """Learning rate at a fraction of the run: one cycle (Smith, Topin 2018) of linear warm-up over the first fifth, then a cosine to 0."""
-    if recipe.optimizer == "adam":
+    if recipe.schedule == "constant":
         return recipe.learning_rate
     if progress < 0.2:
         return recipe.learning_rate * max(progress / 0.2, 0.01)
@@ -38,57 +44,90 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over all parameters; its learning rate is set anew at every step."""
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+    return OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def epoch_batches(seed: int, epoch: int, ids: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Positions (int64) of each step's images: every image once, in an order fixed by (seed, epoch, ids), in batches as equal as can be."""
-    order = shuffled(seed, f"epoch {epoch} order", ids)
-    return np.array_split(order, math.ceil(len(order) / batch_size))
+def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
+    """The recipe's moving average of weights and buffers, if it has one.
+
+    The decay at step n is at most n / (n + 10), so that the random weights of the start are soon forgotten.
+    """
+    if not recipe.averaging:
+        return None
+
+    def update(averaged: list[Tensor], current: list[Tensor], step: Tensor) -> None:
+        decay = min(recipe.averaging, step.item() / (step.item() + 10))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)  # type: ignore[arg-type]
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in the recipe's precision."""
+    rounded = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=rounded)
 
 
 def compute_loss(
-    model: nn.Module, samples: Samples, objective: Objective, *, seed: int, epoch: int, padding: int, scale: float = 1.0
+    model: nn.Module,
+    batch: Batch,
+    recipe: Recipe,
+    objective: Objective,
+    *,
+    seed: int,
+    epoch: int,
+    teacher: nn.Module | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Augment one batch, overlay it, and compute the total loss: alpha KD + (1 - alpha) CE + gamma AT.
+    """Augment one batch and compute the total loss: alpha KD + (1 - alpha) CE + gamma AT.
 
     Args:
         model: maps (pixels, tap) to logits or (logits, features), as `Classifier.forward` does.
-        samples: the batch, on the model's device; `ig`, `logits`, `attention` where the objective needs them.
+        batch: on the model's device; its samples have `ig`, `logits`, `attention` where the objective needs them.
+        teacher: for a live objective, which takes logits and attention from it and not from the samples.
         scale: factor on image sides (progressive resizing).
 
     Returns:
-        scalar loss (mean over the batch) and logits (B, classes).
+        scalar loss (mean over the batch) and logits, both float32, logits (B, classes).
     """
-    view = draw_view(seed, epoch, samples.ids, padding)
-    pixels = crop_flip(samples.pixels, view).float() / 255
-    if objective.overlay > 0:
-        assert samples.ig is not None
-        chosen, exponent = draw_overlay(seed, epoch, samples.ids, objective.overlay, objective.exponents)
-        rows = chosen.nonzero().squeeze(1).to(pixels.device)
-        if len(rows):
-            maps = crop_flip(samples.ig, view)[rows]
-            pixels = pixels.index_copy(0, rows, overlay(pixels[rows], maps, exponent.to(pixels.device)[rows]))
+    samples, tap = batch.samples, objective.tap if objective.gamma > 0 else None
+    pixels, clean = augment(samples, batch.draws, recipe, objective, seed, epoch)
     if scale != 1.0:
         size = [round(side * scale) for side in samples.shape]
         pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    if objective.gamma > 0:
-        assert samples.attention is not None and objective.tap is not None
-        logits, features = model(pixels, objective.tap)
-    else:
-        logits = model(pixels)
+    with autocast(recipe, pixels.device):
+        logits, features = forward(model, pixels, tap)
+        if objective.live:
+            assert teacher is not None
+            with torch.no_grad():
+                wanted, shown = forward(teacher, clean, tap)
+    logits = logits.float()
     loss = (1 - objective.alpha) * F.cross_entropy(logits, samples.labels)
     if objective.alpha > 0:
-        assert samples.logits is not None
-        loss = loss + objective.alpha * distillation(logits, samples.logits, objective.temperature)
+        if not objective.live:
+            assert samples.logits is not None
+            wanted = samples.logits
+        loss = loss + objective.alpha * distillation(logits, wanted.float(), objective.temperature)
     if objective.gamma > 0:
-        assert samples.attention is not None
-        teacher = move_attention(samples.attention, view, samples.shape)
-        loss = loss + objective.gamma * attention_transfer(attention_map(features), teacher)
+        assert features is not None
+        if objective.live:
+            assert shown is not None
+            theirs = attention_map(shown.float())
+        else:
+            assert samples.attention is not None
+            theirs = move_attention(samples.attention, batch.draws.view, samples.shape)
+        loss = loss + objective.gamma * attention_transfer(attention_map(features.float()), theirs)
     return loss, logits
+
+
+def forward(model: nn.Module, pixels: Tensor, tap: int | None) -> tuple[Tensor, Tensor | None]:
+    """Logits and, where a layer is tapped, its features."""
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return (model(pixels), None) if tap is None else model(pixels, tap)
 
 
 def _sum_over_workers(values: list[float], device: torch.device) -> list[float]:
@@ -118,7 +157,7 @@ def evaluate_split(model: nn.Module, samples: Samples, rank: int = 0, world: int
 
 def train(
     model: nn.Module,
-    samples: Samples,
+    feed: Feed,
     validation: Samples,
     recipe: Recipe,
     objective: Objective,
@@ -126,94 +165,110 @@ def train(
     seed: int,
     optimizer: torch.optim.Optimizer,
     history: History,
+    average: AveragedModel | None = None,
+    teacher: nn.Module | None = None,
     rank: int = 0,
     world: int = 1,
     progress: Callable[[str], None] = print,
 ) -> Iterator[History]:
     """Train epoch by epoch.
 
-    The order of images, their crops and overlays are functions of (seed, epoch, id) and do not depend on `world`; worker `rank` takes
-    every world-th image of each batch, and every image is seen once an epoch.
-
     Args:
         model: a `Classifier`, possibly wrapped for data parallelism, on its device.
-        samples, validation: training and validation images.
+        feed: this worker's batches.
+        validation: validation images of all workers.
         history: rows of the epochs done before; training goes on behind them.
+        average: moving average of the weights, kept up to date; it is what is evaluated.
+        teacher: in evaluation mode on the same device, for a live objective.
 
     Yields:
         the history after each epoch, one row longer than the last.
 
     Raises:
-        UserError: too few images or too small batches for the workers, or the loss is no longer a number.
+        UserError: too few validation images for the workers, or the loss is no longer a number.
     """
-    for name, count, least in (("training", len(samples), max(2, world)), ("validation", len(validation), world)):
-        if count < least:
-            raise UserError(f"{count} {name} image(s) are too few for {world} worker(s); it takes at least {least}")
-    if len(samples) // math.ceil(len(samples) / recipe.batch_size) < world:
-        raise UserError(f"batches of {recipe.batch_size} are too small for {world} workers; use --batch-size {2 * world} or more")
+    if len(validation) < world:
+        raise UserError(f"{len(validation)} validation image(s) are too few for {world} worker(s); it takes at least {world}")
     device = next(model.parameters()).device
-    history = list(history)
+    history, validation = list(history), validation.to(device)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         model.train()
-        batches = epoch_batches(seed, epoch, samples.ids, recipe.batch_size)
         scale = 0.75 if epoch <= recipe.low_resolution_epochs else 1.0
-        total = correct = 0.0
+        total, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+        seen = 0
         begin = spoke = time.monotonic()
-        for step, positions in enumerate(batches):
+        for step, batch in enumerate(feed.epoch(epoch)):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, (epoch - 1 + step / len(batches)) / recipe.epochs)
-            batch = samples.select(positions[rank::world]).to(device)
-            loss, logits = compute_loss(model, batch, objective, seed=seed, epoch=epoch, padding=recipe.padding, scale=scale)
+                group["lr"] = learning_rate(recipe, (epoch - 1 + step / feed.steps) / recipe.epochs)
+            loss, logits = compute_loss(model, batch, recipe, objective, seed=seed, epoch=epoch, teacher=teacher, scale=scale)
             optimizer.zero_grad()
+            mine = len(batch.samples)
             # Gradients are averaged over workers: weighting by the share of the batch makes that the mean over images.
-            (loss * (len(batch) * world / len(positions))).backward()
+            (loss * (mine * world / batch.size)).backward()
             optimizer.step()
-            total += loss.item() * len(batch)
-            correct += (logits.detach().argmax(1) == batch.labels).sum().item()
-            if not math.isfinite(total):
+            if average is not None:
+                average.update_parameters(unwrapped(model))
+            total += loss.detach() * mine
+            correct += (logits.detach().argmax(1) == batch.samples.labels).sum()
+            seen += batch.size
+            # Looking at a figure waits for the GPU.
+            if (device.type == "cpu" or step % 50 == 0 or step == feed.steps - 1) and not math.isfinite(total.item()):
                 raise UserError(f"the loss became {loss.item()} in epoch {epoch}, step {step + 1}; try a lower --learning-rate")
             if time.monotonic() - spoke > 15:
                 spoke = time.monotonic()
-                seen = sum(map(len, batches[: step + 1]))
                 rate = seen / (spoke - begin)
-                progress(f"epoch {epoch}/{recipe.epochs}, {seen}/{len(samples)} images, {rate:.0f} images/s, loss {loss.item():.3f}")
-        total, correct = _sum_over_workers([total, correct], device)
+                progress(f"epoch {epoch}/{recipe.epochs}, {seen}/{feed.count} images, {rate:.0f} images/s, loss {loss.item():.3f}")
+        loss_sum, hits = _sum_over_workers([total.item(), correct.item()], device)
         seconds = time.monotonic() - begin
-        checked = evaluate_split(model, validation, rank, world)
+        checked = evaluate_split(model if average is None else average, validation, rank, world)
         history.append(
             {
                 "epoch": epoch,
-                "train_loss": total / len(samples),
-                "train_accuracy": correct / len(samples),
+                "train_loss": loss_sum / seen,
+                "train_accuracy": hits / seen,
                 "validation_loss": checked["loss"],
                 "validation_accuracy": checked["accuracy"],
                 "seconds": round(seconds, 3),
             }
         )
         progress(
-            f"epoch {epoch}/{recipe.epochs} done in {seconds:.0f} s ({len(samples) / seconds:.0f} images/s): "
-            f"loss {total / len(samples):.3f}, training accuracy {correct / len(samples):.1%}, validation {checked['accuracy']:.1%}"
+            f"epoch {epoch}/{recipe.epochs} done in {seconds:.0f} s ({seen / seconds:.0f} images/s): "
+            f"loss {loss_sum / seen:.3f}, training accuracy {hits / seen:.1%}, validation {checked['accuracy']:.1%}"
         )
         yield list(history)
 
 
-def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, out of the wrapper for data parallelism if it is in one."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def save_state(
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: History, average: AveragedModel | None = None
+) -> None:
     """Write everything that `load_state` needs to go on, as safetensors and JSON."""
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{k}": v.detach().cpu().contiguous() for k, v in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v.detach().cpu().contiguous() for k, v in state.items() if v is not None}
     write_bytes(directory / "state.safetensors", safetensors.torch.save(tensors))
     write_json(directory / "history.json", history)
 
 
-def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> History:
-    """Restore model and optimizer in place; gives the history of the epochs done."""
+def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None) -> History:
+    """Restore model, optimizer and average in place; gives the history of the epochs done."""
     tensors = safetensors.torch.load_file(directory / "state.safetensors")
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+    model.load_state_dict(part("model"))
+    if average is not None:
+        average.load_state_dict(part("average"))
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
+    for key, value in part("optimizer").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return list(read_json(directory / "history.json"))

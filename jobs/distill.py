@@ -4,27 +4,31 @@ import dataclasses
 import functools
 from typing import Any
 
-from igkd.config import DistillConfig, parse
+from igkd.config import DistillConfig
 from igkd.files import absolute
 from igkd.images import open_images
-from igkd.tasks import check_test_images, distill_task, open_store
+from igkd.recipes import parse_distill
+from igkd.tasks import check_test_images, distill_task, open_store, open_teacher_of, streams
+from jobs.ingest import training_dataset
 from jobs.runtime import run_job, side_by_side
 from jobs.training import run_training
 
 
 def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row. `runs_at_once` runs share the cluster."""
-    store = open_store(config)
+    store, teacher = open_store(config), open_teacher_of(config)
     check_test_images(config.test_images, store.plan.classes)
     test = open_images(config.test_images)
     resolved = dataclasses.replace(config, store=absolute(config.store), test_images=str(test))
     fingerprints = {"store_fingerprint": store.fingerprint(), "test_fingerprint": test.fingerprint("test")}
-    task = functools.partial(distill_task, resolved)
-    return run_training("distill", config, task, fingerprints, {"name": config.arm, "arm": config.arm}, runs_at_once)
+    task = functools.partial(distill_task, resolved, teacher)
+    stream = functools.partial(training_dataset, resolved, store) if streams(resolved, store) else None
+    made = {"name": config.arm, "arm": config.arm}
+    return run_training("distill", config, task, fingerprints, made, runs_at_once, stream)
 
 
 def main() -> None:
-    config = parse(DistillConfig, "jobs.distill")
+    config = parse_distill("jobs.distill")
     side_by_side([lambda: distill(config)])
 
 

@@ -86,8 +86,11 @@ def fetched(ref: ray.ObjectRef[T]) -> T:
     return ray.get(ref)
 
 
-def scaling(workers: int, runs: int = 1) -> ScalingConfig:
-    """Share the cluster among the workers of `runs` runs that go on at the same time; on GPUs where there are GPUs."""
+def scaling(workers: int, runs: int = 1, reads: bool = False) -> ScalingConfig:
+    """Share the cluster among the workers of `runs` runs that go on at the same time; on GPUs where there are GPUs.
+
+    With `reads`, a quarter of the processors stays free for the tasks that feed the workers, which would otherwise wait for ever.
+    """
     resources = ray.cluster_resources()
     everyone = workers * runs
     gpus = resources.get("GPU", 0)
@@ -95,12 +98,22 @@ def scaling(workers: int, runs: int = 1) -> ScalingConfig:
         share = gpus / everyone
         return ScalingConfig(num_workers=workers, use_gpu=True, resources_per_worker={"GPU": 1 if share >= 1 else share, "CPU": 1})
     node = max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
-    share = min(node, resources.get("CPU", 1) / everyone)
+    share = min(node, resources.get("CPU", 1) / everyone) * (0.75 if reads else 1)
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": math.floor(share) if share >= 1 else share})
 
 
-def fit(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], out: Path, workers: int, runs: int = 1) -> Path:
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    loop_config: dict[str, Any],
+    out: Path,
+    workers: int,
+    runs: int = 1,
+    stream: Callable[[], Any] | None = None,
+) -> Path:
     """Run a training loop to its end, going on from the last checkpoint under `out`; workers that die are restarted twice.
+
+    Args:
+        stream: makes the Ray Dataset "train" of which every worker gets an equal share.
 
     Returns:
         the directory of the last checkpoint.
@@ -111,7 +124,8 @@ def fit(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], out
     result = TorchTrainer(
         loop,
         train_loop_config=loop_config,
-        scaling_config=scaling(workers, runs),
+        scaling_config=scaling(workers, runs, reads=stream is not None),
+        datasets={"train": stream()} if stream is not None else None,
         run_config=RunConfig(
             name="checkpoints",
             storage_path=str(out.resolve()),

@@ -12,12 +12,15 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import Checkpoint
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from igkd import models, runs
+from igkd.feed import Feed, Resident
 from igkd.files import read_json, write_json
+from igkd.parallel import share_batch_norms
 from igkd.tasks import Task
-from igkd.train import evaluate_split, load_state, make_optimizer, save_state, train
+from igkd.train import evaluate_split, load_state, make_average, make_optimizer, save_state, train, unwrapped
+from jobs.ingest import Stream
 from jobs.runtime import command, fit
 
 
@@ -28,14 +31,15 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     network = models.build(task.spec, task.seed).to(memory_format=torch.channels_last)
-    model = ray.train.torch.prepare_model(network)
-    classifier: models.Classifier = model.module if isinstance(model, DistributedDataParallel) else model  # type: ignore[assignment]
-    optimizer = make_optimizer(model, task.recipe)
+    model = ray.train.torch.prepare_model(share_batch_norms(network) if world > 1 else network)
+    device = next(model.parameters()).device
+    optimizer, average = make_optimizer(model, task.recipe), make_average(unwrapped(model), task.recipe)
+    teacher = None if task.teacher is None else task.teacher.to(device).eval()
     history: list[dict[str, Any]] = []
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
-            history = load_state(Path(directory), classifier, optimizer)
+            history = load_state(Path(directory), unwrapped(model), optimizer, average)
 
     def progress(line: str) -> None:
         if rank == 0:
@@ -45,44 +49,50 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         progress(sentence)
     if history:
         progress(f"going on after epoch {len(history)}")
+    feed: Feed
+    if task.train is None:
+        feed = Stream(ray.train.get_dataset_shard("train"), task, device, rank, world)
+    else:
+        feed = Resident(task.train, task.recipe, task.objective, task.seed, device, rank, world)
     rows = train(
-        model, task.train, task.validation, task.recipe, task.objective,
-        seed=task.seed, optimizer=optimizer, history=history, rank=rank, world=world, progress=progress,
+        model, feed, task.validation, task.recipe, task.objective,
+        seed=task.seed, optimizer=optimizer, history=history, average=average, teacher=teacher,
+        rank=rank, world=world, progress=progress,
     )  # fmt: skip
     for history in rows:
         test = None
         if len(history) == task.recipe.epochs:
             samples, left_out = task.test()
-            test = evaluate_split(model, samples, rank, world) | {"left_out": len(left_out)}
+            test = evaluate_split(model if average is None else average, samples, rank, world) | {"left_out": len(left_out)}
             for sentence in left_out:
                 progress(f"test images: {sentence}")
-        report(rank, classifier, optimizer, history, test, task)
+        if rank != 0:
+            ray.train.report(history[-1])
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = Path(temporary)
+            save_state(directory, unwrapped(model), optimizer, history, average)
+            if test is not None:
+                write_outcome(directory, unwrapped(model) if average is None else average.module, history, test, task)
+            ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(directory))
 
 
-def report(
-    rank: int,
-    classifier: models.Classifier,
-    optimizer: torch.optim.Optimizer,
-    history: list[dict[str, Any]],
-    test: dict[str, float] | None,
-    task: Task,
-) -> None:
-    """Report one epoch; rank 0 attaches everything needed to go on from here, and after the last epoch the result."""
-    if rank != 0:
-        ray.train.report(history[-1])
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = Path(temporary)
-        save_state(directory, classifier, optimizer, history)
-        if test is not None:
-            models.save(classifier, directory / "model", {})
-            images = {"train": len(task.train), "validation": len(task.validation), "left_out": len(task.left_out)}
-            write_json(directory / "outcome.json", {"history": history, "test": test, "images": images})
-        ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(directory))
+def write_outcome(directory: Path, network: nn.Module, history: list[dict[str, Any]], test: dict[str, float], task: Task) -> None:
+    """Add the finished network and its figures to the last checkpoint."""
+    assert isinstance(network, models.Classifier)
+    models.save(network, directory / "model", {})
+    images = {"train": task.count, "validation": len(task.validation), "left_out": len(task.left_out)}
+    write_json(directory / "outcome.json", {"history": history, "test": test, "images": images})
 
 
 def run_training(
-    name: str, config: Any, task: Callable[[], Task], fingerprints: dict[str, str], made: dict[str, Any], runs_at_once: int = 1
+    name: str,
+    config: Any,
+    task: Callable[[], Task],
+    fingerprints: dict[str, str],
+    made: dict[str, Any],
+    runs_at_once: int = 1,
+    stream: Callable[[], ray.data.Dataset] | None = None,
 ) -> dict[str, Any]:
     """Train under `config.out`, or go on there, and write checkpoint and result.
 
@@ -93,6 +103,7 @@ def run_training(
         fingerprints: what identifies the run besides its configuration.
         made: further entries of the result row.
         runs_at_once: runs that share the cluster with this one, itself included.
+        stream: makes the data set of training images, where the task has none in memory.
 
     Returns:
         the result row, also in OUT/result.json; the network is OUT/model.safetensors and OUT/model.json.
@@ -102,7 +113,7 @@ def run_training(
     if finished is not None:
         print(f"{out} is already finished: test accuracy {finished['test']['accuracy']:.1%}", flush=True)
         return finished
-    checkpoint = fit(train_worker, {"task": task, "name": made.get("name", name)}, out, config.workers, runs_at_once)
+    checkpoint = fit(train_worker, {"task": task, "name": made.get("name", name)}, out, config.workers, runs_at_once, stream)
     outcome = read_json(checkpoint / "outcome.json")
     row = result_row(name, config, outcome, started, models.load(checkpoint / "model")) | made
     models.save(models.load(checkpoint / "model"), out, {k: row[k] for k in ("job", "config", "images", "history", "test", "provenance")})

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from igkd.errors import UserError
 from igkd.files import STORAGE_ERRORS, explain, filesystem, is_damage, list_names, open_ranges, read_file
 from igkd.images import BadImage, decode, pixel_hash
-from igkd.samples import Samples
+from igkd.samples import Samples, concatenate
 from igkd.store.plan import VERSION, Plan, part_name
 
 
@@ -55,17 +55,19 @@ class Store:
         """sha256 of the manifest, which holds those of all parts: changes when anything in the store does."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    def tables(self, columns: Sequence[str] | None = None, parts: Iterable[int] | None = None) -> Iterator[pa.Table]:
         """The parts' rows, read one part at a time.
 
         Args:
             columns: these columns only, of which each page is checked; None reads all and checks the part's sha256.
+            parts: these parts only.
 
         Raises:
             UserError: a part is missing or damaged.
         """
         fs, root = filesystem(self.uri)
-        for file in self.manifest["files"]:
+        files = self.manifest["files"]
+        for file in files if parts is None else [files[part] for part in parts]:
             path = f"{root}/{file['name']}"
             try:
                 if columns is None:
@@ -90,37 +92,43 @@ class Store:
         """One column over all rows, in the store's order; tensors as (rows, ...)."""
         return np.concatenate([to_numpy(table.column(name)) for table in self.tables([name])])
 
-    def samples(self) -> tuple[Samples, NDArray[np.bool_]]:
-        """All rows decoded in memory, and which of them are for validation, bool (N,).
+    def samples(self, parts: Iterable[int] | None = None) -> tuple[Samples, NDArray[np.bool_]]:
+        """All rows, or those of some parts, decoded in memory, and which of them are for validation, bool (N,).
 
         Raises:
             UserError: a part is damaged, or a picture is not the one that was attributed: its pixels do not have the row's hash.
         """
-        parts: dict[str, list[NDArray[Any]]] = {}
-        for table in self.tables():
-            pixels = np.empty((len(table), *self.plan.image_shape, 3), np.uint8)
-            rows = zip(*(table.column(c).to_pylist() for c in ("image_id", "image", "image_sha")), strict=True)
-            for row, (i, image, sha) in enumerate(rows):
-                try:
-                    picture = decode(image, self.plan.image_shape if self.plan.resize else None)
-                except BadImage as error:
-                    raise UserError(f"{self.uri}: image {i} {error}; see `python -m igkd.store verify {self.uri}`") from None
-                if pixel_hash(picture) != sha or picture.shape != pixels.shape[1:]:
-                    raise UserError(f"{self.uri}: image {i} is not the one its map was made from (image_sha differs)")
-                pixels[row] = picture
-            parts.setdefault("pixels", []).append(pixels)
-            for name in ("image_id", "label", "validation", "ig", "logits", *(["attention"] if "attention" in table.column_names else [])):
-                parts.setdefault(name, []).append(to_numpy(table.column(name)))
-        whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-        samples = Samples(
-            whole["image_id"],
-            torch.from_numpy(whole["pixels"]).permute(0, 3, 1, 2).contiguous(),
-            torch.from_numpy(whole["label"]),
-            ig=torch.from_numpy(whole["ig"].astype(np.float32)),
-            logits=torch.from_numpy(whole["logits"]),
-            attention=torch.from_numpy(whole["attention"].astype(np.float32)) if "attention" in whole else None,
+        found, validation = [], []
+        for table in self.tables(parts=parts):
+            found.append(self._decoded(table))
+            validation.append(to_numpy(table.column("validation")))
+        return concatenate(found), np.concatenate(validation)
+
+    def _decoded(self, table: pa.Table) -> Samples:
+        """The rows of one part."""
+        pixels = np.empty((len(table), *self.plan.image_shape, 3), np.uint8)
+        rows = zip(*(table.column(c).to_pylist() for c in ("image_id", "image", "image_sha")), strict=True)
+        for row, (i, image, sha) in enumerate(rows):
+            try:
+                picture = decode(image, self.plan.image_shape if self.plan.resize else None)
+            except BadImage as error:
+                raise UserError(f"{self.uri}: image {i} {error}; see `python -m igkd.store verify {self.uri}`") from None
+            if pixel_hash(picture) != sha or picture.shape != pixels.shape[1:]:
+                raise UserError(f"{self.uri}: image {i} is not the one its map was made from (image_sha differs)")
+            pixels[row] = picture
+
+        def tensor(name: str, dtype: type) -> torch.Tensor | None:
+            return torch.from_numpy(to_numpy(table.column(name)).astype(dtype)) if name in table.column_names else None
+
+        return Samples(
+            to_numpy(table.column("image_id")),
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+            torch.from_numpy(to_numpy(table.column("label"))),
+            ig=tensor("ig", np.float32),
+            logits=tensor("logits", np.float32),
+            attention=tensor("attention", np.float32),
+            mask=tensor("mask", np.uint8),
         )
-        return samples, whole["validation"]
 
 
 def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:

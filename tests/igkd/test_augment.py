@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,26 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from igkd.augment import View, crop_flip, draw_overlay, draw_view, minmax, move_attention, overlay
+from igkd.augment import (
+    View,
+    augment,
+    crop_flip,
+    cutout,
+    deranged,
+    draw,
+    draw_overlay,
+    draw_view,
+    layer_of,
+    minmax,
+    move_attention,
+    overlay,
+    overlay_probability,
+    pixel_order,
+    sharpen,
+)
+from igkd.config import Content, Objective, Recipe
 from igkd.losses import normalise_map
+from igkd.samples import Samples
 
 IDS = np.arange(20_000)
 
@@ -78,7 +97,7 @@ def test_moved_out_of_sight_is_black() -> None:
 def test_overlay_is_the_formula(batch: int, height: int, width: int, scale: int, seed: int, data: st.DataObject) -> None:
     pixels, maps = noise(batch, 3, height, width, seed=seed), noise(batch, height, width, seed=seed + 1) * 10.0**scale
     exponents = data.draw(st.lists(st.floats(1, 2, width=32), min_size=batch, max_size=batch))
-    result = overlay(pixels, maps, torch.tensor(exponents))
+    result = overlay(pixels, sharpen(maps, torch.tensor(exponents)))
     assert result.min() >= 0 and result.max() <= 1
     np.testing.assert_allclose(result, overlay_by_hand(pixels.numpy(), maps.numpy(), exponents), atol=2e-6)
 
@@ -86,13 +105,13 @@ def test_overlay_is_the_formula(batch: int, height: int, width: int, scale: int,
 @pytest.mark.parametrize("level", [0.0, 1e-42, 1e-30, 0.3, 1e30])
 def test_a_constant_map_only_halves(level: float) -> None:
     pixels = noise(2, 3, 5, 4)
-    assert torch.equal(overlay(pixels, torch.full((2, 5, 4), level), torch.tensor([1.0, 1.7])), 0.5 * pixels)
+    assert torch.equal(overlay(pixels, sharpen(torch.full((2, 5, 4), level), torch.tensor([1.0, 1.7]))), 0.5 * pixels)
 
 
 @pytest.mark.parametrize("factor", [1e-36, 1e-30, 1e-6, 1e6, 1e30])
 def test_the_scale_of_a_map_does_not_count(factor: float) -> None:
-    pixels, maps, exponents = noise(3, 3, 5, 4), noise(3, 5, 4, seed=1), torch.tensor([1.0, 1.4, 2.0])
-    torch.testing.assert_close(overlay(pixels, maps * factor, exponents), overlay(pixels, maps, exponents), rtol=0, atol=2e-5)
+    maps, exponents = noise(3, 5, 4, seed=1), torch.tensor([1.0, 1.4, 2.0])
+    torch.testing.assert_close(sharpen(maps * factor, exponents), sharpen(maps, exponents), rtol=0, atol=2e-5)
 
 
 def test_the_largest_map_value_is_white_and_the_least_black() -> None:
@@ -105,7 +124,7 @@ def test_the_largest_map_value_is_white_and_the_least_black() -> None:
 
 def test_a_higher_exponent_leaves_less_of_the_faint() -> None:
     pixels, maps = torch.zeros(1, 3, 6, 5), noise(1, 6, 5)
-    levels = [overlay(pixels, maps, torch.tensor([s])).mean().item() for s in (1.0, 1.5, 2.0)]
+    levels = [overlay(pixels, sharpen(maps, torch.tensor([s]))).mean().item() for s in (1.0, 1.5, 2.0)]
     assert levels[0] > levels[1] > levels[2]
 
 
@@ -192,3 +211,80 @@ def test_mirrored_and_unmoved_attention() -> None:
 def test_attention_moved_out_of_sight_is_zero() -> None:
     moved = move_attention(noise(1, 4, 4), view_of([(16, 0, False)]), (16, 16))
     assert not moved.any()
+
+
+# What is laid over
+
+
+def layers(content: Content, maps: Tensor, exponent: Tensor) -> Tensor:
+    masks = (maps > maps.mean()).to(torch.uint8)
+    order = pixel_order(3, 2, np.arange(len(maps)) + 7, maps[0].numel())
+    return layer_of(content, maps, masks, exponent, order)
+
+
+def test_a_control_keeps_of_a_map_what_it_says_and_no_more() -> None:
+    maps, exponent = torch.rand(5, 6, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 1.2, 1.5, 1.8, 2.0])
+    own = layers("own", maps, exponent)
+    assert torch.equal(own, sharpen(maps, exponent)) and torch.equal(layers("other", maps, exponent), own)
+    noise = layers("noise", maps, exponent)
+    assert torch.equal(noise.flatten(1).sort(dim=1).values, own.flatten(1).sort(dim=1).values)  # the histogram
+    correlations = [float(np.corrcoef(a.flatten(), b.flatten())[0, 1]) for a, b in zip(noise, own, strict=True)]
+    assert max(map(abs, correlations)) < 0.5  # not the places
+    grey = layers("brightness", maps, exponent)
+    torch.testing.assert_close(grey.mean(dim=(1, 2)), own.mean(dim=(1, 2)))
+    assert (grey.amax(dim=(1, 2)) == grey.amin(dim=(1, 2))).all()
+    assert not layers("black", maps, exponent).any()
+    assert torch.equal(layers("mask", maps, exponent), (maps > maps.mean()).float())
+
+
+def test_noise_is_fixed_by_seed_epoch_and_id() -> None:
+    ids = np.array([5, 900, 6])
+    one = pixel_order(1, 1, ids, 30)
+    assert torch.equal(one[[1]], pixel_order(1, 1, ids[[1]], 30))
+    assert all((row.sort().values == torch.arange(30)).all() for row in one)
+    assert not torch.equal(one, pixel_order(1, 2, ids, 30)) and not torch.equal(one, pixel_order(2, 1, ids, 30))
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.3, 1.0])
+def test_the_blend_is_the_weight_of_the_layer(blend: float) -> None:
+    pixels, layer = torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4)
+    expected = (1 - blend) * pixels.double() + blend * layer.double()[:, None]
+    torch.testing.assert_close(overlay(pixels, layer, blend).double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "rising", "falling"])
+def test_a_schedule_of_the_overlay_keeps_its_mean(schedule: Any) -> None:
+    objective = Objective(overlay=0.3, overlay_schedule=schedule)
+    values = [overlay_probability(objective, (epoch + 0.5) / 40) for epoch in range(40)]
+    assert np.mean(values) == pytest.approx(0.3) and min(values) >= 0 and max(values) <= 1
+    assert {"constant": values[0] == values[-1], "rising": values[0] < values[-1], "falling": values[0] > values[-1]}[schedule]
+
+
+def test_cutout_hides_a_square_around_its_centre() -> None:
+    pixels = torch.ones(3, 3, 8, 8)
+    hidden = cutout(pixels, torch.tensor([4, 0, 7]), torch.tensor([4, 0, 3]), 4)
+    assert (hidden[0, 0] == 0.5).nonzero().tolist() == [[y, x] for y in range(2, 6) for x in range(2, 6)]
+    assert (hidden[1, 0] == 0.5).nonzero().tolist() == [[y, x] for y in range(2) for x in range(2)]
+    assert (hidden[2, 0] == 0.5).nonzero().tolist() == [[y, x] for y in range(5, 8) for x in range(1, 5)]
+    assert torch.equal(hidden[:, 0], hidden[:, 2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 9))
+def test_nobody_is_their_own_partner(count: int, seed: int) -> None:
+    partner = deranged(count, seed, "partner")
+    assert sorted(partner.tolist()) == list(range(count)) and (partner != np.arange(count)).all()
+
+
+def test_the_teacher_sees_the_crop_without_overlay_and_cutout() -> None:
+    how = Recipe(optimizer="sgd", schedule="constant", learning_rate=1, weight_decay=0, epochs=1, batch_size=4, padding=2, cutout=3)
+    pixels = torch.randint(256, (4, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    samples, objective = Samples(np.arange(4), pixels, torch.zeros(4, dtype=torch.int64), ig=torch.rand(4, 9, 9)), Objective(overlay=1.0)
+    draws = draw(0, 1, samples.ids, samples.shape, how, objective)
+    seen, clean = augment(samples, draws, how, objective, 0, 1)
+    assert torch.equal(clean, crop_flip(pixels, draws.view).float() / 255)
+    assert samples.ig is not None
+    layer = sharpen(crop_flip(samples.ig, draws.view), draws.exponent)
+    torch.testing.assert_close(seen, cutout(overlay(clean, layer), draws.hidden_y, draws.hidden_x, 3))
+    uncropped, _ = augment(samples, draws, how, Objective(overlay=1.0, uncropped_maps=True), 0, 1)
+    torch.testing.assert_close(uncropped, cutout(overlay(clean, sharpen(samples.ig, draws.exponent)), draws.hidden_y, draws.hidden_x, 3))

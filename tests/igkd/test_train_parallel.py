@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from igkd.errors import UserError
+from igkd.feed import epoch_batches
 from igkd.models import build
-from igkd.train import (
-    History,
-    epoch_batches,
-    evaluate_split,
-)
+from igkd.parallel import share_batch_norms
+from igkd.train import History, evaluate_split, make_average
 from tests.igkd.training import TINY, Watcher, plain_samples, random_samples, recipe, run, without_seconds
 
 
@@ -116,3 +114,64 @@ def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
         for one, two in zip(without_seconds(rows), without_seconds(history), strict=True):
             assert one == pytest.approx(two, rel=1e-4)
         assert len(evaluations) == 3 and all(e == pytest.approx(expected, rel=1e-5) for e in evaluations)
+
+
+def train_normalised(rank: int, world: int, rendezvous: str) -> tuple[History, dict[str, Tensor]]:
+    """A run of a network with batch normalisation as one of `world` workers."""
+    patience = datetime.timedelta(minutes=5)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world, timeout=patience)
+    try:
+        network = share_batch_norms(build(TINY, 3))
+        how = recipe(batch_size=7, epochs=3, averaging=0.9, learning_rate=0.002)
+        average = make_average(network, how)
+        history = run(DistributedDataParallel(network), random_samples(23), how, rank=rank, world=world, average=average)
+        assert average is not None
+        return history, average.module.state_dict()
+    finally:
+        dist.destroy_process_group()
+
+
+def second_of_two(rendezvous: str, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.save(train_normalised(1, 2, rendezvous), out)
+
+
+def test_batch_norm_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    """The same loss curve, weights and running statistics, to rounding, as one process with torch's own batch normalisation."""
+    rendezvous, out = str(tmp_path / "rendezvous"), tmp_path / "result"
+    process = multiprocessing.get_context("spawn").Process(target=second_of_two, args=(rendezvous, str(out)))
+    process.start()
+    try:
+        first = train_normalised(0, 2, rendezvous)
+        process.join(300)
+    finally:
+        process.kill()
+        process.join()
+    network, how = build(TINY, 3), recipe(batch_size=7, epochs=3, averaging=0.9, learning_rate=0.002)
+    average = make_average(network, how)
+    history = run(network, random_samples(23), how, average=average)
+    assert average is not None
+    for rows, weights in (first, torch.load(out, weights_only=True)):
+        for one, two in zip(without_seconds(rows), without_seconds(history), strict=True):
+            assert one == pytest.approx(two, rel=2e-5)
+        for name, value in average.module.state_dict().items():
+            torch.testing.assert_close(weights[name], value, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_shared_batch_norm_of_one_worker_is_torchs(tmp_path: Path) -> None:
+    """Forward, gradients and running statistics, in one process that is a group of its own."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        ours, theirs = share_batch_norms(nn.BatchNorm2d(4)), nn.BatchNorm2d(4)
+        results = []
+        for layer in (ours, theirs):
+            x = (3 + 5 * torch.randn(6, 4, 5, 3, generator=torch.Generator().manual_seed(0))).requires_grad_()
+            weight = torch.randn(6, 4, 5, 3, generator=torch.Generator().manual_seed(1))
+            (layer(x) * weight).sum().backward()
+            assert isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None
+            results.append((layer(x), x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var))
+            layer.eval()
+        for one, two in zip(*results, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    finally:
+        dist.destroy_process_group()

@@ -6,11 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from igkd.augment import draw
 from igkd.config import Objective, Recipe
+from igkd.feed import Batch, Resident
 from igkd.models import ModelSpec
 from igkd.samples import Samples
 from igkd.train import (
     History,
+    compute_loss,
+    make_average,
     make_optimizer,
     train,
 )
@@ -19,9 +23,8 @@ TINY = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.
 
 
 def recipe(**changes: Any) -> Recipe:
-    return Recipe(
-        **({"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4, "epochs": 3, "batch_size": 8, "padding": 2} | changes)
-    )
+    usual = {"optimizer": "sgd", "schedule": "one-cycle", "learning_rate": 0.05, "weight_decay": 5e-4, "epochs": 3, "batch_size": 8}
+    return Recipe(**usual | {"padding": 2} | changes)
 
 
 def random_samples(count: int, seed: int = 0, size: int = 16) -> Samples:
@@ -41,10 +44,30 @@ def quiet(line: str) -> None:
     assert "epoch" in line
 
 
-def run(model: nn.Module, samples: Samples, how: Recipe, seed: int = 0, objective: Objective | None = None, **rest: Any) -> History:
-    rest = {"optimizer": make_optimizer(model, how), "history": [], "validation": random_samples(5, seed=9), "progress": quiet} | rest
-    rows = list(train(model, samples, recipe=how, objective=objective or Objective(), seed=seed, **rest))
+def resident(samples: Samples, how: Recipe, objective: Objective, seed: int, rank: int = 0, world: int = 1) -> Resident:
+    return Resident(samples, how, objective, seed, torch.device("cpu"), rank, world)
+
+
+def run(
+    model: nn.Module, samples: Samples, how: Recipe, seed: int = 0, objective: Objective | None = None, *, rank: int = 0, world: int = 1,
+    **rest: Any,
+) -> History:  # fmt: skip
+    """A whole run, or the rest of one; its last history."""
+    objective = objective or Objective()
+    rest = {
+        "optimizer": make_optimizer(model, how), "history": [], "validation": random_samples(5, seed=9), "progress": quiet,
+        "average": make_average(model, how),
+    } | rest  # fmt: skip
+    feed = resident(samples, how, objective, seed, rank, world)
+    rows = list(train(model, feed, recipe=how, objective=objective, seed=seed, rank=rank, world=world, **rest))
     return rows[-1] if rows else rest["history"]
+
+
+def loss_of(model: nn.Module, samples: Samples, objective: Objective, *, seed: int, epoch: int, padding: int, **rest: Any) -> Any:
+    """`compute_loss` on all samples at once."""
+    how = recipe(padding=padding)
+    batch = Batch(samples, draw(seed, epoch, samples.ids, samples.shape, how, objective), len(samples))
+    return compute_loss(model, batch, how, objective, seed=seed, epoch=epoch, **rest)
 
 
 def without_seconds(history: History) -> History:

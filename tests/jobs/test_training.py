@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch import Tensor
 
 from igkd import models
 from igkd.config import DistillConfig, TeacherConfig
 from igkd.errors import UserError
+from igkd.feed import Batch, Resident
 from igkd.samples import Samples
-from igkd.tasks import Task, teacher_task
+from igkd.tasks import Task, distill_task, open_store, teacher_task
 from jobs.distill import distill
+from jobs.ingest import Stream, training_dataset
 from jobs.runtime import fit
 from jobs.teacher import train_teacher
 from jobs.training import train_worker
@@ -74,8 +77,8 @@ class RecordingSamples(Samples):
 
     log: Path
 
-    def select(self, rows: NDArray[Any]) -> Samples:
-        chosen = super().select(rows)
+    def select(self, rows: NDArray[Any], index: Tensor | None = None) -> Samples:
+        chosen = super().select(rows, index)
         with (self.log / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(chosen.ids.tolist()) + "\n")
         return chosen
@@ -83,6 +86,7 @@ class RecordingSamples(Samples):
 
 def recording_task(config: TeacherConfig, log: Path) -> Task:
     task = teacher_task(config)
+    assert task.train is not None
     recording = RecordingSamples(task.train.ids, task.train.pixels, task.train.labels)
     object.__setattr__(recording, "log", log)
     return Task(**{**vars(task), "train": recording})
@@ -99,9 +103,71 @@ def test_two_workers_see_every_image_exactly_once_an_epoch(cluster: None, tmp_pa
     for epoch in range(2):
         seen = collections.Counter(i for steps in logs for step in steps[6 * epoch : 6 * epoch + 6] for i in step)
         assert set(seen.values()) == {1}
-        assert sorted(seen) == sorted(teacher_task(configure(tmp_path)).train.ids.tolist())
+        assert len(seen) == teacher_task(configure(tmp_path)).count == 90
     assert all(abs(len(a) - len(b)) <= 1 for a, b in zip(*logs, strict=True))
     assert len(json.loads((checkpoint / "history.json").read_text())) == 2
+
+
+def watched_worker(loop_config: dict[str, Any]) -> None:
+    """A worker that writes down which images its stream gives."""
+    epochs = Stream.epoch
+
+    def watched(self: Stream, epoch: int) -> Iterator[Batch]:
+        for batch in epochs(self, epoch):
+            with (loop_config["log"] / f"{self.rank}.jsonl").open("a") as file:
+                file.write(json.dumps([epoch, batch.size, batch.samples.ids.tolist()]) + "\n")
+            yield batch
+
+    Stream.epoch = watched  # type: ignore[method-assign]
+    train_worker(loop_config)
+
+
+def test_a_stream_gives_every_image_once_an_epoch_in_another_order(cluster: None, toy_store: str, tmp_path: Path) -> None:
+    config = DistillConfig(
+        store=toy_store, test_images=IMAGES, out=str(tmp_path / "out"), arm="kd+ig+at", epochs=2, ingest="stream", workers=2, batch_size=16
+    )
+    (tmp_path / "log").mkdir()
+    loop_config = {"task": functools.partial(distill_task, config), "name": "test", "log": tmp_path / "log"}
+    store = open_store(config)
+    checkpoint = fit(watched_worker, loop_config, tmp_path / "out", 2, stream=functools.partial(training_dataset, config, store))
+    logs = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted((tmp_path / "log").iterdir())]
+    training = sorted(store.column("image_id")[~store.column("validation")].tolist())
+    orders = []
+    for epoch in (1, 2):
+        seen = [[ids for e, _, ids in steps if e == epoch] for steps in logs]
+        assert [len(ids) for ids in seen[0]] == [len(ids) for ids in seen[1]] and len(seen[0]) == 6
+        assert sorted(i for steps in seen for ids in steps for i in ids) == training
+        orders.append(seen)
+    assert orders[0] != orders[1] and all(size == 2 * len(ids) for steps in logs for _, size, ids in steps)
+    first = orders[0][0][0]
+    assert first != sorted(first)  # not as the store has them
+    history = json.loads((checkpoint / "history.json").read_text())
+    assert len(history) == 2 and np.isfinite([row["train_loss"] for row in history]).all()
+
+
+def dying_worker(loop_config: dict[str, Any]) -> None:
+    """A worker that is killed once in the middle of the second epoch."""
+    epochs = Resident.epoch
+
+    def mortal(self: Resident, epoch: int) -> Iterator[Batch]:
+        for step, batch in enumerate(epochs(self, epoch)):
+            if epoch == 2 and step == 3 and not loop_config["died"].exists():
+                loop_config["died"].touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    Resident.epoch = mortal  # type: ignore[method-assign]
+    train_worker(loop_config)
+
+
+@pytest.mark.slow
+def test_a_run_survives_a_killed_worker_and_has_every_epoch_once(cluster: None, trained: Path, tmp_path: Path) -> None:
+    task = functools.partial(teacher_task, configure(tmp_path / "out"))
+    loop_config = {"task": task, "name": "test", "died": tmp_path / "died"}
+    checkpoint = fit(dying_worker, loop_config, tmp_path / "out", workers=1)
+    assert (tmp_path / "died").exists()
+    assert [row["epoch"] for row in json.loads((checkpoint / "history.json").read_text())] == [1, 2]
+    assert weights(checkpoint / "model") == weights(trained)
 
 
 def test_student_learns_from_the_store_in_every_way_at_once(cluster: None, toy_store: str, tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Training a student: the published loop, per-sample transforms in a DataLoader, against ours, batched on the device."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from igkd import runs
+from igkd.config import Precision, parse
+from igkd.feed import Batch, Resident
+from igkd.files import write_json
+from igkd.images import open_images
+from igkd.models import Classifier, ModelSpec, build
+from igkd.recipes import distill_config
+from igkd.samples import Samples, load_samples
+from igkd.train import compute_loss, make_optimizer
+from jobs.runtime import WORKER_ENVIRONMENT
+
+BASELINE = "published loop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Images a second of one training step of the paper's recipe, arm kd+ig, cut 5."""
+
+    images: str = "shapes"
+    """Its test split is trained on; maps and logits are noise, which costs the same."""
+    count: int = 2000
+    """Images."""
+    steps: int = 12
+    """Steps of one measurement."""
+    rounds: int = 5
+    """Measurements of each loop, taking turns; the median counts."""
+    out: str | None = None
+    """JSON file for the figures."""
+
+
+def samples_of(config: Config) -> Samples:
+    """Pictures, with noise for what the teacher would say."""
+    samples, _ = load_samples(open_images(config.images), "test", np.arange(config.count))
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(len(samples), *samples.shape, generator=generator)
+    return replace(samples, ig=maps, logits=torch.randn(len(samples), 10, generator=generator))
+
+
+class Published(Dataset[tuple[Tensor, int, Tensor]]):
+    """The published data set, written anew: each image by itself through torchvision's transforms, and every tenth overlaid."""
+
+    def __init__(self, samples: Samples) -> None:
+        assert samples.ig is not None and samples.logits is not None
+        self.pictures = [v2.functional.to_pil_image(p) for p in samples.pixels]
+        self.labels, self.maps, self.logits = samples.labels.tolist(), samples.ig, samples.logits
+        crop = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+        self.transform = v2.Compose([*crop, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, Tensor]:
+        image = self.transform(self.pictures[i])
+        if torch.rand(()) < 0.1:
+            powered = self.maps[i] ** torch.exp(torch.rand(()) * np.log(2))
+            image = 0.5 * image + 0.5 * (powered - powered.min()) / (powered.max() - powered.min())
+        return image, self.labels[i], self.logits[i]
+
+
+def published(model: Classifier, samples: Samples, device: torch.device) -> Iterator[int]:
+    """Train by the published loop; gives the images of each step."""
+    loader = DataLoader(Published(samples), batch_size=64, shuffle=True, num_workers=2, persistent_workers=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    while True:
+        for images, labels, teacher in loader:
+            images, labels, teacher = images.to(device), labels.to(device), teacher.to(device)
+            student = model(images)
+            kd = F.kl_div(F.log_softmax(student / 2.5, 1), F.log_softmax(teacher / 2.5, 1), reduction="batchmean", log_target=True)
+            loss = 0.01 * 2.5**2 * kd + 0.99 * F.cross_entropy(student, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            yield len(images)
+
+
+def ours(model: Classifier, samples: Samples, device: torch.device, precision: Precision) -> Iterator[int]:
+    """Train by igkd.train's step; gives the images of each step."""
+    config = distill_config("paper", store="", test_images="", out="", precision=precision)
+    model.to(memory_format=torch.channels_last)
+    optimizer, feed = make_optimizer(model, config.training), Resident(samples, config.training, config.objective, 0, device)
+
+    def step(batch: Batch, epoch: int) -> int:
+        loss, _ = compute_loss(model, batch, config.training, config.objective, seed=0, epoch=epoch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return batch.size
+
+    epoch = 0
+    while True:
+        epoch += 1
+        for batch in feed.epoch(epoch):
+            yield step(batch, epoch)
+
+
+def serve(pipe: multiprocessing.connection.Connection, kind: str, config: Config, threads: int) -> None:
+    """A process that trains: gets a number of steps, gives (images, seconds, peak MiB)."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    samples = samples_of(config)
+    model = build(ModelSpec(classes=tuple("0123456789"), image_shape=samples.shape, cut=5), 0).to(device).train()
+    loop = published(model, samples, device) if kind == BASELINE else ours(model, samples, device, kind.removeprefix("ours, "))  # type: ignore[arg-type]
+    while (steps := pipe.recv()) is not None:
+        begin = time.perf_counter()
+        images = sum(islice(loop, steps))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send((images, time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def main() -> None:
+    config, started = parse(Config, "bench.train"), runs.now()
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for kind in (BASELINE, "ours, float32", "ours, bfloat16"):
+        pipes[kind], other = context.Pipe()
+        with mock.patch.dict(os.environ, {} if kind == BASELINE else WORKER_ENVIRONMENT):
+            context.Process(target=serve, args=(other, kind, config, torch.get_num_threads())).start()
+    rates: dict[str, list[float]] = {kind: [] for kind in pipes}
+    memory = {}
+    for turn in range(config.rounds + 1):
+        for kind, pipe in pipes.items():
+            pipe.send(config.steps)
+            images, seconds, memory[kind] = pipe.recv()
+            if turn:  # the first turn warms up
+                rates[kind].append(images / seconds)
+    for pipe in pipes.values():
+        pipe.send(None)
+    medians = {kind: statistics.median(values) for kind, values in rates.items()}
+    rows = {
+        kind: {"images_per_second": rate, "ratio": rate / medians[BASELINE], "peak_mib": memory[kind]} for kind, rate in medians.items()
+    }
+    for kind, row in rows.items():
+        print(f"{kind:16} {row['images_per_second']:8.1f} images/s  {row['ratio']:5.2f} x  {row['peak_mib']:7,.0f} MiB at most", flush=True)
+    if config.out:
+        write_json(Path(config.out), {"loops": rows} | runs.provenance(f"python -m bench.train --images {config.images}", 0, started))
+
+
+if __name__ == "__main__":
+    main()

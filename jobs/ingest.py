@@ -1,0 +1,68 @@
+"""Streaming a store that does not fit into memory: Ray Data reads its parts in random order, decodes them and feeds the workers."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+
+from igkd.augment import draw
+from igkd.config import DistillConfig
+from igkd.feed import Batch, check_sizes
+from igkd.samples import Samples
+from igkd.store import Store
+from igkd.tasks import Task, training_rows
+
+READ_CPUS = 0.2
+SHUFFLED = 4096
+"""Images from which a batch is drawn: some dozens of parts of a store of small images."""
+
+
+class ReadPart:
+    """A task: the training images of some parts, a row each."""
+
+    def __init__(self, config: DistillConfig, store: Store) -> None:
+        self.config, self.store = config, store
+
+    def __call__(self, parts: Any) -> Iterator[dict[str, Any]]:
+        for part in parts["item"]:
+            samples = training_rows(self.config, self.store, int(part))
+            if len(samples):
+                yield samples.columns()
+
+
+def training_dataset(config: DistillConfig, store: Store) -> ray.data.Dataset:
+    """All training images of a store; each time that it is read its parts come in another order."""
+    parts = list(range(store.plan.parts))
+    return (
+        ray.data.from_items(parts, override_num_blocks=len(parts))
+        .randomize_block_order()
+        .map_batches(ReadPart(config, store).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)
+    )
+
+
+class Stream:
+    """A worker's equal share of a data set. Images left over when it is shared out, fewer than there are workers, sit an epoch out."""
+
+    def __init__(self, shard: ray.data.DataIterator, task: Task, device: torch.device, rank: int, world: int) -> None:
+        check_sizes(task.count, task.recipe.batch_size, world)
+        self.shard, self.task, self.device, self.rank, self.world = shard, task, device, rank, world
+        self.count, mine = task.count, task.count // world
+        self.steps = math.ceil(task.count / task.recipe.batch_size)
+        self.size = math.ceil(mine / self.steps)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        task = self.task
+        batches = self.shard.iter_batches(
+            batch_size=self.size,
+            batch_format="numpy",
+            local_shuffle_buffer_size=max(SHUFFLED, 2 * self.size),
+            local_shuffle_seed=1_000_003 * task.seed + 1009 * epoch + self.rank,
+        )
+        for columns in batches:
+            samples = Samples.from_columns(columns)
+            ids: Any = samples.ids
+            draws = draw(task.seed, epoch, np.asarray(ids), samples.shape, task.recipe, task.objective)
+            yield Batch(samples.to(self.device), draws.to(self.device), len(samples) * self.world)

@@ -1,0 +1,176 @@
+"""Recipes: presets of jobs.distill, and what they change."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from igkd.config import DistillConfig
+from igkd.errors import UserError
+from igkd.models import build
+from igkd.recipes import RECIPES, distill_config, parse_distill
+from igkd.tasks import mixed_up
+from igkd.train import load_state, make_average, make_optimizer, save_state, train
+from tests.igkd.training import TINY, loss_of, quiet, random_samples, recipe, resident, run, same_weights, without_seconds
+
+PLACES = {"store": "s", "test_images": "t", "out": "o"}
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    config = distill_config("paper", **PLACES)
+    assert config == DistillConfig(**PLACES)
+    assert (config.optimizer, config.schedule, config.learning_rate, config.weight_decay) == ("adam", "constant", 1e-3, 0)
+    assert (config.epochs, config.batch_size, config.padding, config.normalise, config.averaging) == (100, 64, 4, False, 0)
+    assert (config.alpha, config.temperature, config.gamma, config.overlay, config.exponents) == (0.01, 2.5, 0.8, 0.1, (1, 2))
+    assert config.aligned and not config.live and not distill_config("paper-as-published", **PLACES).aligned
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_command_line_changes_what_the_recipe_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = ["--store", "s", "--test-images", "t", "--out", "o"]
+    monkeypatch.setattr("sys.argv", ["jobs.distill", "--recipe", name, *places])
+    assert parse_distill("jobs.distill") == distill_config(name, **PLACES)
+    monkeypatch.setattr("sys.argv", ["jobs.distill", *places, f"--recipe={name}", "--epochs", "7", "--no-live"])
+    assert parse_distill("jobs.distill") == distill_config(name, **PLACES, epochs=7, live=False)
+
+
+def test_a_recipe_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps({"alpha": 0.4, "exponents": [1.5, 1.7], "epochs": 3}))
+    config = distill_config(str(path), **PLACES)
+    assert (config.alpha, config.exponents, config.epochs, config.learning_rate) == (0.4, (1.5, 1.7), 3, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        '{"aplha": 1}',
+        '{"store": "x"}',
+        '{"epochs": "many"}',
+        '{"live": 1}',
+        '{"optimizer": "lamb"}',
+        '{"exponents": [1]}',
+        "{}",
+        "no JSON",
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"bad\.json"):
+        distill_config(str(path), **PLACES)
+
+
+@pytest.mark.parametrize("name", ["papr", "missing.json"])
+def test_an_unknown_recipe_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        distill_config(name, **PLACES)
+
+
+# Controls
+
+
+def test_mixed_up_rows_come_from_one_other_image_each() -> None:
+    samples = random_samples(30)
+    assert mixed_up(samples, distill_config("paper", **PLACES)) is samples
+    other = mixed_up(samples, distill_config("paper", **PLACES, content="other"))
+    published = mixed_up(samples, distill_config("paper-as-published", **PLACES))
+    assert samples.ig is not None and other.ig is not None and published.logits is not None and published.ig is not None
+    for mixed in (other, published):
+        assert mixed.pixels is samples.pixels and mixed.labels is samples.labels
+        assert not (mixed.ig == samples.ig).flatten(1).all(dim=1).any()  # type: ignore[union-attr]
+    assert other.logits is samples.logits and other.attention is samples.attention
+    source = [int((samples.ig == ig).flatten(1).all(dim=1).nonzero()) for ig in published.ig]
+    assert sorted(source) == list(range(30))
+    assert torch.equal(published.logits, samples.logits[source])  # type: ignore[index]
+    assert torch.equal(published.attention, samples.attention[source])  # type: ignore[index, arg-type]
+
+
+@pytest.mark.parametrize("content", ["black", "noise", "brightness", "mask"])
+def test_a_control_is_another_loss_than_the_own_map(content: Any) -> None:
+    samples = replace(random_samples(10), mask=(torch.rand(10, 16, 16) > 0.5).to(torch.uint8))
+    model = build(TINY, 1).eval()
+    torch.nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for config in (distill_config("paper", **PLACES, arm="ig", overlay=1.0, content=c) for c in ("own", content)):
+        losses.append(loss_of(model, samples, config.objective, seed=4, epoch=2, padding=2)[0].item())
+    assert abs(losses[0] - losses[1]) > 1e-5
+
+
+# A live teacher
+
+
+def test_a_live_teacher_is_asked_about_the_same_crop() -> None:
+    """Without crops and flips, what it says of an image is what the store would hold."""
+    samples, teacher = random_samples(8), build(TINY, 5).eval()
+    torch.nn.init.normal_(teacher.classifier.weight, generator=torch.Generator().manual_seed(1))
+    student = build(TINY, 1).eval()
+    with torch.no_grad():
+        stored = replace(samples, logits=teacher(samples.pixels.float() / 255))
+    objective = distill_config("paper", **PLACES, arm="kd", alpha=1.0).objective
+    live = replace(objective, live=True)
+    seed = next(s for s in range(5000) if not draw_flips(s, samples.ids).any())
+    expected, _ = loss_of(student, stored, objective, seed=seed, epoch=1, padding=0)
+    found, _ = loss_of(student, samples, live, seed=seed, epoch=1, padding=0, teacher=teacher)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    moved, _ = loss_of(student, stored, objective, seed=seed, epoch=1, padding=3)
+    asked, _ = loss_of(student, samples, live, seed=seed, epoch=1, padding=3, teacher=teacher)
+    assert abs(moved.item() - asked.item()) > 1e-3 * asked.item()
+
+
+def draw_flips(seed: int, ids: Any) -> torch.Tensor:
+    from igkd.augment import draw_view
+
+    return draw_view(seed, 1, ids, 0).flip
+
+
+# Weight averaging and precision
+
+
+def test_the_average_is_the_mean_by_hand_and_is_what_is_evaluated() -> None:
+    how = recipe(averaging=0.9, epochs=2, schedule="constant")
+    model = torch.nn.Linear(2, 1)
+    average = make_average(model, how)
+    assert average is not None
+    expected = None
+    for step in range(40):
+        torch.nn.init.constant_(model.weight, float(step))
+        average.update_parameters(model)
+        decay = min(0.9, step / (step + 10))
+        expected = float(step) if expected is None else decay * expected + (1 - decay) * step
+    assert average.module.weight[0, 0].item() == pytest.approx(expected, rel=1e-5)
+    assert make_average(model, recipe()) is None
+
+
+def test_a_resumed_average_ends_in_the_same_bits(tmp_path: Path) -> None:
+    how, samples = recipe(averaging=0.95, learning_rate=0.01), random_samples(24)
+    undisturbed = build(TINY, 0)
+    whole = make_average(undisturbed, how)
+    expected = run(undisturbed, samples, how, average=whole)
+    first = build(TINY, 0)
+    optimizer, average = make_optimizer(first, how), make_average(first, how)
+    feed = resident(samples, how, distill_config("paper", **PLACES, arm="student").objective, 0)
+    rows = train(
+        first, feed, random_samples(5, seed=9), how, distill_config("paper", **PLACES, arm="student").objective, seed=0,
+        optimizer=optimizer, history=[], average=average, progress=quiet,
+    )  # fmt: skip
+    save_state(tmp_path, first, optimizer, next(rows), average)
+    second = build(TINY, 77)
+    second_optimizer, second_average = make_optimizer(second, how), make_average(second, how)
+    history = load_state(tmp_path, second, second_optimizer, second_average)
+    resumed = run(second, samples, how, optimizer=second_optimizer, average=second_average, history=history)
+    assert without_seconds(resumed) == without_seconds(expected)
+    assert whole is not None and second_average is not None
+    assert same_weights(second_average, whole) and not same_weights(second_average.module, second)
+
+
+def test_bfloat16_is_near_float32() -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        history = run(build(TINY, 0), random_samples(24), recipe(precision=precision, epochs=1))
+        losses.append(history[-1]["train_loss"])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
