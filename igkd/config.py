@@ -1,6 +1,7 @@
 """Settings of every job, with their defaults: the one place where defaults live. `jobs` turn them into command lines."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 import tyro
@@ -230,6 +231,12 @@ class DistillConfig:
     """Data-parallel workers."""
 
     @property
+    def label(self) -> str:
+        """What tells this student from others in a table: arm, control and recipe."""
+        content = "" if self.content == "own" or "ig" not in self.arm.split("+") else f", {self.content}"
+        return self.arm + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
+
+    @property
     def training(self) -> Recipe:
         return Recipe(
             optimizer=self.optimizer,
@@ -270,8 +277,9 @@ class PipelineConfig:
     What is left out of the command line has the preset's value.
     """
 
-    preset: Literal["demo", "cifar10"]
-    """demo: built-in pictures, a few minutes on two cores; cifar10: the paper's protocol, for a GPU."""
+    preset: Literal["demo", "cifar10", "evidence", "evidence-night"]
+    """demo: built-in pictures, a few minutes on two cores; cifar10: the paper's protocol, for a GPU; evidence: arms, controls and recipes
+    with 3 seeds, for a GPU; evidence-night: the same on 2,250 images, for a night of two cores."""
     out: str
     """Directory of everything; the same command continues what is there."""
     images: str | None = None
@@ -283,9 +291,11 @@ class PipelineConfig:
     """Only this many images go into the store."""
     steps: int | None = None
     """Integration steps of integrated gradients."""
-    arms: tuple[Arm, ...] = ("student", "kd", "kd+ig")
-    seeds: tuple[int, ...] = (0,)
+    arms: tuple[Arm, ...] | None = None
+    seeds: tuple[int, ...] | None = None
     """A student of every arm for each of them."""
+    recipe: str | None = None
+    """Of the students: paper, paper-as-published, strong, or a JSON file of settings."""
     cut: int | None = None
     """Trailing layers removed from the teacher's architecture."""
     epochs: int | None = None
@@ -302,67 +312,13 @@ class Pipeline:
     """None where a teacher is given."""
     precompute: PrecomputeConfig
     students: tuple[DistillConfig, ...]
+    """Of a preset one for each arm, control and recipe, which `seeds` multiply; after that one for each run."""
+    seeds: tuple[int, ...] = (0,)
     images_per_class: int
     """Pictures of each class whose maps the report compares with the ground truth."""
 
 
-def demo(out: str) -> Pipeline:
-    """Everything once on built-in pictures: half-width networks at half resolution, few images, few integration steps.
-
-    alpha is not the paper's 0.01, at which distillation hardly shows in so short a run.
-    """
-    images = "shapes:train=3000,test=1000"
-    return Pipeline(
-        teacher=TeacherConfig(images=images, out=f"{out}/teacher", epochs=10, learning_rate=0.02, batch_size=32, width=0.5, stride=2),
-        precompute=PrecomputeConfig(images=images, teacher=f"{out}/teacher", store=f"{out}/store", steps=16, limit=600, rows_per_file=50),
-        students=(DistillConfig(store=f"{out}/store", test_images=images, out=f"{out}/students", cut=5, epochs=16, alpha=0.5),),
-        images_per_class=2,
-    )
-
-
-def cifar10(out: str) -> Pipeline:
-    """The paper's protocol on all of CIFAR-10."""
-    return Pipeline(
-        teacher=TeacherConfig(images="cifar10", out=f"{out}/teacher"),
-        precompute=PrecomputeConfig(images="cifar10", teacher=f"{out}/teacher", store=f"{out}/store"),
-        students=(DistillConfig(store=f"{out}/store", test_images="cifar10", out=f"{out}/students"),),
-        images_per_class=10,
-    )
-
-
-PRESETS = {"demo": demo, "cifar10": cifar10}
-
-
-def make_pipeline(config: PipelineConfig) -> Pipeline:
-    """The preset with what the command line changes; one student configuration for each arm and seed."""
-    if not config.arms or not config.seeds:
-        raise UserError("--arms and --seeds must name at least one each")
-    preset = PRESETS[config.preset](config.out)
-
-    def changed(part: S, **values: object) -> S:
-        return replace(part, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
-
-    assert preset.teacher is not None
-    students = changed(preset.students[0], test_images=config.images, cut=config.cut, epochs=config.epochs, workers=config.workers)
-    runs = tuple(
-        replace(students, arm=arm, seed=seed, out=f"{students.out}/{arm}-seed{seed}")
-        for arm in dict.fromkeys(config.arms)
-        for seed in dict.fromkeys(config.seeds)
-    )
-    return Pipeline(
-        teacher=None
-        if config.teacher
-        else changed(preset.teacher, images=config.images, epochs=config.teacher_epochs, workers=config.workers),
-        precompute=changed(
-            preset.precompute, images=config.images, teacher=config.teacher, limit=config.limit, steps=config.steps, cut=config.cut
-        ),
-        students=runs,
-        images_per_class=preset.images_per_class,
-    )
-
-
 T = TypeVar("T")
-S = TypeVar("S")
 
 
 def parse(config: type[T], prog: str) -> T:

@@ -23,7 +23,7 @@ def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
     fingerprints = {"store_fingerprint": store.fingerprint(), "test_fingerprint": test.fingerprint("test")}
     task = functools.partial(distill_task, resolved, teacher)
     stream = functools.partial(training_dataset, resolved, store) if streams(resolved, store) else None
-    made = {"name": config.arm, "arm": config.arm}
+    made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
     return run_training("distill", config, task, fingerprints, made, runs_at_once, stream)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import ray
 
 from igkd import report, store
-from igkd.config import Pipeline, PipelineConfig, make_pipeline, parse
+from igkd.config import Pipeline, PipelineConfig, parse
 from igkd.files import absolute, write_bytes, write_json
 from igkd.images import open_images
+from igkd.presets import make_pipeline
 from igkd.showcase import Showcase, load_students
 from igkd.tasks import check_test_images
 from igkd.teachers import open_teacher

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from igkd import models
-from igkd.config import PipelineConfig, make_pipeline
+from igkd.config import PipelineConfig
 from igkd.errors import UserError
+from igkd.presets import make_pipeline
 from igkd.store import verify
 
 
@@ -60,3 +61,22 @@ def test_command_line_changes_the_preset_and_nothing_else() -> None:
     ]  # fmt: skip
     with pytest.raises(UserError, match="at least one"):
         make_pipeline(PipelineConfig(preset="demo", out="o", arms=()))
+
+
+def test_evidence_has_arms_controls_and_recipes_with_the_same_seeds() -> None:
+    for preset in ("evidence", "evidence-night"):
+        runs = make_pipeline(PipelineConfig(preset=preset, out="o", images="shapes", teacher="t")).students  # type: ignore[arg-type]
+        assert len(runs) == len({one.out for one in runs}) == 30
+        assert (
+            {one.seed for one in runs} == {0, 1, 2}
+            and {one.teacher for one in runs} == {"t"}
+            and {one.test_images for one in runs} == {"shapes"}
+        )
+        assert {one.label for one in runs if one.recipe == "strong"} >= {"kd+ig, strong", "kd+ig, other, strong", "kd+ig, black, strong"}
+        assert all(one.live for one in runs if one.recipe == "strong") and not any(one.live for one in runs if one.recipe == "paper")
+        assert all(not any(c in one.out for c in " ,") for one in runs)
+
+
+def test_a_recipe_replaces_the_presets() -> None:
+    runs = make_pipeline(PipelineConfig(preset="cifar10", out="o", recipe="strong", arms=("kd",))).students
+    assert [(one.recipe, one.arm, one.optimizer, one.teacher) for one in runs] == [("strong", "kd", "sgd", "o/teacher")]
