@@ -1,34 +1,127 @@
-"""What a trained network is worth beside its accuracy: where its maps fall, and how fast it is."""
+"""Judge a trained network: python -m igkd.evaluate --checkpoint DIR --images SRC
 
+What it gets right and how well it knows that, how far it answers as its teacher does, whether its own maps are like the teacher's and mark
+what it needs, and how fast it is.
+"""
+
+import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+
+from igkd import metrics, runs
+from igkd.attribution import attributor
+from igkd.config import EvaluateConfig, parse
+from igkd.errors import UserError, run_cli
+from igkd.files import write_json
+from igkd.images import ImageSource, open_images
+from igkd.maps import areas, cosine, perturbation_curves, random_maps, rank_correlation, top_overlap
+from igkd.models import ImageClassifier
+from igkd.randomness import stratified_choice
+from igkd.samples import Samples, load_samples
+from igkd.tasks import sentences
+from igkd.teachers import check_classes, open_teacher
+
+SIMILARITIES = {"cosine": cosine, "rank_correlation": rank_correlation, "top_overlap": top_overlap}
 
 
-def mass_inside(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of each map's mass that lies on the object (the energy-based pointing game of Wang et al. 2020, Score-CAM).
+def predict(model: nn.Module, samples: Samples, batch_size: int = 250) -> Tensor:
+    """Logits (N, classes) of a network in evaluation mode, on the processor."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        batches = [pixels.to(device).float() / 255 for pixels in samples.pixels.split(batch_size)]
+        return torch.cat([model(batch.contiguous(memory_format=torch.channels_last)).float().cpu() for batch in batches])
+
+
+def evaluate(
+    model: ImageClassifier, samples: Samples, *, teacher: ImageClassifier | None = None, maps: int = 0, steps: int = 50
+) -> dict[str, Any]:
+    """Everything that labelled images tell about a network, as JSON values.
 
     Args:
-        maps: (N, H, W), not negative.
-        masks: (N, H, W), True on the object.
+        model: in evaluation mode, on the device to compute on.
+        samples: images of the model's size; their labels number the model's classes.
+        teacher: to compare with; same classes in the same order, same size, same device.
+        maps: how many images, stratified by class, maps are computed for: 0, or at least 2.
+        steps: of integrated gradients.
 
     Returns:
-        float64 (N,) in [0, 1]; a map without any mass has its mask's share of the image, as a uniform map has.
+        accuracy, correct, count, loss (mean, nats), calibration_error, per_class (name to accuracy, None where there are no images);
+        with a teacher, teacher_accuracy and agreement; with maps, maps as `judge_maps` gives them.
+
+    Raises:
+        UserError: there are too few images for the maps, or the network's logits are not numbers.
     """
-    total = maps.sum(axis=(1, 2), dtype=np.float64)
-    inside = (maps * masks).sum(axis=(1, 2), dtype=np.float64)
-    return np.asarray(np.where(total > 0, inside / np.where(total > 0, total, 1), masks.mean(axis=(1, 2))))
+    if maps < 0 or maps == 1 or maps > len(samples):
+        raise UserError(f"--maps {maps} does not fit {len(samples)} image(s): it must be 0, or at least 2 and at most the images there are")
+    labels, logits = samples.labels.cpu(), predict(model, samples)
+    if not logits.isfinite().all():
+        raise UserError("the network's logits are not all finite numbers: its weights are of no use; train it anew")
+    correct = metrics.correct(logits, labels)
+    row: dict[str, Any] = {
+        "accuracy": correct / len(labels),
+        "correct": correct,
+        "count": len(labels),
+        "loss": metrics.negative_log_likelihood(logits, labels),
+        "calibration_error": metrics.calibration_error(logits, labels),
+        "per_class": dict(zip(distinct(model.spec.classes), metrics.class_accuracies(logits, labels), strict=True)),
+    }
+    if teacher is not None:
+        theirs = predict(teacher, samples)
+        row["teacher_accuracy"] = metrics.correct(theirs, labels) / len(labels)
+        row["agreement"] = metrics.agreement(logits, theirs)
+    if maps:
+        row["maps"] = judge_maps(model, teacher, samples.select(stratified_choice(labels.numpy(), maps, 0, "maps")), steps)
+    return row
 
 
-def pointing_hits(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether each map's largest value lies on the object (the pointing game of Zhang et al. 2018): bool (N,)."""
-    peaks = maps.reshape(len(maps), -1).argmax(axis=1)
-    return np.asarray(np.take_along_axis(masks.reshape(len(masks), -1), peaks[:, None], axis=1)[:, 0], dtype=np.bool_)
+def judge_maps(model: ImageClassifier, teacher: ImageClassifier | None, samples: Samples, steps: int) -> dict[str, Any]:
+    """Integrated-gradients maps of the true labels: the student's against the teacher's, and both against random ones.
+
+    Each network's maps start from its own baseline, 0 in its normalised space. Deletion and insertion ask the student alone, whoever made
+    the map: curves of two networks could not be compared. A curve has the student's mean probability of the label at evenly spaced
+    shares of pixels, from 0 to 1.
+
+    Returns:
+        count; with a teacher, cosine, rank_correlation and top_overlap, each as mean, standard_error and control, the mean for another
+        image's map of the teacher; student, teacher (if there is one) and random, each as deletion and insertion, each of these as area
+        (mean), standard_error and curve. Errors are over images.
+    """
+    networks = {"student": model} if teacher is None else {"student": model, "teacher": teacher}
+    ids = torch.from_numpy(samples.ids)
+    # Compiling a graph would take longer than so few images take without one.
+    looks = {name: attributor(n, "ig", "torch", steps)(samples.pixels, samples.labels, ids).ig.numpy() for name, n in networks.items()}
+    row: dict[str, Any] = {"count": len(samples)}
+    if teacher is not None:
+        for name, similarity in SIMILARITIES.items():
+            own = similarity(looks["student"], looks["teacher"])
+            control = similarity(looks["student"], np.roll(looks["teacher"], 1, axis=0))
+            row[name] = {"mean": float(own.mean()), "standard_error": standard_error(own), "control": float(control.mean())}
+    for name, values in (looks | {"random": random_maps(samples.ids, samples.shape)}).items():
+        curves = perturbation_curves(model, samples.pixels, samples.labels, values)
+        row[name] = {
+            kind: {"area": float(areas(c).mean()), "standard_error": standard_error(areas(c)), "curve": c.mean(axis=0).tolist()}
+            for kind, c in zip(("deletion", "insertion"), curves, strict=True)
+        }
+    return row
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean of two or more values."""
+    return float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def distinct(names: tuple[str, ...]) -> list[str]:
+    """Class names, those that occur twice (as ImageNet's "crane") with their number."""
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def latencies(models: Mapping[str, nn.Module], shape: tuple[int, int], batch: int, rounds: int = 20) -> dict[str, float]:
@@ -55,3 +148,94 @@ def latencies(models: Mapping[str, nn.Module], shape: tuple[int, int], batch: in
                 if turn >= 2:
                     times[name].append(1000 * (time.perf_counter() - begin))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def class_numbers(model: ImageClassifier, name: str, source: ImageSource) -> NDArray[np.int64]:
+    """The network's number of each of the source's classes: those of the same names may come in another order, as a folder's do.
+
+    Raises:
+        UserError: they are other classes.
+    """
+    known = model.spec.classes
+    if len(set(known)) == len(known) and set(known) == set(source.classes):
+        return np.array([known.index(c) for c in source.classes])
+    check_classes(model, name, str(source), source.classes, "evaluate it on images of its own classes")
+    return np.arange(len(known))
+
+
+def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate a checkpoint; gives the result row.
+
+    Raises:
+        UserError: a checkpoint or the images are not there or damaged, or do not fit one another.
+    """
+    started, device = runs.now(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = f"the checkpoint {config.checkpoint}"
+    model, card = open_teacher(config.checkpoint)
+    shape = model.spec.image_shape
+    if config.image_size is not None and (config.image_size, config.image_size) != shape:
+        raise UserError(f"--image-size {config.image_size} does not fit: {name} was trained on {shape[0]}x{shape[1]} pixels")
+    source = open_images(config.images)
+    labels = source.checked_labels(config.split)
+    numbers = class_numbers(model, name, source)
+    teacher, teacher_card = (None, None) if config.teacher is None else open_teacher(config.teacher)
+    if teacher is not None:
+        check_classes(teacher, f"the teacher {config.teacher}", name, model.spec.classes, "give one of the same classes")
+        if teacher.spec.image_shape != shape:
+            size = " and the checkpoint on ".join(f"{h}x{w}" for h, w in (teacher.spec.image_shape, shape))
+            raise UserError(f"the teacher {config.teacher} was trained on {size} pixels; give one of the same size")
+        teacher = teacher.to(device).to(memory_format=torch.channels_last)
+    ids = np.arange(len(labels))
+    if config.limit is not None and config.limit < len(labels):
+        ids = np.flatnonzero(stratified_choice(labels, config.limit, 0, "limit"))
+    samples, left_out = load_samples(source, config.split, ids, shape, config.image_size is not None, config.bad_images)
+    for sentence in sentences(left_out):
+        print(sentence, file=sys.stderr, flush=True)
+    samples = dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels])
+    model = model.to(device).to(memory_format=torch.channels_last)
+    return {
+        "job": "evaluate",
+        "config": dataclasses.asdict(config),
+        "checkpoint_sha256": card["sha256"],
+        "teacher_sha256": teacher_card and teacher_card["sha256"],
+        "images_fingerprint": source.fingerprint(config.split),
+        "evaluation": evaluate(model, samples, teacher=teacher, maps=config.maps, steps=config.steps) | {"left_out": len(left_out)},
+        "provenance": runs.provenance(runs.command(), 0, started),
+    }
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """What `evaluate` gives, for a terminal."""
+    lines = [f"accuracy           {figures['accuracy']:7.2%}   {figures['correct']:,} of {figures['count']:,} images"]
+    lines += [f"loss               {figures['loss']:7.4f}   nats", f"calibration error  {figures['calibration_error']:7.4f}"]
+    if "agreement" in figures:
+        lines += [f"teacher's accuracy {figures['teacher_accuracy']:7.2%}", f"agreement with it  {figures['agreement']:7.2%}"]
+    width = max(map(len, figures["per_class"]))
+    lines += ["", "accuracy by class"]
+    lines += [f"  {name.ljust(width)}  {'no images' if a is None else f'{a:7.2%}'}" for name, a in figures["per_class"].items()]
+    if "maps" not in figures:
+        return "\n".join(lines)
+    maps = figures["maps"]
+    if "cosine" in maps:
+        lines += ["", f"maps of {maps['count']:,} images, with the teacher's     of the same image    of another"]
+        for name in SIMILARITIES:
+            mean, error, control = (maps[name][key] for key in ("mean", "standard_error", "control"))
+            lines.append(f"  {name.replace('_', ' ').ljust(40)}{mean:6.3f} +- {error:.3f}     {control:6.3f}")
+    lines += ["", "area under the probability of the label   deletion           insertion"]
+    for name in ("student", "teacher", "random"):
+        if name in maps:
+            cells = (f"{maps[name][kind]['area']:6.3f} +- {maps[name][kind]['standard_error']:.3f}" for kind in ("deletion", "insertion"))
+            lines.append(f"  {f'by the map: {name}'.ljust(40)}{'    '.join(cells)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    config = parse(EvaluateConfig, "igkd.evaluate")
+    row = evaluate_images(config)
+    print(table(row["evaluation"]))
+    if config.out is not None:
+        write_json(Path(config.out), row)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -15,6 +15,7 @@ from igkd.losses import attention_map
 from igkd.models import Classifier, ImageClassifier, attention_layer
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.samples import OnBadImage, decode_all
+from igkd.teachers import check_classes
 
 Rows = dict[str, NDArray[Any]]
 """Columns of equal length; bytes and strings as object arrays."""
@@ -51,18 +52,7 @@ def make_plan(
     """
     labels = source.checked_labels(config.split)
     spec = model.spec
-    if len(spec.classes) != len(source.classes):
-        raise UserError(
-            f"the teacher {config.teacher} knows {len(spec.classes)} classes, {config.images} has {len(source.classes)}; "
-            "train a teacher on these images"
-        )
-    numbers = tuple(map(str, range(len(spec.classes))))  # the names of classes nobody named
-    # torchvision spells ImageNet's classes in its own way, in the usual order.
-    if isinstance(model, Classifier) and spec.classes != source.classes and numbers not in (spec.classes, source.classes):
-        raise UserError(
-            f"the teacher {config.teacher} knows other classes ({', '.join(spec.classes[:4])}, ...) than {config.images} "
-            f"({', '.join(source.classes[:4])}, ...)"
-        )
+    check_classes(model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images")
     if config.steps < 1 or (config.limit is not None and config.limit < 1):
         raise UserError("--steps and --limit must be at least 1")
     if config.rows_per_file is not None and config.rows_per_file < 1:

@@ -5,7 +5,9 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,13 @@ def provenance(command: str, seed: int, started: datetime.datetime) -> dict[str,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((now() - started).total_seconds(), 1),
     }
+
+
+def command() -> str:
+    """The command line of this program as the user would type it again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def now() -> datetime.datetime:

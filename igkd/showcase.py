@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from igkd import augment, models
 from igkd.attribution import FAST_ENGINES, Engine, attributor
-from igkd.evaluate import latencies, mass_inside, pointing_hits
+from igkd.evaluate import latencies
+from igkd.maps import mass_inside, pointing_hits
 from igkd.models import Classifier, ImageClassifier
 from igkd.report import Focus, GalleryRow, Latency, t_interval
 from igkd.samples import Samples

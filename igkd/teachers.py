@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from igkd import models
 from igkd.errors import UserError
-from igkd.models import ImageClassifier, ModelSpec
+from igkd.models import Classifier, ImageClassifier, ModelSpec
 
 IMAGENET_CLASSES = 1000
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -74,3 +74,23 @@ def open_teacher(text: str) -> tuple[ImageClassifier, dict[str, Any]]:
         "made": {"name": text},
     }
     return model, card
+
+
+def check_classes(model: ImageClassifier, name: str, others: str, classes: tuple[str, ...], remedy: str) -> None:
+    """Refuse a network whose classes are not those of images or of another network.
+
+    Args:
+        name, others: the network and the others in messages.
+        classes: of the others.
+        remedy: what to do.
+
+    Raises:
+        UserError: they are not the same.
+    """
+    known = model.spec.classes
+    if len(known) != len(classes):
+        raise UserError(f"{name} knows {len(known)} classes, {others} has {len(classes)}; {remedy}")
+    numbers = tuple(map(str, range(len(known))))  # the names of classes nobody named
+    # torchvision spells ImageNet's classes in its own way, in the usual order.
+    if isinstance(model, Classifier) and known != classes and numbers not in (known, classes):
+        raise UserError(f"{name} knows other classes ({', '.join(known[:4])}, ...) than {others} ({', '.join(classes[:4])}, ...); {remedy}")

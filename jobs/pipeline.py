@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from igkd import report, store
+from igkd import report, runs, store
 from igkd.config import Pipeline, PipelineConfig, parse
 from igkd.files import absolute, write_bytes, write_json
 from igkd.images import open_images
@@ -16,7 +16,7 @@ from igkd.tasks import check_test_images
 from igkd.teachers import open_teacher
 from jobs.distill import distill
 from jobs.precompute import precompute_store
-from jobs.runtime import command, run_job, side_by_side, start_ray
+from jobs.runtime import run_job, side_by_side, start_ray
 from jobs.teacher import train_teacher
 
 
@@ -79,7 +79,7 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
         focus=show.focus(),
         latency=show.latency(),
         store=store.describe(opened.uri),
-        commands=[command()],
+        commands=[runs.command()],
     )
     out = Path(config.out)
     write_json(out / "results.json", [teacher, *students])

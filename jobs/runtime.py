@@ -4,8 +4,6 @@ import functools
 import logging
 import math
 import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,13 +24,6 @@ from igkd.errors import UserError, run_cli
 # Ray Train's own `print` says every line twice.
 WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 T = TypeVar("T")
-
-
-def command() -> str:
-    """The command line of this program as the user would type it again."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
-    return shlex.join([*program, *sys.argv[1:]])
 
 
 def run_job(main: Callable[[], int | None]) -> None:

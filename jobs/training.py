@@ -21,7 +21,7 @@ from igkd.parallel import share_batch_norms
 from igkd.tasks import Task
 from igkd.train import evaluate_split, load_state, make_average, make_optimizer, save_state, train, unwrapped
 from jobs.ingest import Stream
-from jobs.runtime import command, fit
+from jobs.runtime import fit
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -136,5 +136,5 @@ def result_row(name: str, config: Any, outcome: dict[str, Any], started: datetim
         "parameters": parameters,
         "multiply_adds": models.multiply_adds(model),
         "compression": round(whole / parameters, 2),
-        "provenance": runs.provenance(command(), config.seed, started),
+        "provenance": runs.provenance(runs.command(), config.seed, started),
     }

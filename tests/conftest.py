@@ -78,20 +78,23 @@ def lively(model: models.Classifier, seed: int = 0) -> models.Classifier:
     return model.eval()
 
 
+def settled(model: models.Classifier) -> models.Classifier:
+    """Give batch normalisation the statistics of some shapes, so that signals neither fade nor grow with depth."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # running statistics are then plain means
+    pixels = np.stack([shapes.draw(9, "train", i)[0] for i in range(16)]).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        model.train()(torch.from_numpy(pixels).float() / 255)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The checkpoint of a narrow teacher of the shapes with random weights; its logits differ clearly from image to image."""
     directory = tmp_path_factory.mktemp("teacher")
     spec = models.ModelSpec(classes=shapes.CLASSES, image_shape=(32, 32), width=0.35, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
-    model = models.build(spec, seed=1)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # running statistics are then plain means, and signals neither fade nor grow with depth
-    pixels = np.stack([shapes.draw(9, "train", i)[0] for i in range(16)]).transpose(0, 3, 1, 2)
-    with torch.no_grad():
-        model.train()(torch.from_numpy(pixels).float() / 255)
-    model.eval()
-    models.save(model, directory, {})
+    models.save(settled(models.build(spec, seed=1)), directory, {})
     return str(directory)
 
 

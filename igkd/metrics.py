@@ -1,0 +1,47 @@
+"""What a classifier's answers are worth: figures of logits and labels, all of them plain functions.
+
+Logits are float (N, classes), labels int64 (N,), on one device; N is at least 1. Probabilities are taken in double precision.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def correct(logits: Tensor, labels: Tensor) -> int:
+    """How many images have their label's logit as the largest."""
+    return int((logits.argmax(1) == labels).sum())
+
+
+def class_accuracies(logits: Tensor, labels: Tensor) -> list[float | None]:
+    """The share of each class's images that are right; None for a class without images."""
+    right = logits.argmax(1) == labels
+    counts = torch.bincount(labels, minlength=logits.shape[1]).tolist()
+    hits = torch.bincount(labels[right], minlength=logits.shape[1]).tolist()
+    return [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
+    """Mean of -log softmax(logits)[label], in nats: the cross-entropy that training minimises."""
+    return F.cross_entropy(logits.double(), labels).item()
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+
+    ECE = sum over m of |B_m| / N * |acc(B_m) - conf(B_m)|, where B_m are the images whose confidence, the largest probability, is in
+    ((m - 1) / bins, m / bins], acc their accuracy and conf their mean confidence.
+
+    Returns:
+        in [0, 1]; 0 where the network is right as often as it says.
+    """
+    confidence, answer = logits.double().softmax(1).max(1)
+    edges = torch.arange(1, bins, device=logits.device, dtype=torch.float64) / bins
+    bin_of = torch.bucketize(confidence, edges)  # from the left: an edge belongs to the bin below it
+    excess = (answer == labels).double() - confidence
+    return torch.zeros(bins, dtype=torch.float64, device=logits.device).index_add_(0, bin_of, excess).abs().sum().item() / len(labels)
+
+
+def agreement(logits: Tensor, others: Tensor) -> float:
+    """The share of images to which two networks give the same answer, right or wrong."""
+    return (logits.argmax(1) == others.argmax(1)).double().mean().item()
