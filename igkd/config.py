@@ -226,6 +226,8 @@ class DistillConfig:
     """False mixes up maps, logits and attention as the published code does: they are another image's, and the map is not cropped."""
     ingest: Literal["auto", "resident", "stream"] = "auto"
     """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
+    maps: int = 0
+    """Test images whose integrated-gradients maps are judged at the end, and compared with those of --teacher."""
     seed: int = 0
     workers: int = 1
     """Data-parallel workers."""

@@ -40,7 +40,7 @@ def cifar10(out: str) -> Pipeline:
 
 def evidence(out: str) -> Pipeline:
     """Whether the overlay helps: arms and controls by the strong recipe, the ends by the paper's, with 3 seeds each."""
-    places = {"store": f"{out}/store", "test_images": "cifar10", "out": f"{out}/students", "teacher": f"{out}/teacher"}
+    places = {"store": f"{out}/store", "test_images": "cifar10", "out": f"{out}/students", "teacher": f"{out}/teacher", "maps": 200}
 
     def student(recipe: str, arm: Arm, **settings: Any) -> DistillConfig:
         return distill_config(recipe, **places, arm=arm, **settings)
@@ -54,7 +54,7 @@ def evidence(out: str) -> Pipeline:
 def evidence_night(out: str) -> Pipeline:
     """The same for a night of two cores: 2,025 training images, 20 epochs."""
     whole = evidence(out)
-    short = {"strong": {"epochs": 20, "batch_size": 64, "averaging": 0.99}, "paper": {"epochs": 20}}
+    short = {"strong": {"epochs": 20, "batch_size": 64, "averaging": 0.99, "maps": 50}, "paper": {"epochs": 20, "maps": 50}}
     return replace(
         whole,
         precompute=replace(whole.precompute, limit=2250),

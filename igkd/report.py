@@ -166,7 +166,7 @@ def summary_table(report: Report) -> str:
     for line in _lines(report):
         accuracy, low, high = (_percent(share, line.digits) for share in line.test)
         model, arm = (f"cut {line.first['cut']}", line.first["arm"]) if "arm" in line.first else ("teacher", "")
-        arm = arm if len(arm) <= 14 else arm[:13] + "…"
+        arm = arm if len(arm) <= 21 else arm[:20] + "…"
         size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
         rows.append((model, arm, *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -40,6 +40,8 @@ class Task:
     seed: int
     teacher: ImageClassifier | None = None
     """Whose student this is, if it is at hand."""
+    maps: int = 0
+    """Test images whose maps are compared with the teacher's at the end."""
 
 
 def teacher_task(config: TeacherConfig) -> Task:
@@ -114,6 +116,7 @@ def distill_task(config: DistillConfig, teacher: ImageClassifier | None = None) 
         objective=config.objective,
         seed=config.seed,
         teacher=teacher,
+        maps=config.maps,
     )
 
 
@@ -185,6 +188,8 @@ def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
     Raises:
         UserError: it is needed and not named, cannot be opened, or is not the one that the store was made with.
     """
+    if config.maps == 1 or config.maps < 0:
+        raise UserError(f"--maps {config.maps} is too few: a map is compared with its own image's and with another's; use 0, or at least 2")
     if config.teacher is None:
         if config.objective.live:
             raise UserError("--live distils from the teacher itself: say where it is with --teacher DIR, or choose --no-live")

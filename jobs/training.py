@@ -15,11 +15,12 @@ from ray.train import Checkpoint
 from torch import nn
 
 from igkd import models, runs
+from igkd.evaluate import evaluate
 from igkd.feed import Feed, Resident
 from igkd.files import read_json, write_json
 from igkd.parallel import share_batch_norms
 from igkd.tasks import Task
-from igkd.train import evaluate_split, load_state, make_average, make_optimizer, save_state, train, unwrapped
+from igkd.train import load_state, make_average, make_optimizer, save_state, train, unwrapped
 from jobs.ingest import Stream
 from jobs.runtime import fit
 
@@ -60,27 +61,33 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         rank=rank, world=world, progress=progress,
     )  # fmt: skip
     for history in rows:
-        test = None
-        if len(history) == task.recipe.epochs:
-            samples, left_out = task.test()
-            test = evaluate_split(model if average is None else average, samples, rank, world) | {"left_out": len(left_out)}
-            for sentence in left_out:
-                progress(f"test images: {sentence}")
         if rank != 0:
             ray.train.report(history[-1])
             continue
         with tempfile.TemporaryDirectory() as temporary:
             directory = Path(temporary)
             save_state(directory, unwrapped(model), optimizer, history, average)
-            if test is not None:
-                write_outcome(directory, unwrapped(model) if average is None else average.module, history, test, task)
+            if len(history) == task.recipe.epochs:
+                write_outcome(directory, unwrapped(model) if average is None else average.module, history, task, teacher, progress)
             ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(directory))
 
 
-def write_outcome(directory: Path, network: nn.Module, history: list[dict[str, Any]], test: dict[str, float], task: Task) -> None:
-    """Add the finished network and its figures to the last checkpoint."""
+def write_outcome(
+    directory: Path,
+    network: nn.Module,
+    history: list[dict[str, Any]],
+    task: Task,
+    teacher: models.ImageClassifier | None,
+    progress: Callable[[str], None],
+) -> None:
+    """Add the finished network and its figures to the last checkpoint; here, and only here, the test images are read."""
     assert isinstance(network, models.Classifier)
     models.save(network, directory / "model", {})
+    finished = models.load(directory / "model").to(next(network.parameters()).device)  # with torch's own batch normalisation
+    samples, left_out = task.test()
+    for sentence in left_out:
+        progress(f"test images: {sentence}")
+    test = evaluate(finished, samples, teacher=teacher, maps=min(task.maps, len(samples))) | {"left_out": len(left_out)}
     images = {"train": task.count, "validation": len(task.validation), "left_out": len(task.left_out)}
     write_json(directory / "outcome.json", {"history": history, "test": test, "images": images})
 
