@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from jobs.runtime import fetched, run_job, start_ray, user_error
 # reads that feed it and wait for ever. So a node of one processor fits one of each.
 ATTRIBUTE_CPUS, READ_CPUS = 0.75, 0.2
 PARTS_PER_CHECK = 16
+# Ray Data keeps some 50 KB of the driver's memory for every block of a run until the run is over.
+PARTS_AT_ONCE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,9 @@ class Write:
         return {"part": [part], "entry": [json.dumps(precompute.write_rows(work.uri, work.plan, part, work.images(part).ids, rows))]}
 
 
-def compute_pipeline(source: ImageSource, model: ImageClassifier, work: Work, parts: list[int], stage: type[Attribute]) -> Any:
+def compute_pipeline(
+    source: ray.ObjectRef[ImageSource], model: ray.ObjectRef[ImageClassifier], work: Work, parts: list[int], stage: type[Attribute]
+) -> Any:
     """The Ray Dataset that computes and writes parts; one block is one part all the way."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -102,10 +107,10 @@ def compute_pipeline(source: ImageSource, model: ImageClassifier, work: Work, pa
     pool = ray.data.ActorPoolStrategy(size=min(actors, len(parts)))
     return (
         ray.data.from_items(parts, override_num_blocks=len(parts))
-        .map_batches(Read(ray.put(source), work).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)
+        .map_batches(Read(source, work).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)
         .map_batches(
             stage,
-            fn_constructor_args=(ray.put(model), work.plan),
+            fn_constructor_args=(model, work.plan),
             batch_size=None,
             batch_format="numpy",
             compute=pool,
@@ -160,8 +165,9 @@ def compute_parts(
     """Compute and write parts on the cluster, with a line of progress after each; gives their entries."""
     begin, done, asked = time.monotonic(), 0, rows_in(work.plan, parts)
     print(f"precompute: {asked} images, {work.plan.steps} steps, {len(parts)} parts", flush=True)
-    entries = {}
-    for row in rows_of(compute_pipeline(source, model, work, parts, stage)) if parts else ():
+    entries, given, network = {}, ray.put(source), ray.put(model)
+    waves = (parts[start : start + PARTS_AT_ONCE] for start in range(0, len(parts), PARTS_AT_ONCE))
+    for row in chain.from_iterable(rows_of(compute_pipeline(given, network, work, wave, stage)) for wave in waves):
         lease.check()
         entry = entries[row["part"]] = json.loads(row["entry"])
         done += entry["rows"] + len(entry["skipped"])

@@ -20,6 +20,7 @@ import torch
 from captum.attr import IntegratedGradients
 from PIL import Image
 
+import jobs.precompute
 from igkd import models, shapes
 from igkd.attribution import choose_engine
 from igkd.config import DistillConfig, PrecomputeConfig
@@ -283,6 +284,13 @@ def test_a_second_job_on_one_store_stops_with_a_clear_message(cluster: None, tea
         holder.wait()
     precompute_store(configure(teacher, tmp_path / "store", limit=14))  # the killed job's lease hinders nobody
     assert verify(str(tmp_path / "store")) == []
+
+
+def test_parts_computed_in_waves_are_the_same(cluster: None, teacher: str, store: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Each wave's actors must be gone before the next one's can start."""
+    monkeypatch.setattr(jobs.precompute, "PARTS_AT_ONCE", 4)
+    precompute_store(configure(teacher, tmp_path / "store", limit=40))
+    assert digests(tmp_path / "store") == digests(store)
 
 
 def test_a_store_goes_on_with_the_fast_engine_that_it_was_begun_with(
