@@ -11,6 +11,7 @@ Engine = Literal["captum", "torch", "openvino", "openvino-bf16"]
 FAST_ENGINES: tuple[Engine, ...] = ("torch", "openvino", "openvino-bf16")
 # Interpolated 32x32 inputs in one pass: enough to keep a device busy, few enough for a processor's caches; larger images get fewer.
 INPUTS_PER_PASS = {"cpu": 32, "cuda": 4096}
+LEAST_INPUTS_PER_PASS = 4
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Attributor(Protocol):
 
 
 def inputs_per_pass(device: str, pixels: int) -> int:
-    """Interpolated inputs of `pixels` pixels each that one pass takes on a kind of device; at least 1."""
-    return max(1, INPUTS_PER_PASS.get(device, INPUTS_PER_PASS["cpu"]) * 32 * 32 // pixels)
+    """Interpolated inputs of `pixels` pixels each that one pass takes on a kind of device, or a thread of a processor."""
+    return max(LEAST_INPUTS_PER_PASS, INPUTS_PER_PASS.get(device, INPUTS_PER_PASS["cpu"]) * 32 * 32 // pixels)
 
 
 def as_float(pixels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
 from igkd.attribution import Attribution, Attributor, Engine, Method, attributor, choose_engine, inputs_per_pass, reference
-from igkd.attribution.base import INPUTS_PER_PASS
+from igkd.attribution.base import INPUTS_PER_PASS, LEAST_INPUTS_PER_PASS
 from igkd.errors import UserError
 from igkd.models import Classifier, ImageClassifier, ModelSpec, build
 from igkd.teachers import open_teacher
@@ -85,7 +85,7 @@ def test_same_as_captum_image_by_image_whatever_the_chunks(
     model: Classifier, batch: tuple[Tensor, Tensor], limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(INPUTS_PER_PASS, "cpu", limit)
-    assert inputs_per_pass("cpu", 256) == max(1, 4 * limit)
+    assert inputs_per_pass("cpu", 256) == max(LEAST_INPUTS_PER_PASS, 4 * limit)
     pixels, labels = batch
     found = integrated_gradients(model, pixels, labels, STEPS)
     assert found.ig.shape == (7, 16, 16) and found.delta.shape == (7,) and found.logits.shape == (7, 3)
