@@ -119,6 +119,16 @@ class _Line:
             return t_interval([run["test"]["accuracy"] for run in self.runs])
         return self.first["test"]["accuracy"], *wilson_interval(self.first["test"]["correct"], self.first["test"]["count"])
 
+    def mean(self, *path: str) -> float:
+        """Mean over the runs of a figure of the test's evaluation; NaN where a run has none."""
+        values = []
+        for run in self.runs:
+            found: Any = run["test"]
+            for key in path:
+                found = found.get(key, {}) if isinstance(found, dict) else {}
+            values.append(float(found) if isinstance(found, int | float) else math.nan)
+        return fmean(values)
+
 
 def t_interval(values: list[float]) -> tuple[float, float, float]:
     """Mean of two or more values and its 95 % interval by Student's t: (mean, low, high)."""
@@ -147,6 +157,8 @@ def render(report: Report) -> str:
         report=report,
         lines=lines,
         arms=arms,
+        likeness=any(math.isfinite(line.mean("agreement")) for line in arms),
+        mapped=[line for line in arms if math.isfinite(line.mean("maps", "cosine", "mean"))],
         columns=list(dict.fromkeys(arm for row in report.gallery for arm in row.student_maps)),
         masked=any(row.mask is not None for row in report.gallery),
         outline=figures.outline,
@@ -166,7 +178,7 @@ def summary_table(report: Report) -> str:
     for line in _lines(report):
         accuracy, low, high = (_percent(share, line.digits) for share in line.test)
         model, arm = (f"cut {line.first['cut']}", line.first["arm"]) if "arm" in line.first else ("teacher", "")
-        arm = arm if len(arm) <= 21 else arm[:20] + "…"
+        arm = arm if len(arm) <= 16 else arm[:15] + "…"
         size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
         rows.append((model, arm, *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -79,8 +79,8 @@ def stand_in(kind: type[StandIn], power: str, positive: bool = False) -> tuple[S
     return model, pixels, torch.tensor([3, 0, 1, 2, 2, 3]), model.normalise(pixels)
 
 
-# Passes of 1, 4 (fewer than steps), 12, 64 and 2048 inputs of 16x16 pixels.
-@pytest.mark.parametrize("limit", [0, 1, 3, 16, 512])
+# Passes of 4 (fewer than steps), 12, 64 and 2048 inputs of 16x16 pixels.
+@pytest.mark.parametrize("limit", [1, 3, 16, 512])
 def test_same_as_captum_image_by_image_whatever_the_chunks(
     model: Classifier, batch: tuple[Tensor, Tensor], limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +210,7 @@ def test_a_mirrored_image_has_a_mirrored_map(monkeypatch: pytest.MonkeyPatch) ->
     assert difference(plain)[0].min() > 0.05, "any network would pass"
 
 
-@pytest.mark.parametrize("limit", [0, 1, 3, 16, 512])
+@pytest.mark.parametrize("limit", [1, 3, 16, 512])
 def test_torch_engine_is_captums_midpoint_rule_in_double_precision(
     model: Classifier, batch: tuple[Tensor, Tensor], limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,3 +227,21 @@ def test_a_large_report_stays_small() -> None:
     row = replace(row, student_maps=dict.fromkeys(arms, row.teacher_map), student_predictions=dict.fromkeys(arms, "ring"))
     html = render(report([result(arm, seed) for arm in arms for seed in range(3)], gallery=[row] * 10))
     assert len(html) < 2_500_000
+
+
+def judged(row: dict[str, Any], agreement: float, cosine: float) -> dict[str, Any]:
+    """A result row whose test was the whole evaluation."""
+    area = {"deletion": {"area": 0.25}, "insertion": {"area": 0.75}}
+    likeness = {"mean": cosine, "standard_error": 0.01, "control": 0.125}
+    maps = {"count": 50, "cosine": likeness, "rank_correlation": likeness, "top_overlap": likeness, "student": area, "random": area}
+    return row | {"test": row["test"] | {"calibration_error": 0.0625, "agreement": agreement, "maps": maps}}
+
+
+def test_the_evaluation_is_shown_as_its_mean_over_seeds() -> None:
+    rows = [judged(result("kd", seed), agreement, agreement / 2) for seed, agreement in ((7, 0.5), (8, 0.75))]
+    page = Page(render(report(rows)))
+    assert ["kd", "1.200", "6.2", "62.5"] in page.rows and ["teacher", "1.200", "–", "–"] in page.rows
+    similar = ["0.312", "0.125", "0.312", "0.125", "0.312"]
+    assert ["kd", *similar, "0.250", "0.250", "0.750", "0.750"] in page.rows
+    plain = Page(render(report()))
+    assert ["kd", "1.200", "–"] in plain.rows and "of another image" not in plain.text
