@@ -34,7 +34,7 @@ class Config:
 
 def measure(teacher: str, side: int, steps: int, rounds: int) -> dict[str, float | str]:
     """Seconds an image and peak MiB of both engines on as many random pictures as fill some passes."""
-    count = max(1, 32 * 32 * 32 // side**2)  # so many that the last pass, filled up, does not count
+    count = max(8, 32 * 32 * 32 // side**2)  # so many that the last pass, filled up, does not count
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
     labels = torch.arange(count) % 10

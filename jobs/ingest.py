@@ -14,8 +14,8 @@ from igkd.feed import Batch, check_sizes
 from igkd.samples import Samples
 from igkd.store import Store
 from igkd.tasks import Task, training_rows
+from jobs.runtime import READ_CPUS
 
-READ_CPUS = 0.2
 SHUFFLED = 4096
 """Images from which a batch is drawn: some dozens of parts of a store of small images."""
 

@@ -22,11 +22,11 @@ from igkd.files import absolute
 from igkd.images import ImageSource, open_images
 from igkd.models import ImageClassifier
 from igkd.teachers import open_teacher
-from jobs.runtime import fetched, run_job, start_ray, user_error
+from jobs.runtime import READ_CPUS, fetched, run_job, start_ray, user_error
 
 # Attribution takes the processors, reading and writing the rest of them: an actor pool that holds every processor would starve the
 # reads that feed it and wait for ever. So a node of one processor fits one of each.
-ATTRIBUTE_CPUS, READ_CPUS = 0.75, 0.2
+ATTRIBUTE_CPUS = 0.75
 PARTS_PER_CHECK = 16
 # Ray Data keeps some 50 KB of the driver's memory for every block of a run until the run is over.
 PARTS_AT_ONCE = 1000

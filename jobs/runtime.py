@@ -23,6 +23,8 @@ from igkd.errors import UserError, run_cli
 # glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
 # Ray Train's own `print` says every line twice.
 WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+READ_CPUS = 0.2
+"""Processors that a task of Ray Data takes which mostly waits for a disk or a network."""
 T = TypeVar("T")
 
 
