@@ -67,7 +67,7 @@ def main() -> None:
             captum = f"captum {row['captum_seconds']:7.3f} s, {row['captum_peak_mib']:6,.0f} MiB"
             print(f"{teacher:45} {side:4} pixels, {steps:3} steps: {ours}; {captum}; {row['ratio']:.2f} x", flush=True)
     if config.out:
-        write_json(Path(config.out), {"rows": rows} | runs.provenance("python -m bench.cost", 0, started))
+        write_json(Path(config.out), {"rows": rows} | runs.provenance(f"python -m bench.cost --rounds {config.rounds}", 0, started))
 
 
 if __name__ == "__main__":

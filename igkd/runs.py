@@ -15,6 +15,8 @@ from typing import Any
 from igkd.errors import UserError
 from igkd.files import read_json, write_json
 
+# What a processor's speed hangs on, best first.
+ARITHMETIC = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "pyarrow", "numpy")
 # Settings that say where things are or how fast a run is; what matters of them is in the fingerprints.
 NOT_IDENTITY = {"out", "workers", "images", "test_images", "store", "teacher"}
@@ -105,8 +107,10 @@ def machine() -> str:
 
     processor, memory = platform.processor() or platform.machine(), ""
     try:
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = names[0] if names else processor
+        facts = dict(line.partition(":")[::2] for line in Path("/proc/cpuinfo").read_text().splitlines())
+        facts = {name.strip(): value.strip() for name, value in facts.items()}
+        arithmetic = next((f" ({flag})" for flag in ARITHMETIC if flag in facts.get("flags", "").split()), "")
+        processor = facts.get("model name", processor) + arithmetic
         memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     except (OSError, ValueError):
         pass
