@@ -62,7 +62,7 @@ class Samples:
     @classmethod
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "Samples":
         """What `columns` gave, or some of its rows."""
-        rest = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in columns.items() if name != "ids"}
+        rest = {name: torch.from_numpy(np.array(values)) for name, values in columns.items() if name != "ids"}
         return cls(ids=np.asarray(columns["ids"], np.int64), **rest)
 
 

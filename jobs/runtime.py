@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -77,6 +78,18 @@ def fetched(ref: ray.ObjectRef[T]) -> T:
     Here and not where it is used: a job's own module is __main__, which Ray sends by value, and a cache cannot go that way.
     """
     return ray.get(ref)
+
+
+def quiet_ray_data() -> None:
+    """Leave progress to our own lines, for data sets made from now on.
+
+    Ray Data's bars need a terminal and count blocks; our lines count images and work in a log, too.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []
+    context.raise_original_map_exception = True  # so that a UserError stays one
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def scaling(workers: int, runs: int = 1, reads: bool = False) -> ScalingConfig:
