@@ -14,7 +14,7 @@ from igkd.feed import Batch, check_sizes
 from igkd.samples import Samples
 from igkd.store import Store
 from igkd.tasks import Task, training_rows
-from jobs.runtime import READ_CPUS, quiet_ray_data
+from jobs.runtime import READ_CPUS
 
 SHUFFLED = 4096
 """Images from which a batch is drawn: some dozens of parts of a store of small images."""
@@ -35,7 +35,6 @@ class ReadPart:
 
 def training_dataset(config: DistillConfig, store: Store) -> ray.data.Dataset:
     """All training images of a store; each time that it is read its parts come in another order."""
-    quiet_ray_data()
     parts = list(range(store.plan.parts))
     return (
         ray.data.from_items(parts, override_num_blocks=len(parts))

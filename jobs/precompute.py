@@ -21,7 +21,7 @@ from igkd.files import absolute
 from igkd.images import ImageSource, open_images
 from igkd.models import ImageClassifier
 from igkd.teachers import open_teacher
-from jobs.runtime import READ_CPUS, fetched, quiet_ray_data, run_job, start_ray, user_error
+from jobs.runtime import READ_CPUS, fetched, run_job, start_ray, user_error
 
 # Attribution takes the processors, reading and writing the rest of them: an actor pool that holds every processor would starve the
 # reads that feed it and wait for ever. So a node of one processor fits one of each.
@@ -129,7 +129,6 @@ def check_pipeline(work: Work, parts: list[int], sha256: list[str] | None) -> An
 
 def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
     """The rows of a pipeline as they come; an error of ours in it is raised as itself, and its actors are gone by then."""
-    quiet_ray_data()
     failure = None
     try:
         yield from dataset.iter_rows()

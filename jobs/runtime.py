@@ -64,6 +64,7 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 def start_ray(num_cpus: int | None = None) -> None:
     """Connect to the cluster this job was submitted to, or start one on this machine, of all its processors or `num_cpus`."""
+    set_up_ray_data()
     if ray.is_initialized():
         return
     here = str(Path(__file__).resolve().parent.parent)
@@ -80,15 +81,15 @@ def fetched(ref: ray.ObjectRef[T]) -> T:
     return ray.get(ref)
 
 
-def quiet_ray_data() -> None:
-    """Leave progress to our own lines, for data sets made from now on.
+def set_up_ray_data() -> None:
+    """Settings that a data set takes from its driver when it is made: errors of ours stay themselves, progress is left to our own lines.
 
     Ray Data's bars need a terminal and count blocks; our lines count images and work in a log, too.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
-    context.raise_original_map_exception = True  # so that a UserError stays one
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
