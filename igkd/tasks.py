@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def distill_task(config: DistillConfig, teacher: ImageClassifier | None = None) 
     held_out = store.column("validation")
     if not held_out.any() or held_out.all():
         raise UserError(f"{config.store} has {held_out.sum()} validation rows of {len(held_out)}; make a larger one (--limit)")
-    if streams(config, store):
+    if ingest_of(config, store) == "stream":
         train, validation = None, validation_of(store)
         sample = store.samples([0])[0]
     else:
@@ -120,14 +121,14 @@ def distill_task(config: DistillConfig, teacher: ImageClassifier | None = None) 
     )
 
 
-def streams(config: DistillConfig, store: Store) -> bool:
-    """Whether the training images are streamed: as asked, or if all rows in memory would take more than half of it."""
+def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "stream"]:
+    """How training images are read: as asked, else streamed if all rows in memory, once a worker, would take more than half of it."""
     if config.ingest != "auto":
-        return config.ingest == "stream"
+        return config.ingest
     height, width = store.plan.image_shape
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows: int = store.manifest["rows"]
-    return rows * height * width * BYTES_PER_PIXEL * config.workers > memory / 2
+    return "stream" if rows * height * width * BYTES_PER_PIXEL * config.workers > memory / 2 else "resident"
 
 
 def validation_of(store: Store) -> Samples:

@@ -8,7 +8,7 @@ from igkd.config import DistillConfig
 from igkd.files import absolute
 from igkd.images import open_images
 from igkd.recipes import parse_distill
-from igkd.tasks import check_test_images, distill_task, open_store, open_teacher_of, streams
+from igkd.tasks import check_test_images, distill_task, ingest_of, open_store, open_teacher_of
 from jobs.ingest import training_dataset
 from jobs.runtime import run_job, side_by_side
 from jobs.training import run_training
@@ -19,10 +19,11 @@ def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
     store, teacher = open_store(config), open_teacher_of(config)
     check_test_images(config.test_images, store.plan.classes)
     test = open_images(config.test_images)
-    resolved = dataclasses.replace(config, store=absolute(config.store), test_images=str(test))
+    ingest = ingest_of(config, store)  # for all workers, whose nodes may have another memory
+    resolved = dataclasses.replace(config, store=absolute(config.store), test_images=str(test), ingest=ingest)
     fingerprints = {"store_fingerprint": store.fingerprint(), "test_fingerprint": test.fingerprint("test")}
     task = functools.partial(distill_task, resolved, teacher)
-    stream = functools.partial(training_dataset, resolved, store) if streams(resolved, store) else None
+    stream = functools.partial(training_dataset, resolved, store) if ingest == "stream" else None
     made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
     return run_training("distill", config, task, fingerprints, made, runs_at_once, stream)
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import ray.data
 import torch
 
@@ -17,7 +16,7 @@ from igkd.tasks import Task, training_rows
 from jobs.runtime import READ_CPUS
 
 SHUFFLED = 4096
-"""Images from which a batch is drawn: some dozens of parts of a store of small images."""
+"""Images from which a batch is drawn: sixteen parts of a store of small images."""
 
 
 class ReadPart:
@@ -63,6 +62,5 @@ class Stream:
         )
         for columns in batches:
             samples = Samples.from_columns(columns)
-            ids: Any = samples.ids
-            draws = draw(task.seed, epoch, np.asarray(ids), samples.shape, task.recipe, task.objective)
+            draws = draw(task.seed, epoch, samples.ids, samples.shape, task.recipe, task.objective)
             yield Batch(samples.to(self.device), draws.to(self.device), len(samples) * self.world)

@@ -1,6 +1,7 @@
 """Recipes: presets of jobs.distill, and what they change."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from igkd.config import DistillConfig
 from igkd.errors import UserError
 from igkd.models import build
 from igkd.recipes import RECIPES, distill_config, parse_distill
-from igkd.tasks import mixed_up
+from igkd.store import Store
+from igkd.tasks import BYTES_PER_PIXEL, ingest_of, mixed_up
 from igkd.train import load_state, make_average, make_optimizer, save_state, train
+from tests.igkd.store.conftest import tiny_plan
 from tests.igkd.training import TINY, loss_of, quiet, random_samples, recipe, resident, run, same_weights, without_seconds
 
 PLACES = {"store": "s", "test_images": "t", "out": "o"}
@@ -99,6 +102,25 @@ def test_a_control_is_another_loss_than_the_own_map(content: Any) -> None:
     for config in (distill_config("paper", **PLACES, arm="ig", overlay=1.0, content=c) for c in ("own", content)):
         losses.append(loss_of(model, samples, config.objective, seed=4, epoch=2, padding=2)[0].item())
     assert abs(losses[0] - losses[1]) > 1e-5
+
+
+# Ingest
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "expected"),
+    [("auto", 10, "resident"), ("auto", 10**12, "stream"), ("stream", 10, "stream"), ("resident", 10**12, "resident")],
+)
+def test_what_does_not_fit_into_memory_is_streamed(asked: Any, rows: int, expected: str) -> None:
+    store = Store("s", tiny_plan(), {"rows": rows})
+    assert ingest_of(distill_config("paper", **PLACES, ingest=asked), store) == expected
+
+
+def test_every_worker_has_the_rows_in_its_memory() -> None:
+    height, width = tiny_plan().image_shape
+    third = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (3 * BYTES_PER_PIXEL * height * width)
+    store = Store("s", tiny_plan(), {"rows": third})
+    assert [ingest_of(distill_config("paper", **PLACES, workers=n), store) for n in (1, 2)] == ["resident", "stream"]
 
 
 # A live teacher
