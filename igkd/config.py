@@ -172,12 +172,12 @@ class DistillConfig:
 
     store: str
     """Directory or s3:// URI of the attribution store."""
-    test_images: str
-    """Images whose test split is read once, at the end."""
     out: str
     """Directory of the checkpoint and its result; the same command continues what is there."""
+    test_images: str | None = None
+    """Images whose test split is read once, at the end; without it, the student is judged on the validation split alone."""
     recipe: str = "paper"
-    """paper, paper-as-published (with its errors), strong, or a JSON file of settings."""
+    """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
     arm: Arm = "kd+ig"
     """What the student learns from besides the labels: kd = logits, ig = overlay of maps, at = attention."""
     cut: int = 5
@@ -228,9 +228,15 @@ class DistillConfig:
     """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
     maps: int = 0
     """Test images whose integrated-gradients maps are judged at the end, and compared with those of --teacher."""
+    share: float = 1.0
+    """Share of the store's training images to learn from: a random choice, stratified by class, that depends on the seed."""
     seed: int = 0
     workers: int = 1
     """Data-parallel workers."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UserError(f"--share must be above 0 and at most 1, not {self.share}")
 
     @property
     def label(self) -> str:

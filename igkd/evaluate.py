@@ -5,6 +5,7 @@ what it needs, and how fast it is.
 """
 
 import dataclasses
+import functools
 import statistics
 import sys
 import time
@@ -41,6 +42,12 @@ def predict(model: nn.Module, samples: Samples, batch_size: int = 250) -> Tensor
         return torch.cat([model(batch.contiguous(memory_format=torch.channels_last)).float().cpu() for batch in batches])
 
 
+@functools.lru_cache(maxsize=1)
+def answers(teacher: nn.Module, samples: Samples) -> Tensor:
+    """`predict` of a teacher, once for all of its students that one process judges on the same images."""
+    return predict(teacher, samples)
+
+
 def evaluate(
     model: ImageClassifier, samples: Samples, *, teacher: ImageClassifier | None = None, maps: int = 0, steps: int = 50
 ) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def evaluate(
         "per_class": dict(zip(distinct(model.spec.classes), metrics.class_accuracies(logits, labels), strict=True)),
     }
     if teacher is not None:
-        theirs = predict(teacher, samples)
+        theirs = answers(teacher, samples)
         row["teacher_accuracy"] = metrics.correct(theirs, labels) / len(labels)
         row["agreement"] = metrics.agreement(logits, theirs)
     if maps:

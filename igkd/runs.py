@@ -3,12 +3,14 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "pyarrow", "numpy")
 NOT_IDENTITY = {"out", "workers", "images", "test_images", "store", "teacher"}
 
 
-def claim(out: Path, config: Any, fingerprints: Mapping[str, str]) -> dict[str, Any] | None:
+def claim(out: Path, config: Any, fingerprints: Mapping[str, str | None]) -> dict[str, Any] | None:
     """Make `out` the directory of this configuration.
 
     Args:
@@ -36,11 +38,11 @@ def claim(out: Path, config: Any, fingerprints: Mapping[str, str]) -> dict[str, 
     Raises:
         UserError: the directory belongs to another configuration, or cannot be written.
     """
-    identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY} | dict(fingerprints)
-    identity = {k: list(v) if isinstance(v, tuple) else v for k, v in identity.items()}
+    identity = _plain(dataclasses.asdict(config)) | dict(fingerprints)
     path = out / "config.json"
     if path.exists():
-        earlier = read_json(path)
+        # A setting that did not exist yet had what is now its default.
+        earlier = _plain({f.name: f.default for f in dataclasses.fields(config) if f.default is not MISSING}) | read_json(path)
         differing = sorted(k for k in identity.keys() | earlier.keys() if identity.get(k) != earlier.get(k))
         if differing:
             changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {identity.get(k)!r}" for k in differing)
@@ -51,6 +53,12 @@ def claim(out: Path, config: Any, fingerprints: Mapping[str, str]) -> dict[str, 
         write_json(path, identity)
     result = out / "result.json"
     return read_json(result) if result.exists() else None
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that say what a run is, as a JSON file gives them back: with lists for tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in settings.items() if k not in NOT_IDENTITY}))
+    return plain
 
 
 def provenance(command: str, seed: int, started: datetime.datetime) -> dict[str, Any]:
@@ -75,6 +83,11 @@ def command() -> str:
 
 def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+def local_now() -> datetime.datetime:
+    """The time on the user's clock."""
+    return datetime.datetime.now().astimezone()
 
 
 def versions() -> dict[str, str]:

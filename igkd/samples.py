@@ -15,7 +15,7 @@ from igkd.images import BadImage, ImageSource, Record, Split, decode
 OnBadImage = Literal["refuse", "skip"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """N images; every field has N entries, and entry i of each belongs to the same image."""
 

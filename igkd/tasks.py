@@ -3,17 +3,20 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import lru_cache, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from igkd.augment import deranged
 from igkd.config import DistillConfig, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
+from igkd.files import absolute
 from igkd.images import Record, open_images
 from igkd.models import ImageClassifier, ModelSpec
-from igkd.randomness import validation_mask
+from igkd.randomness import stratified_choice, validation_mask
 from igkd.samples import Samples, concatenate, load_samples
 from igkd.store import Store
 from igkd.teachers import open_teacher
@@ -34,8 +37,8 @@ class Task:
     validation: Samples
     left_out: tuple[str, ...] = ()
     """A sentence for each training image that cannot be used."""
-    test: Callable[[], tuple[Samples, tuple[str, ...]]]
-    """Reads the test images, and says which of them cannot be used; called once, at the end."""
+    test: Callable[[], tuple[Samples, tuple[str, ...]]] | None
+    """Reads the test images, and says which of them cannot be used; called once, at the end. None where they must not be read."""
     recipe: Recipe
     objective: Objective
     seed: int
@@ -79,8 +82,13 @@ def teacher_task(config: TeacherConfig) -> Task:
     )
 
 
-def distill_task(config: DistillConfig, teacher: ImageClassifier | None = None) -> Task:
+def distill_task(
+    config: DistillConfig, teacher: ImageClassifier | None = None, rows: tuple[Samples, NDArray[np.bool_]] | None = None
+) -> Task:
     """The rows of a store; a student of the arm and cut.
+
+    Args:
+        rows: what `Store.samples` gives, if it is in memory already.
 
     Raises:
         UserError: the store is not there, unfinished, damaged, or lacks what the arm needs.
@@ -94,15 +102,12 @@ def distill_task(config: DistillConfig, teacher: ImageClassifier | None = None) 
         train, validation = None, validation_of(store)
         sample = store.samples([0])[0]
     else:
-        samples, _ = store.samples()
+        samples, _ = rows or store.samples()
         train, validation = samples.select(~held_out), samples.select(held_out)
+        train = train.select(some_of(train, config))
         sample = train
 
-    def test() -> tuple[Samples, tuple[str, ...]]:
-        source = open_images(config.test_images)
-        everything = np.arange(len(source.checked_labels("test")))
-        return load_samples(source, "test", everything, plan.image_shape, plan.resize)[0], ()
-
+    test = None if config.test_images is None else partial(read_test, config.test_images, plan.image_shape, plan.resize)
     spec = ModelSpec(classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride)
     if config.normalise:
         mean, std = normalisation(sample)
@@ -110,7 +115,7 @@ def distill_task(config: DistillConfig, teacher: ImageClassifier | None = None) 
     return Task(
         spec=spec,
         train=None if train is None else mixed_up(train, config),
-        count=int((~held_out).sum()),
+        count=int((~held_out).sum()) if train is None else len(train),
         validation=validation,
         test=test,
         recipe=config.training,
@@ -121,8 +126,42 @@ def distill_task(config: DistillConfig, teacher: ImageClassifier | None = None) 
     )
 
 
+@lru_cache(maxsize=1)
+def read_test(images: str, shape: tuple[int, int], resize: bool) -> tuple[Samples, tuple[str, ...]]:
+    """The test images of a source, every one of which must be usable."""
+    source = open_images(images)
+    return load_samples(source, "test", np.arange(len(source.checked_labels("test"))), shape, resize)[0], ()
+
+
+def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:
+    """The share of the training images that a run sees, stratified by class and drawn by its seed: bool (N,)."""
+    return stratified_choice(train.labels.numpy(), round(config.share * len(train)), config.seed, "share")
+
+
+def places(config: DistillConfig) -> dict[str, Any]:
+    """Where a student's store and test images are, for processes with another working directory."""
+    found: dict[str, Any] = {"store": absolute(config.store)}
+    return found if config.test_images is None else found | {"test_images": str(open_images(config.test_images))}
+
+
+def fingerprints(config: DistillConfig) -> dict[str, str]:
+    """What identifies a student's run besides its settings.
+
+    Raises:
+        UserError: the store or the test images are not there, or their classes differ.
+    """
+    store = Store.open(config.store)
+    found = {"store_fingerprint": store.fingerprint()}
+    if config.test_images is None:
+        return found
+    check_test_images(config.test_images, store.plan.classes)
+    return found | {"test_fingerprint": open_images(config.test_images).fingerprint("test")}
+
+
 def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "stream"]:
     """How training images are read: as asked, else streamed if all rows in memory, once a worker, would take more than half of it."""
+    if config.share < 1 and config.ingest == "stream":
+        raise UserError("--share below 1 needs the rows in memory: choose --ingest resident")
     if config.ingest != "auto":
         return config.ingest
     height, width = store.plan.image_shape

@@ -3,6 +3,7 @@
 The loop knows nothing of Ray. It is an iterator of epochs, so its caller decides what happens between them (report, checkpoint, stop).
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -21,16 +23,21 @@ from igkd.augment import augment, move_attention
 from igkd.config import Objective, Recipe
 from igkd.errors import UserError
 from igkd.feed import Batch, Feed
-from igkd.files import read_json, write_bytes, write_json
+from igkd.files import write_bytes
 from igkd.losses import attention_map, attention_transfer, distillation
 from igkd.samples import Samples
 
 History = list[dict[str, Any]]
+STATE = "state.safetensors"
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+
+
+class Diverged(UserError):
+    """The loss is no longer a number."""
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
@@ -185,7 +192,8 @@ def train(
         the history after each epoch, one row longer than the last.
 
     Raises:
-        UserError: too few validation images for the workers, or the loss is no longer a number.
+        UserError: too few validation images for the workers.
+        Diverged: the loss is no longer a number.
     """
     if len(validation) < world:
         raise UserError(f"{len(validation)} validation image(s) are too few for {world} worker(s); it takes at least {world}")
@@ -213,7 +221,7 @@ def train(
             seen += batch.size
             # Looking at a figure waits for the GPU.
             if (device.type == "cpu" or step % 50 == 0 or step == feed.steps - 1) and not math.isfinite(total.item()):
-                raise UserError(f"the loss became {loss.item()} in epoch {epoch}, step {step + 1}; try a lower --learning-rate")
+                raise Diverged(f"the loss became {loss.item()} in epoch {epoch}, step {step + 1}; try a lower --learning-rate")
             if time.monotonic() - spoke > 15:
                 spoke = time.monotonic()
                 rate = seen / (spoke - begin)
@@ -246,19 +254,36 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def save_state(
     directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: History, average: AveragedModel | None = None
 ) -> None:
-    """Write everything that `load_state` needs to go on, as safetensors and JSON."""
+    """Write everything that `load_state` needs to go on, as one safetensors file that appears whole or not at all."""
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v.detach().cpu().contiguous() for k, v in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v.detach().cpu().contiguous() for k, v in state.items() if v is not None}
-    write_bytes(directory / "state.safetensors", safetensors.torch.save(tensors))
-    write_json(directory / "history.json", history)
+    write_bytes(directory / STATE, safetensors.torch.save(tensors, metadata={"history": json.dumps(history)}))
+
+
+def read_history(directory: Path) -> History:
+    """The epochs done by the run whose state is in a directory.
+
+    Raises:
+        UserError: there is no state, or it is damaged.
+    """
+    try:
+        with safetensors.safe_open(directory / STATE, "pt") as file:
+            return list(json.loads(file.metadata()["history"]))
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / STATE} cannot be read ({error}); delete it to begin that run anew") from None
 
 
 def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None) -> History:
-    """Restore model, optimizer and average in place; gives the history of the epochs done."""
-    tensors = safetensors.torch.load_file(directory / "state.safetensors")
+    """Restore model, optimizer and average in place; gives the history of the epochs done.
+
+    Raises:
+        UserError: there is no state, or it is damaged.
+    """
+    history = read_history(directory)
+    tensors = safetensors.torch.load_file(directory / STATE)
 
     def part(name: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
@@ -271,4 +296,4 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return list(read_json(directory / "history.json"))
+    return history

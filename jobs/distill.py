@@ -5,10 +5,8 @@ import functools
 from typing import Any
 
 from igkd.config import DistillConfig
-from igkd.files import absolute
-from igkd.images import open_images
 from igkd.recipes import parse_distill
-from igkd.tasks import check_test_images, distill_task, ingest_of, open_store, open_teacher_of
+from igkd.tasks import distill_task, fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.ingest import training_dataset
 from jobs.runtime import run_job, side_by_side
 from jobs.training import run_training
@@ -17,15 +15,13 @@ from jobs.training import run_training
 def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row. `runs_at_once` runs share the cluster."""
     store, teacher = open_store(config), open_teacher_of(config)
-    check_test_images(config.test_images, store.plan.classes)
-    test = open_images(config.test_images)
+    identity = fingerprints(config)
     ingest = ingest_of(config, store)  # for all workers, whose nodes may have another memory
-    resolved = dataclasses.replace(config, store=absolute(config.store), test_images=str(test), ingest=ingest)
-    fingerprints = {"store_fingerprint": store.fingerprint(), "test_fingerprint": test.fingerprint("test")}
+    resolved = dataclasses.replace(config, **places(config), ingest=ingest)
     task = functools.partial(distill_task, resolved, teacher)
     stream = functools.partial(training_dataset, resolved, store) if ingest == "stream" else None
     made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
-    return run_training("distill", config, task, fingerprints, made, runs_at_once, stream)
+    return run_training("distill", config, task, identity, made, runs_at_once, stream)
 
 
 def main() -> None:

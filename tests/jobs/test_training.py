@@ -23,6 +23,7 @@ from igkd.errors import UserError
 from igkd.feed import Batch, Resident
 from igkd.samples import Samples
 from igkd.tasks import Task, distill_task, open_store, teacher_task
+from igkd.train import read_history
 from jobs.distill import distill
 from jobs.ingest import Stream, training_dataset
 from jobs.runtime import fit
@@ -105,7 +106,7 @@ def test_two_workers_see_every_image_exactly_once_an_epoch(cluster: None, tmp_pa
         assert set(seen.values()) == {1}
         assert len(seen) == teacher_task(configure(tmp_path)).count == 90
     assert all(abs(len(a) - len(b)) <= 1 for a, b in zip(*logs, strict=True))
-    assert len(json.loads((checkpoint / "history.json").read_text())) == 2
+    assert len(read_history(checkpoint)) == 2
 
 
 def watched_worker(loop_config: dict[str, Any]) -> None:
@@ -141,7 +142,7 @@ def test_a_stream_gives_every_image_once_an_epoch_in_another_order(cluster: None
     assert orders[0] != orders[1] and all(size == 2 * len(ids) for steps in logs for _, size, ids in steps)
     first = orders[0][0][0]
     assert first != sorted(first)  # not as the store has them
-    history = json.loads((checkpoint / "history.json").read_text())
+    history = read_history(checkpoint)
     assert len(history) == 2 and np.isfinite([row["train_loss"] for row in history]).all()
 
 
@@ -166,7 +167,7 @@ def test_a_run_survives_a_killed_worker_and_has_every_epoch_once(cluster: None, 
     loop_config = {"task": task, "name": "test", "died": tmp_path / "died"}
     checkpoint = fit(dying_worker, loop_config, tmp_path / "out", workers=1)
     assert (tmp_path / "died").exists()
-    assert [row["epoch"] for row in json.loads((checkpoint / "history.json").read_text())] == [1, 2]
+    assert [row["epoch"] for row in read_history(checkpoint)] == [1, 2]
     assert weights(checkpoint / "model") == weights(trained)
 
 
