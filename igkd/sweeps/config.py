@@ -1,0 +1,127 @@
+"""Settings of jobs.ablate and jobs.tune."""
+
+import datetime
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from igkd.config import Arm, Content
+from igkd.errors import UserError
+from igkd.models import ATTENTION_DIVIDER
+
+Grid = Literal["arms", "controls", "compression", "monte-carlo", "choices"]
+GRIDS: tuple[Grid, ...] = get_args(Grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What every sweep has."""
+
+    store: str
+    """Directory or s3:// URI of the attribution store."""
+    out: str
+    """Directory of the runs and the report, seen by all nodes; the same command continues what is there."""
+    teacher: str | None = None
+    """Directory of the teacher's checkpoint: for recipes with a live teacher, and to compare students with."""
+    epochs: int | None = None
+    """Of every run, instead of the recipe's."""
+    hours: float | None = None
+    """Stop after so many hours, and report; the same command goes on."""
+    until: str | None = None
+    """Stop at this time of day, such as 07:00, and report; the same command goes on."""
+    runs_per_gpu: int = 3
+    """Runs that share a GPU; without GPUs, each run has a processor."""
+    dry_run: bool = False
+    """Only print what would be run, how long it would take from a measured step, and what it would cost."""
+    price: float | None = None
+    """Of an hour of one GPU (or, without GPUs, of one processor), for the cost in the estimate."""
+
+    def __post_init__(self) -> None:
+        if self.hours is not None and self.until is not None:
+            raise UserError("--hours and --until say the same thing: give one of them")
+        if self.hours is not None and self.hours <= 0:
+            raise UserError(f"--hours must be above 0, not {self.hours}")
+        if self.runs_per_gpu < 1:
+            raise UserError(f"--runs-per-gpu must be at least 1, not {self.runs_per_gpu}")
+
+    def seconds_left(self, now: datetime.datetime) -> float | None:
+        """Seconds until the sweep must stop; None where it need not.
+
+        Args:
+            now: local time.
+
+        Raises:
+            UserError: --until is no time of day, or less than a minute away, which means that it has just passed.
+        """
+        if self.hours is not None:
+            return self.hours * 3600
+        if self.until is None:
+            return None
+        return seconds_until(self.until, now)
+
+
+def seconds_until(text: str, now: datetime.datetime) -> float:
+    """Seconds from `now` until a time of day, within the next 24 hours, or until a date and time.
+
+    Raises:
+        UserError: it is neither, or lies in the past. A time of day that passed within the last hour counts as past: it is far more
+            likely a slip than a wish for 23 hours.
+    """
+    try:
+        end = datetime.datetime.combine(now.date(), datetime.time.fromisoformat(text), now.tzinfo)
+    except ValueError:
+        try:
+            end = datetime.datetime.fromisoformat(text)
+        except ValueError:
+            raise UserError(f"--until {text} is no time; give one such as 07:00 or 2026-01-31T07:00") from None
+        seconds = (end.astimezone() - now.astimezone()).total_seconds()
+        if seconds <= 0:
+            raise UserError(f"--until {text} is in the past; it is {now:%Y-%m-%d %H:%M} now") from None
+        return seconds
+    seconds = (end - now).total_seconds()
+    if -3600 < seconds <= 0:
+        raise UserError(f"--until {text} is in the past; it is {now:%H:%M} now (give a date, too, if you mean another day)")
+    return seconds if seconds > 0 else seconds + 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig(SweepConfig):
+    """Run a grid of arms, controls, cuts and seeds; every cell is a run that resumes by itself. Grids may be added later, in the same
+    directory, and share the cells that they have in common."""
+
+    test_images: str | None = None
+    """Images whose test split is read once, at the end of each run; without it, students are judged on the validation split."""
+    grids: tuple[Grid, ...] = ("arms",)
+    """arms: all eight; controls: kd+ig with other things laid over, beside student, kd and kd+ig; compression: eight cuts of student, kd
+    and kd+ig; monte-carlo: the same on random 80 % of the training images; choices: each choice of the recipe undone."""
+    recipes: tuple[str, ...] = ("paper",)
+    """paper, paper-as-published, strong, or JSON files of settings."""
+    arms: tuple[Arm, ...] | None = None
+    """Instead of the arms of the grids arms, compression and monte-carlo."""
+    contents: tuple[Content, ...] | None = None
+    """Of the controls; by default all that the store has."""
+    cuts: tuple[int, ...] = tuple(ATTENTION_DIVIDER)
+    """Of the compression sweep."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of every cell for each of them; runs of one seed are paired."""
+    maps: int | None = None
+    """Test images whose maps are judged at the end of each run, and compared with those of --teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(SweepConfig):
+    """Search for the best settings of an arm, by accuracy on the validation split alone: Optuna's TPE proposes, ASHA stops what lags
+    behind. OUT/best.json is a recipe for jobs.distill."""
+
+    trials: int = 50
+    recipe: str = "strong"
+    """Where the search begins, and what it leaves alone: paper, paper-as-published, strong, or a JSON file of settings."""
+    arm: Arm = "kd+ig"
+    cut: int = 5
+    """Trailing layers removed from the teacher's architecture."""
+    seed: int = 0
+    """Of the search and of every student."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trials < 1:
+            raise UserError(f"--trials must be at least 1, not {self.trials}")

@@ -1,0 +1,104 @@
+"""The cells of an ablation: a grid is a function from settings to runs."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from igkd.config import ARMS, Arm, Content, DistillConfig
+from igkd.errors import UserError
+from igkd.presets import PAPER_ARMS
+from igkd.recipes import distill_config, recipe_values
+from igkd.store import Store
+from igkd.sweeps.config import AblateConfig, Grid
+
+SHARE = 0.8
+"""Of the training images in a Monte-Carlo run."""
+CHOICES = {
+    "its optimiser": ("optimizer", "schedule", "learning_rate", "weight_decay", "batch_size"),
+    "normalised pixels": ("normalise",),
+    "averaged weights": ("averaging",),
+    "its weight of distillation": ("alpha", "temperature"),
+    "live teacher": ("live",),
+    "cutout": ("cutout",),
+    "its overlay": ("overlay", "exponents", "blend", "overlay_schedule"),
+    "bfloat16": ("precision",),
+}
+"""What a recipe chooses, as sets of settings that only make sense together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a sweep."""
+
+    label: str
+    """What repeats of other seeds share: a line of a table."""
+    config: DistillConfig
+
+    @property
+    def name(self) -> str:
+        """Of its directory, unique in a sweep."""
+        return Path(self.config.out).name
+
+
+def make_cell(root: str, config: DistillConfig, label: str | None = None) -> Cell:
+    """A run under ROOT/students, named after all that tells it from others."""
+    label = label or config.label
+    share = "" if config.share == 1 else f"-share{100 * config.share:.0f}"
+    name = f"{re.sub(r'[^A-Za-z0-9+.]+', '-', label)}-cut{config.cut}{share}-seed{config.seed}"
+    return Cell(label=label, config=replace(config, out=f"{root}/students/{name}"))
+
+
+def cells(config: AblateConfig, store: Store) -> list[Cell]:
+    """The runs of all grids, each once, in the order of the seeds: after a night that was too short every cell has had its turn.
+
+    Raises:
+        UserError: there are none, or a recipe is not one.
+    """
+    found: dict[str, Cell] = {}
+    for seed in dict.fromkeys(config.seeds):
+        for recipe in dict.fromkeys(config.recipes):
+            given = {"teacher": config.teacher, "test_images": config.test_images, "epochs": config.epochs, "maps": config.maps}
+            base = distill_config(
+                recipe, store=config.store, out="", seed=seed, ingest="resident", **{k: v for k, v in given.items() if v is not None}
+            )
+            for grid in config.grids:
+                for cell in _grid(grid, base, config, store):
+                    other = found.setdefault(cell.name, cell)
+                    if other != cell:
+                        raise UserError(f"two different runs would be called {cell.name}: give recipes of different names")
+    if not found:
+        raise UserError("the grid is empty: --grids, --recipes, --arms, --contents, --cuts and --seeds must name at least one each")
+    return list(found.values())
+
+
+def _grid(grid: Grid, base: DistillConfig, config: AblateConfig, store: Store) -> Iterator[Cell]:
+    """One grid for one recipe and seed."""
+    arms: tuple[Arm, ...] = config.arms if config.arms is not None else ARMS if grid == "arms" else PAPER_ARMS
+    if grid == "arms":
+        yield from (make_cell(config.out, replace(base, arm=arm)) for arm in arms)
+    elif grid == "compression":
+        yield from (make_cell(config.out, replace(base, arm=arm, cut=cut)) for cut in config.cuts for arm in arms)
+    elif grid == "monte-carlo":
+        yield from (make_cell(config.out, replace(base, arm=arm, share=SHARE)) for arm in arms)
+    elif grid == "controls":
+        available = tuple(c for c in get_args(Content) if c != "mask" or store.plan.has_mask)
+        contents = config.contents if config.contents is not None else available
+        yield from (make_cell(config.out, replace(base, arm=arm)) for arm in PAPER_ARMS if contents)
+        yield from (make_cell(config.out, replace(base, arm="kd+ig", content=content)) for content in contents)
+    else:
+        yield from _choices(base, config)
+
+
+def _choices(base: DistillConfig, config: AblateConfig) -> Iterator[Cell]:
+    """A recipe, and the recipe with each of its choices undone: as the paper has it."""
+    chosen = recipe_values(base.recipe)
+    usual = {f.name: f.default for f in fields(DistillConfig)}
+    for arm in config.arms or ("kd+ig",):
+        whole = replace(base, arm=arm)
+        yield make_cell(config.out, whole)
+        for name, settings in CHOICES.items():
+            undone: dict[str, Any] = {k: usual[k] for k in settings if chosen.get(k, usual[k]) != usual[k]}
+            if undone:
+                yield make_cell(config.out, replace(whole, **undone), f"{whole.label}, without {name}")

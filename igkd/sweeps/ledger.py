@@ -1,0 +1,161 @@
+"""What a sweep has done, as files: see the package's docstring for the layout."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from igkd.errors import UserError
+from igkd.files import explain, read_json, write_bytes, write_json
+from igkd.train import STATE
+
+STATUS = "status.json"
+ROWS = "rows.jsonl"
+SILENT_S = 60.0
+"""A driver that has not written its status for so long is gone."""
+
+Row = dict[str, Any]
+Phase = Literal["running", "finished", "stopped"]
+
+
+@dataclass(kw_only=True)
+class Status:
+    """The pulse of a sweep's driver."""
+
+    command: str
+    planned: list[str]
+    """Names of all runs; those of a search are not known before they begin."""
+    total: int
+    slots: int
+    """Runs that go on at the same time."""
+    began: float
+    """Unix time."""
+    updated: float = 0.0
+    deadline: float | None = None
+    """Unix time at which the sweep stops by itself."""
+    phase: Phase = "running"
+    running: dict[str, int] = field(default_factory=dict)
+    """Name of a run to its epochs done."""
+    epochs: dict[str, int] = field(default_factory=dict)
+    """Name of a run to its epochs in all."""
+    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of a run to its `tries` and last `error`."""
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+
+
+class Ledger:
+    """The directory of a sweep, for its driver."""
+
+    def __init__(self, root: Path, status: Status) -> None:
+        self.root, self.status = root, status
+        self.rows = read_rows(root)
+        # What was killed between a result and its line is put right here, and a line that broke off goes.
+        write_bytes(root / ROWS, b"".join(_line(row) for row in self.rows))
+        self.write_status()
+
+    def add(self, row: Row) -> None:
+        """Append the row of a run that has its result.json by now."""
+        self.rows.append(row)
+        try:
+            with (self.root / ROWS).open("ab") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self.root / ROWS}: {explain(error)}") from None
+        self.status.failures.pop(row["cell"], None)
+
+    def conclude(self, name: str, row: Row) -> None:
+        """Make the row of a run that is over without a network (stopped early, diverged) its result, and append it."""
+        write_json(self.root / "students" / name / "result.json", row)
+        with contextlib.suppress(OSError):
+            (self.root / "students" / name / STATE).unlink(missing_ok=True)
+        self.add(row)
+
+    def write_status(self, phase: Phase | None = None) -> None:
+        """Say that the driver is alive, or how it ended."""
+        self.status.phase = phase or self.status.phase
+        self.status.updated = time.time()
+        write_json(self.root / STATUS, asdict(self.status))
+
+
+def read_rows(root: Path) -> list[Row]:
+    """The results of all finished runs, in the order in which they began."""
+    rows = [read_json(path) for path in sorted((root / "students").glob("*/result.json"))]
+    return sorted(rows, key=lambda row: (row.get("provenance", {}).get("started", ""), row.get("cell", "")))
+
+
+def read_status(root: Path) -> Status:
+    """The driver's last pulse.
+
+    Raises:
+        UserError: there has never been a driver, or its file is none.
+    """
+    if not (root / STATUS).exists():
+        raise UserError(f"{root} is no sweep (it has no {STATUS}); jobs.ablate and jobs.tune make one")
+    try:
+        return Status(**read_json(root / STATUS))
+    except TypeError:
+        raise UserError(f"{root / STATUS} is not of a sweep of this version; run the sweep's command again") from None
+
+
+def remaining_seconds(status: Status, rows: Sequence[Row]) -> float | None:
+    """Seconds of work left if all goes on as the finished runs did; None before anything is known.
+
+    Epochs of runs not begun count as the median run; those of one that is going on, as many as it has left.
+    """
+    seconds = [entry["seconds"] for row in rows for entry in row["history"]]
+    lengths = [len(row["history"]) for row in rows]
+    if not seconds:
+        return None
+    mean: float = sum(seconds) / len(seconds)
+    usual = sum(lengths) / len(lengths)  # of a search, whose trials are stopped early as a rule
+    done = {row["cell"] for row in rows}
+    left: float = sum(max(0, status.epochs.get(name, usual) - epochs) for name, epochs in status.running.items())
+    known = [n for n in status.planned if n not in done and n not in status.running and n not in status.failures]
+    waiting = len(known) if status.planned else max(0, status.total - len(done) - len(status.running) - len(status.failures))
+    left += sum(status.epochs.get(n, usual) for n in known) if status.planned else waiting * usual
+    return left * mean / max(1, min(status.slots, waiting + len(status.running)))
+
+
+def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:
+    """What is done, running and failed, and when it will end, as lines for a terminal.
+
+    Args:
+        now: Unix time.
+    """
+    done = [row for row in rows if not status.planned or row["cell"] in status.planned]
+    alive = status.phase == "running" and now - status.updated < SILENT_S
+    phase = status.phase if alive or status.phase != "running" else "killed (its driver is silent); the same command goes on"
+    lines = [
+        f"{phase}: {len(done)} of {status.total} runs done, {len(status.running) if alive else 0} running, {len(status.failures)} failed"
+    ]
+    left = remaining_seconds(status, rows)
+    if alive and left is not None:
+        ends = now + left
+        clock = time.strftime("%a %H:%M", time.localtime(ends))
+        lines.append(f"ends about {clock}, in {duration(left)}")
+        if status.deadline is not None and status.deadline < ends:
+            lines.append(f"but stops at {time.strftime('%a %H:%M', time.localtime(status.deadline))}, before all is done")
+    if alive:
+        lines += [f"  running  {name}: epoch {epochs} of {status.epochs.get(name, '?')}" for name, epochs in sorted(status.running.items())]
+    lines += [f"  failed   {name} ({f['tries']} tries): {f['error']}" for name, f in sorted(status.failures.items())]
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """A time in words, to its leading unit or two: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row) + "\n").encode()

@@ -1,0 +1,97 @@
+"""A grid of students: python -m jobs.ablate --store URI --test-images SRC --out DIR --grids arms controls --seeds 0 1 2"""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+
+from igkd import runs
+from igkd.config import DistillConfig, parse
+from igkd.store import Store, hold
+from igkd.sweeps.config import AblateConfig
+from igkd.sweeps.grid import Cell, cells
+from igkd.sweeps.ledger import Ledger, Status
+from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
+from jobs.runtime import run_job, side_by_side, start_ray
+from jobs.trials import Work, run_trials, slots
+
+
+def look_up(found: dict[str, Cell], settings: dict[str, Any]) -> Cell:
+    """The cell that Tune's settings name."""
+    return found[settings["cell"]]
+
+
+def ablate(config: AblateConfig) -> int:
+    """Run what is not done yet; gives the exit status, 1 if runs failed."""
+    seconds = config.seconds_left(runs.local_now())
+    grid = cells(config, Store.open(config.store))
+    check(grid, config.out)
+    start_ray()
+    resources, at_once = slots(config.runs_per_gpu)
+    return 0 if side_by_side([partial(run_cells, grid, config.out, resources, at_once, seconds)])[0] else 1
+
+
+def check(grid: list[Cell], out: str) -> None:
+    """Find before any run begins what would end one of them.
+
+    Raises:
+        UserError: something does not fit, or a directory belongs to other settings.
+    """
+    for cell in grid:
+        ingest_of(cell.config, open_store(cell.config))
+    for one in {(cell.config.teacher, cell.config.objective.live, cell.config.maps): cell.config for cell in grid}.values():
+        open_teacher_of(one)
+    identity = fingerprints(grid[0].config)
+    for cell in grid:
+        runs.claim(Path(cell.config.out), cell.config, identity)
+
+
+def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: int, seconds: float | None) -> bool:
+    """Run the cells that have no result yet; says whether all have one now."""
+    root, first = Path(out), grid[0].config
+    work = Work(
+        cell_of=partial(look_up, {cell.name: cell for cell in grid}),
+        here=Path.cwd(),
+        places=places(first),
+        fingerprints=fingerprints(first),
+        command=runs.command(),
+    )
+    status = Status(
+        command=work.command,
+        planned=[cell.name for cell in grid],
+        total=len(grid),
+        slots=at_once,
+        began=time.time(),
+        deadline=None if seconds is None else time.time() + seconds,
+        epochs={cell.name: cell.config.epochs for cell in grid},
+    )
+    with hold(out):
+        ledger = Ledger(root, status)
+        done = {row["cell"] for row in ledger.rows}
+        todo = [cell.name for cell in grid if cell.name not in done]
+        print(f"sweep: {len(grid)} runs, {len(grid) - len(todo)} done before, {at_once} at a time, in {out}", flush=True)
+        try:
+            if todo:
+                params = {"cell": ray.tune.grid_search(todo)}
+                run_trials(ledger, work, open_teacher_of(teacher_of(grid)), params, resources, seconds=seconds)
+        finally:
+            finished = {row["cell"] for row in ledger.rows} >= set(status.planned)
+            ledger.status.running.clear()
+            ledger.write_status("finished" if finished else "stopped")
+    return finished
+
+
+def teacher_of(grid: list[Cell]) -> DistillConfig:
+    """A cell that names the teacher, if one does."""
+    return next((cell.config for cell in grid if cell.config.teacher is not None), grid[0].config)
+
+
+def main() -> int:
+    config = parse(AblateConfig, "jobs.ablate")
+    return ablate(config)
+
+
+if __name__ == "__main__":
+    run_job(main)

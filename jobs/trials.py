@@ -1,0 +1,271 @@
+"""Running many students on Ray Tune: one process a run, as many at a time as fit, with a ledger of what is done.
+
+Tune places the runs, retries them, stops those that lag and logs them for TensorBoard. What is done is known from the run directories
+alone, not from Tune's snapshots: these are some seconds old when a driver is killed, and are pickles.
+"""
+
+import dataclasses
+import datetime
+import functools
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.tune
+import torch
+from numpy.typing import NDArray
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
+
+from igkd import runs
+from igkd.files import read_json
+from igkd.models import ImageClassifier
+from igkd.samples import Samples
+from igkd.store import Store
+from igkd.sweeps.grid import Cell
+from igkd.sweeps.ledger import Ledger, duration, remaining_seconds
+from igkd.tasks import distill_task
+from igkd.train import STATE, Diverged, read_history
+from igkd.trainer import Trainer, finish_run
+from jobs.runtime import fetched
+
+METRIC = "validation_accuracy"
+TRIES = 3
+SAY_S = 60.0
+"""Seconds between two lines about runs that go on."""
+Settings = dict[str, Any]
+CellOf = Callable[[Settings], Cell]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all runs of a sweep know: a small value."""
+
+    cell_of: CellOf
+    """What Tune says of a run, to the run."""
+    here: Path
+    """The driver's working directory, to which paths of a cell refer."""
+    places: dict[str, Any]
+    """Where store and test images are."""
+    fingerprints: dict[str, str]
+    command: str
+    """As the user typed it."""
+
+
+@functools.lru_cache(maxsize=1)
+def stored_samples(uri: str, fingerprint: str) -> tuple[Samples, NDArray[np.bool_]]:
+    """All rows of a store, decoded once in a process that runs many students one after the other."""
+    return Store.open(uri).samples()
+
+
+def train_cell(settings: Settings, work: Work, teacher: ray.ObjectRef[ImageClassifier | None]) -> None:
+    """One run, in a process of Tune's: goes on from the state in its directory, tells Tune every epoch, and leaves its result."""
+    cell = work.cell_of(settings)
+    config, out, started = cell.config, work.here / cell.config.out, runs.now()
+    finished = runs.claim(out, config, work.fingerprints)
+    if finished is not None:  # retried after its last report was lost
+        ray.tune.report(finished["history"][-1])
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = stored_samples(work.places["store"], work.fingerprints["store_fingerprint"])
+    task = distill_task(dataclasses.replace(config, **work.places), fetched(teacher), rows)
+    trainer = Trainer(task, lambda network: network.to(device), progress=lambda line: None)
+    if (out / STATE).exists():
+        trainer.load(out)
+    try:
+        for history in trainer.epochs():
+            if not trainer.finished:
+                trainer.save(out)
+                ray.tune.report(history[-1])
+    except Diverged as error:
+        ray.tune.report({METRIC: 0.0, "epoch": config.epochs, "diverged": str(error)})
+        return
+    trainer.write_outcome(out / "outcome")
+    made: Settings = {"name": cell.label, "arm": cell.label, "content": config.content, "recipe": config.recipe}
+    made |= {"cell": cell.name, "share": config.share, "state": "done", "settings": settings}
+    finish_run("distill", config, out, out / "outcome", work.command, started, made)
+    shutil.rmtree(out / "outcome")
+    (out / STATE).unlink(missing_ok=True)
+    ray.tune.report(trainer.history[-1])
+
+
+class Halving(ASHAScheduler):
+    """ASHA (Li et al. 2020), which remembers whom it stopped, and learns from the rows of an earlier driver."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__(
+            time_attr="epoch", metric=METRIC, mode="max", max_t=epochs + 1, grace_period=max(1, epochs // 9), reduction_factor=3
+        )
+        self.stopped: set[str] = set()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        if action == self.STOP:
+            self.stopped.add(trial.trial_id)
+        return action
+
+
+class Keeper(ray.tune.Callback):
+    """Keeps the ledger while Tune runs, and says in lines what happens."""
+
+    def __init__(self, ledger: Ledger, work: Work, halving: Halving | None) -> None:
+        self.ledger, self.work, self.halving = ledger, work, halving
+        self.histories: dict[str, list[dict[str, Any]]] = {}
+        self.spoke = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        cell = self.work.cell_of(_settings(trial))
+        out = self.work.here / cell.config.out
+        self.histories[trial.trial_id] = read_history(out) if (out / STATE).exists() else []
+        self.ledger.status.running[cell.name] = len(self.histories[trial.trial_id])
+        self.ledger.status.epochs[cell.name] = cell.config.epochs
+        self.ledger.write_status()
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        name, history = self.work.cell_of(_settings(trial)).name, self.histories[trial.trial_id]
+        if "train_loss" in result and result["epoch"] > len(history):
+            keys = ("epoch", "train_loss", "train_accuracy", "validation_loss", METRIC, "seconds")
+            history.append({k: result[k] for k in keys})
+        self.ledger.status.running[name] = len(history)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        settings = _settings(trial)
+        cell, history = self.work.cell_of(settings), self.histories.pop(trial.trial_id, [])
+        self.ledger.status.running.pop(cell.name, None)
+        result = self.work.here / cell.config.out / "result.json"
+        diverged = (trial.last_result or {}).get("diverged")
+        if result.exists():
+            row = read_json(result)
+            self.ledger.add(row)
+            self.say(f"{cell.name} done: {headline(row)}")
+        elif diverged:
+            self.ledger.conclude(cell.name, unfinished_row(self.work, cell, settings, history, "diverged"))
+            self.say(f"{cell.name} diverged: {diverged}")
+        elif self.halving is not None and trial.trial_id in self.halving.stopped:
+            row = unfinished_row(self.work, cell, settings, history, "pruned")
+            self.ledger.conclude(cell.name, row)
+            self.say(f"{cell.name} stopped after epoch {len(history)}: {headline(row)}, behind the others")
+        self.ledger.write_status()
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        name = self.work.cell_of(_settings(trial)).name
+        error = _last_line(trial)
+        self.ledger.status.running.pop(name, None)
+        self.ledger.status.failures[name] = {"tries": TRIES, "error": error}
+        self.say(f"{name} FAILED {TRIES} times: {error}")
+        self.ledger.write_status()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.say(f"{self.work.cell_of(_settings(trial)).name} failed and is tried again: {_last_line(trial)}", "")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        status = self.ledger.status
+        if time.time() - status.updated > 10:
+            self.ledger.write_status()
+        if time.monotonic() - self.spoke > SAY_S and status.running:
+            self.say(", ".join(f"{name} at epoch {n} of {status.epochs[name]}" for name, n in sorted(status.running.items())))
+
+    def say(self, line: str, end: str | None = None) -> None:
+        """A line with how far all is."""
+        left, status = remaining_seconds(self.ledger.status, self.ledger.rows), self.ledger.status
+        end = f" ({len(self.ledger.rows)} of {status.total}{f', {duration(left)} left' if left else ''})" if end is None else end
+        print(f"sweep: {line}{end}", flush=True)
+        self.spoke = time.monotonic()
+
+
+def headline(row: Mapping[str, Any]) -> str:
+    """The accuracies of a row in words."""
+    validation = f"validation {row['history'][-1][METRIC]:.1%}" if row["history"] else "no epoch"
+    return f"{validation}, test {row['test']['accuracy']:.1%}" if "test" in row else validation
+
+
+def _settings(trial: Trial) -> Settings:
+    """What Tune gave a trial."""
+    return {k: v for k, v in trial.config.items()}
+
+
+def _last_line(trial: Trial) -> str:
+    """The last line of a trial's error, which says what went wrong."""
+    error = trial.get_error()
+    return (str(error).strip().splitlines() or ["unknown"])[-1].strip() if error else "unknown"
+
+
+def unfinished_row(work: Work, cell: Cell, settings: Settings, history: list[dict[str, Any]], state: str) -> dict[str, Any]:
+    """The row of a run that ended before its last epoch, without figures of a network."""
+    config = cell.config
+    made = {"job": "distill", "name": cell.label, "arm": cell.label, "content": config.content, "recipe": config.recipe, "cut": config.cut}
+    made |= {"seed": config.seed, "config": dataclasses.asdict(config), "history": history}
+    made |= {"cell": cell.name, "share": config.share, "state": state, "settings": settings}
+    return made | {"provenance": runs.provenance(work.command, config.seed, runs.now())}
+
+
+def slots(runs_per_gpu: int) -> tuple[dict[str, float], int]:
+    """What a run takes of the cluster, and how many fit."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    if gpus:
+        cpus = min(1.0, resources.get("CPU", 1) / (gpus * runs_per_gpu))
+        return {"GPU": 1 / runs_per_gpu, "CPU": cpus}, gpus * runs_per_gpu
+    return {"CPU": 1}, max(1, int(resources.get("CPU", 1)))
+
+
+def run_trials(
+    ledger: Ledger,
+    work: Work,
+    teacher: ImageClassifier | None,
+    params: Settings,
+    resources: Mapping[str, float],
+    *,
+    seconds: float | None = None,
+    search: Searcher | None = None,
+    halving: Halving | None = None,
+    samples: int = 1,
+) -> None:
+    """Run what Tune says until all is done, or until the time is up.
+
+    Args:
+        params: Tune's space: a grid, or nothing where `search` has its own.
+        resources: of one run.
+        seconds: after which all runs are stopped; their states are those of their last epochs.
+        search, halving: propose settings, and stop what lags behind.
+        samples: how many settings to propose.
+    """
+    trainable = ray.tune.with_parameters(train_cell, work=work, teacher=ray.put(teacher))
+    ray.tune.Tuner(
+        ray.tune.with_resources(trainable, dict(resources)),
+        param_space=params,
+        tune_config=ray.tune.TuneConfig(
+            metric=None if halving else METRIC,
+            mode=None if halving else "max",
+            search_alg=search,
+            scheduler=halving,
+            num_samples=samples,
+            time_budget_s=seconds,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: work.cell_of(_settings(trial)).name,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"),
+            storage_path=str(ledger.root.resolve() / "tune"),
+            failure_config=ray.tune.FailureConfig(max_failures=TRIES - 1),
+            callbacks=[Keeper(ledger, work, halving), *mlflow_logger(ledger.root.name)],
+            verbose=0,
+        ),
+    ).fit()
+
+
+def mlflow_logger(experiment: str) -> list[ray.tune.Callback]:
+    """Tune's logger for MLflow, where it is installed and MLFLOW_TRACKING_URI says where to log."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri or importlib.util.find_spec("mlflow") is None:
+        return []
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    return [MLflowLoggerCallback(tracking_uri=uri, experiment_name=experiment)]
