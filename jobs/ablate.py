@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.tune
 
 from igkd import runs
@@ -57,6 +58,7 @@ def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: 
         places=places(first),
         fingerprints=fingerprints(first),
         command=runs.command(),
+        teacher=ray.put(open_teacher_of(teacher_of(grid))),
     )
     status = Status(
         command=work.command,
@@ -75,7 +77,7 @@ def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: 
         try:
             if todo:
                 params = {"cell": ray.tune.grid_search(todo)}
-                run_trials(ledger, work, open_teacher_of(teacher_of(grid)), params, resources, seconds=seconds)
+                run_trials(ledger, work, params, resources, seconds=seconds)
         finally:
             finished = {row["cell"] for row in ledger.rows} >= set(status.planned)
             ledger.status.running.clear()

@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import functools
 import importlib.util
+import logging
 import os
 import shutil
 import time
@@ -16,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Ray Tune's tables and tracebacks say in many words what `Keeper` says in few; its loggers' files have them all.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
 import ray
 import ray.tune
 import torch
@@ -35,6 +40,8 @@ from igkd.tasks import distill_task
 from igkd.train import STATE, Diverged, read_history
 from igkd.trainer import Trainer, finish_run
 from jobs.runtime import fetched
+
+logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 METRIC = "validation_accuracy"
 TRIES = 3
@@ -57,6 +64,7 @@ class Work:
     fingerprints: dict[str, str]
     command: str
     """As the user typed it."""
+    teacher: ray.ObjectRef[ImageClassifier | None]
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,7 +73,7 @@ def stored_samples(uri: str, fingerprint: str) -> tuple[Samples, NDArray[np.bool
     return Store.open(uri).samples()
 
 
-def train_cell(settings: Settings, work: Work, teacher: ray.ObjectRef[ImageClassifier | None]) -> None:
+def train_cell(settings: Settings, work: Work) -> None:
     """One run, in a process of Tune's: goes on from the state in its directory, tells Tune every epoch, and leaves its result."""
     cell = work.cell_of(settings)
     config, out, started = cell.config, work.here / cell.config.out, runs.now()
@@ -75,7 +83,7 @@ def train_cell(settings: Settings, work: Work, teacher: ray.ObjectRef[ImageClass
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = stored_samples(work.places["store"], work.fingerprints["store_fingerprint"])
-    task = distill_task(dataclasses.replace(config, **work.places), fetched(teacher), rows)
+    task = distill_task(dataclasses.replace(config, **work.places), fetched(work.teacher), rows)
     trainer = Trainer(task, lambda network: network.to(device), progress=lambda line: None)
     if (out / STATE).exists():
         trainer.load(out)
@@ -192,9 +200,12 @@ def _settings(trial: Trial) -> Settings:
 
 
 def _last_line(trial: Trial) -> str:
-    """The last line of a trial's error, which says what went wrong."""
-    error = trial.get_error()
-    return (str(error).strip().splitlines() or ["unknown"])[-1].strip() if error else "unknown"
+    """The last line of a trial's last error, which says what went wrong."""
+    try:
+        lines = Path(trial.error_file or "").read_text().strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1].strip() if lines else "unknown, its process is gone"
 
 
 def unfinished_row(work: Work, cell: Cell, settings: Settings, history: list[dict[str, Any]], state: str) -> dict[str, Any]:
@@ -219,7 +230,6 @@ def slots(runs_per_gpu: int) -> tuple[dict[str, float], int]:
 def run_trials(
     ledger: Ledger,
     work: Work,
-    teacher: ImageClassifier | None,
     params: Settings,
     resources: Mapping[str, float],
     *,
@@ -237,7 +247,7 @@ def run_trials(
         search, halving: propose settings, and stop what lags behind.
         samples: how many settings to propose.
     """
-    trainable = ray.tune.with_parameters(train_cell, work=work, teacher=ray.put(teacher))
+    trainable = ray.tune.with_parameters(train_cell, work=work)
     ray.tune.Tuner(
         ray.tune.with_resources(trainable, dict(resources)),
         param_space=params,
