@@ -32,6 +32,9 @@ DASHED = (0, (3.5, 2))
 WIDTH = 5.0
 """Inches of a chart: 10-point text is still legible when a phone shrinks it."""
 
+LABEL = 26
+"""Characters of an arm's name beside a chart."""
+
 LONGEST = 96
 """Pixels; larger pictures of the gallery are shrunk to this side."""
 
@@ -73,20 +76,24 @@ def outline(mask: NDArray[np.bool_]) -> str:
     return "".join([f"M{x} {y}v1" for y, x in upright] + [f"M{x} {y}h1" for y, x in level])
 
 
-def curves(lines: dict[str, dict[int, list[float]]], teacher: float | None = None) -> str:
+def curves(
+    lines: dict[str, dict[int, list[float]]], teacher: float | None = None, name: str = "curves", places: Sequence[int] | None = None
+) -> str:
     """Accuracy by epoch as SVG: one line a label, the mean of its values, in a band from the least to the greatest.
 
     Args:
         lines: label to epoch to the accuracies of its seeds, in the order of the palette.
         teacher: an accuracy to draw as a dashed line across.
+        name: what the drawing's ids start with; two drawings of a page need two.
+        places: of the lines in the palette, where they are not its first.
     """
     longest = max((len(label) for label in lines), default=0)
-    figure, axes = _chart(height=max(2.3, 0.2 * (len(lines) + 1)), left=0.09, right=1 - (34 + 5.4 * min(longest, 24)) / (72 * WIDTH))
+    figure, axes = chart(height=max(2.3, 0.2 * (len(lines) + 1)), left=0.09, right=1 - (34 + 5.4 * min(longest, LABEL)) / (72 * WIDTH))
     ends: list[tuple[float, str, int]] = []
-    for place, (label, points) in enumerate(lines.items()):
+    for place, (label, points) in zip(range(len(lines)) if places is None else places, lines.items(), strict=True):
         epochs, values = list(points), list(points.values())
         mean = [float(np.mean(v)) for v in values]
-        axes.plot(epochs, mean, linewidth=1.6, markersize=4, markevery=max(1, len(epochs) // 12), **_pen(place))
+        axes.plot(epochs, mean, linewidth=1.6, markersize=4, markevery=max(1, len(epochs) // 12), **pen(place))
         if any(len(v) > 1 for v in values):
             band = [min(v) for v in values], [max(v) for v in values]
             axes.fill_between(epochs, *band, color=PALETTE[place % len(PALETTE)], alpha=0.16, linewidth=0)
@@ -100,8 +107,8 @@ def curves(lines: dict[str, dict[int, list[float]]], teacher: float | None = Non
     axes.set_xlabel("epoch", color=SOFT, fontsize=10)
     axes.set_title("validation accuracy, %", loc="left", color=SOFT, fontsize=10, pad=8)
     axes.grid(axis="y", color=RULE, linewidth=0.7)
-    _label_ends(axes, sorted(ends))
-    return _svg(figure, "curves")
+    label_ends(axes, sorted(ends))
+    return svg(figure, name)
 
 
 def bars(rows: Sequence[tuple[str, float, float, float]], colours: Sequence[int | None], reference: float | None = None) -> str:
@@ -112,7 +119,7 @@ def bars(rows: Sequence[tuple[str, float, float, float]], colours: Sequence[int 
         reference: a share to draw as a dashed line through all of them.
     """
     longest = max((len(row[0]) for row in rows), default=0)
-    figure, axes = _chart(height=0.3 * len(rows), left=(12 + 5.4 * min(longest, 24)) / (72 * WIDTH), right=0.93)
+    figure, axes = chart(height=0.3 * len(rows), left=(12 + 5.4 * min(longest, LABEL)) / (72 * WIDTH), right=0.93)
     for place, ((_, share, low, high), colour) in enumerate(zip(rows, colours, strict=True)):
         axes.barh(place, share, height=0.62, color=SOFT if colour is None else PALETTE[colour % len(PALETTE)], alpha=0.75)
         axes.plot([low, high], [place, place], color=INK, linewidth=1.4, marker="|", markersize=7)
@@ -121,16 +128,16 @@ def bars(rows: Sequence[tuple[str, float, float, float]], colours: Sequence[int 
         axes.annotate(text, (float(top), place), (6, 0), textcoords="offset points", va="center", color=INK, fontsize=10)
     if reference is not None and math.isfinite(reference):
         axes.axvline(reference, color=SOFT, linewidth=1, linestyle=DASHED)
-    axes.set_yticks(range(len(rows)), [_plain(row[0]) for row in rows], parse_math=False)
+    axes.set_yticks(range(len(rows)), [plain(row[0]) for row in rows], parse_math=False)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
     axes.set_title("map mass inside the mask, %", loc="left", color=SOFT, fontsize=10, pad=8)
-    return _svg(figure, "focus")
+    return svg(figure, "focus")
 
 
-def _chart(height: float, left: float, right: float) -> tuple[Figure, Axes]:
+def chart(height: float, left: float, right: float) -> tuple[Figure, Axes]:
     """An empty chart whose axes are `height` inches tall, with room above for a line of text and below for two."""
     figure = Figure(figsize=(WIDTH, height + 0.75), dpi=72)
     axes = figure.add_axes((left, 0.45 / (height + 0.75), right - left, height / (height + 0.75)))
@@ -141,13 +148,13 @@ def _chart(height: float, left: float, right: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _pen(place: int) -> dict[str, Any]:
+def pen(place: int) -> dict[str, Any]:
     """Colour, marker and dash of a line: no two alike in the first 24, and the first eight differ in more than colour."""
     dash = ("-", (0, (5, 2)), (0, (1.5, 1.5)))[place // len(PALETTE) % 3]
     return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)], "linestyle": dash}
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
+def label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
     """Write (height, label, place) to the right of the axes in ascending order, moved apart where they would touch."""
     if not ends:
         return
@@ -161,19 +168,19 @@ def _label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
             heights[i - 1], heights[i] = heights[i - 1] - excess, heights[i] + excess
     for height, (_, label, place) in zip(heights, ends, strict=True):
         beside = axes.get_yaxis_transform()
-        pen = _pen(place) if place >= 0 else {"color": SOFT, "linestyle": DASHED}
-        axes.plot([1.015, 1.055], [height] * 2, transform=beside, clip_on=False, linewidth=1.6, markersize=4, markevery=[1], **pen)
-        axes.text(1.075, height, _plain(label), transform=beside, va="center", color=INK, fontsize=10, parse_math=False)
+        drawn = pen(place) if place >= 0 else {"color": SOFT, "linestyle": DASHED}
+        axes.plot([1.015, 1.055], [height] * 2, transform=beside, clip_on=False, linewidth=1.6, markersize=4, markevery=[1], **drawn)
+        axes.text(1.075, height, plain(label), transform=beside, va="center", color=INK, fontsize=10, parse_math=False)
     axes.set_ylim(bottom, top)
 
 
-def _plain(label: str) -> str:
-    """At most 24 characters, each of them printable (XML holds no others)."""
+def plain(label: str) -> str:
+    """At most `LABEL` characters, each of them printable (XML holds no others)."""
     label = "".join(letter if letter.isprintable() else " " for letter in label)
-    return label if len(label) <= 24 else label[:23] + "…"
+    return label if len(label) <= LABEL else label[: LABEL - 1] + "…"
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """Inline SVG: colours as CSS variables, ids that start with `name`, and no style sheet, metadata or namespace of its own."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

@@ -4,21 +4,16 @@ Every figure comes from the result rows and pictures in a `Report`. `summary_tab
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from scipy import stats
 
-from igkd import figures
-
-TEMPLATE = Path(__file__).with_suffix(".html.j2")
+from igkd import figures, page
+from igkd.stats import t_interval, wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,45 +125,26 @@ class _Line:
         return fmean(values)
 
 
-def t_interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean of two or more values and its 95 % interval by Student's t: (mean, low, high)."""
-    mean = fmean(values)
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
-
-
-def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion by Wilson's score."""
-    if count == 0:
-        return math.nan, math.nan
-    z, share = float(stats.norm.ppf(0.975)), correct / count
-    centre = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
-
-
 def render(report: Report) -> str:
     """The page, as HTML that stands alone."""
     lines = _lines(report)
     arms = lines[1:]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=_percent, millions=_millions, figure=_figure, image_uri=figures.image_uri, map_uri=figures.map_uri)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        report=report,
-        lines=lines,
-        arms=arms,
-        likeness=any(math.isfinite(line.mean("agreement")) for line in arms),
-        mapped=[line for line in arms if math.isfinite(line.mean("maps", "cosine", "mean"))],
-        columns=list(dict.fromkeys(arm for row in report.gallery for arm in row.student_maps)),
-        masked=any(row.mask is not None for row in report.gallery),
-        outline=figures.outline,
-        scale=_scale(lines),
-        single=any(len(line.runs) == 1 for line in arms),
-        several=any(len(line.runs) > 1 for line in arms),
-        curves=Markup(figures.curves({arm.label: _history(arm) for arm in arms}, _finite(lines[0].validation))),
-        bars=Markup(_bars(report.focus, [arm.label for arm in arms])),
-        palette=figures.PALETTE,
-        **_provenance(report),
+    return (
+        page.environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            lines=lines,
+            arms=arms,
+            likeness=any(math.isfinite(line.mean("agreement")) for line in arms),
+            mapped=[line for line in arms if math.isfinite(line.mean("maps", "cosine", "mean"))],
+            scale=_scale(lines),
+            single=any(len(line.runs) == 1 for line in arms),
+            several=any(len(line.runs) > 1 for line in arms),
+            curves=Markup(figures.curves({arm.label: _history(arm) for arm in arms}, _finite(lines[0].validation))),
+            bars=Markup(_bars(report.focus, [arm.label for arm in arms])),
+            **page.provenance([report.teacher, *report.students], report.commands),
+        )
     )
 
 
@@ -176,7 +152,7 @@ def summary_table(report: Report) -> str:
     """The headline as plain text of at most 80 columns."""
     rows = [("model", "arm", "parameters", "smaller", "test", "95 % interval", "seeds")]
     for line in _lines(report):
-        accuracy, low, high = (_percent(share, line.digits) for share in line.test)
+        accuracy, low, high = (page.percent(share, line.digits) for share in line.test)
         model, arm = (f"cut {line.first['cut']}", line.first["arm"]) if "arm" in line.first else ("teacher", "")
         arm = arm if len(arm) <= 16 else arm[:15] + "…"
         size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
@@ -221,38 +197,5 @@ def _scale(lines: list[_Line]) -> tuple[float, float]:
     return min(ends), max(max(ends), min(ends) + 1e-6)
 
 
-def _provenance(report: Report) -> dict[str, Any]:
-    """Commands in order without repeats, and versions, commits and machines: as a rule one of each."""
-    runs = [report.teacher, *report.students]
-    sources = [run.get("provenance", {}) for run in runs]
-    names = dict.fromkeys(name for source in sources for name in source.get("versions", {}))
-    facts = {
-        "commit": _distinct(source.get("commit") for source in sources),
-        "machine": _distinct(source.get("machine") for source in sources),
-        **{name: _distinct(source.get("versions", {}).get(name) for source in sources) for name in names},
-    }
-    commands = dict.fromkeys([*report.commands, *(source["command"] for source in sources if source.get("command"))])
-    return {"facts": facts, "commands": list(commands), "runs": list(zip(runs, sources, strict=True))}
-
-
-def _distinct(values: Iterable[Any]) -> str:
-    return "; ".join(dict.fromkeys(str(value) for value in values if value)) or "not recorded"
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}" if math.isfinite(share) else "\u2013"
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:,.{1 if count >= 1e7 else 2}f} M"
-
-
-def _figure(value: Any) -> str:
-    """A value of any kind, as text: grouped digits for an integer, four significant ones for a fraction."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

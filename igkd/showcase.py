@@ -1,6 +1,6 @@
 """From finished runs to what the report shows: pictures, where the maps fall, latencies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from igkd.attribution import FAST_ENGINES, Engine, attributor
 from igkd.evaluate import latencies
 from igkd.maps import mass_inside, pointing_hits
 from igkd.models import Classifier, ImageClassifier
-from igkd.report import Focus, GalleryRow, Latency, t_interval
+from igkd.report import Focus, GalleryRow, Latency
 from igkd.samples import Samples
+from igkd.stats import t_interval
 from igkd.store import Store
 
 BATCHES = (1, 64)
@@ -88,22 +89,27 @@ class Showcase:
         return rows
 
     def latency(self) -> list[Latency]:
-        """Warm latencies of teacher and students; arms of one cut share an architecture, so one of them stands for all."""
-        networks = {"teacher": self.teacher}
-        for student in self.students.values():
-            networks.setdefault(f"student, cut {student.spec.cut}", student)
-        rows = []
-        for batch in BATCHES:
-            times = latencies(networks, self.store.plan.image_shape, batch)
-            for name, network in networks.items():
-                rows.append(
-                    Latency(
-                        model=name,
-                        parameters=models.parameter_count(network),
-                        multiply_adds=models.multiply_adds(network),
-                        batch=batch,
-                        milliseconds=times[name],
-                        ratio=times[name] / times["teacher"],
-                    )
+        """Warm latencies of teacher and students."""
+        return warm_latencies(self.teacher, self.students.values())
+
+
+def warm_latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> list[Latency]:
+    """Warm latencies at each batch size; students of one cut share an architecture, so one of them stands for all."""
+    networks = {"teacher": teacher}
+    for student in students:
+        networks.setdefault(f"student, cut {student.spec.cut}", student)
+    rows = []
+    for batch in BATCHES:
+        times = latencies(networks, teacher.spec.image_shape, batch)
+        for name, network in networks.items():
+            rows.append(
+                Latency(
+                    model=name,
+                    parameters=models.parameter_count(network),
+                    multiply_adds=models.multiply_adds(network),
+                    batch=batch,
+                    milliseconds=times[name],
+                    ratio=times[name] / times["teacher"],
                 )
-        return rows
+            )
+    return rows
