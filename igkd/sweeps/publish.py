@@ -1,0 +1,77 @@
+"""From a sweep's directory to its report: OUT/report.html, OUT/table.md and the essence for a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from igkd import models
+from igkd.files import read_json, write_bytes
+from igkd.models import Classifier
+from igkd.showcase import Showcase, warm_latencies
+from igkd.store import Store
+from igkd.sweeps.ledger import Row, Status, read_rows
+from igkd.sweeps.report import SweepReport, markdown, render, summary_table
+from igkd.teachers import open_teacher
+
+SHOWN = 6
+"""Students whose maps are drawn."""
+
+
+def publish(root: Path, kind: Literal["ablation", "tuning"], status: Status, store: Store, teacher: str | None) -> str:
+    """Write the report of what is done by now; gives the summary for a terminal.
+
+    Args:
+        root: the sweep's directory.
+        teacher: its checkpoint, if it is at hand: without it the report has no pictures of maps and no latency.
+    """
+    rows = read_rows(root)
+    network, card = (None, None) if teacher is None else open_teacher(teacher)
+    made = {} if card is None else card["made"]
+    students = shown_students(root, rows, kind)
+    by_cut = {row["cut"]: root / "students" / row["cell"] for row in rows if row["state"] == "done"}
+    best = root / "best.json"
+    page = SweepReport(
+        title=f"{'Ablation' if kind == 'ablation' else 'Search'} on {Path(store.uri).name or store.uri}",
+        kind=kind,
+        note=f"Students learn from {store.manifest['rows']:,} images of {store.plan.images.partition(':')[0]} "
+        "and what their teacher saw in them, less those of the validation split.",
+        teacher=None
+        if card is None
+        else {
+            "name": "teacher",
+            "seed": None,
+            "cut": 0,
+            "history": made.get("history", []),
+            "test": made.get("test", {}),
+            "parameters": card["parameters"],
+            "multiply_adds": card["multiply_adds"],
+            "compression": 1.0,
+            "provenance": made.get("provenance", {}),
+        },
+        rows=rows,
+        failures=[{"cell": name, **failure} for name, failure in status.failures.items()],
+        planned=status.total,
+        gallery=Showcase(store, network, students, 1).gallery() if network is not None and students else [],
+        latency=warm_latencies(network, map(models.load, by_cut.values())) if network is not None and by_cut else [],
+        best={k: v for k, v in read_json(best).items() if k != "made"} if kind == "tuning" and best.exists() else None,
+        commands=[status.command],
+    )
+    write_bytes(root / "report.html", render(page).encode())
+    write_bytes(root / "table.md", markdown(page).encode())
+    return f"{summary_table(page)}\n\nreport: {(root / 'report.html').resolve()}"
+
+
+def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Classifier]:
+    """The first seed of some arms at the most common cut, or the best trial of a search."""
+    done = [row for row in rows if row["state"] == "done"]
+    if not done:
+        return {}
+    if kind == "tuning":
+        done = [max(done, key=lambda row: row["history"][-1]["validation_accuracy"])]
+    cuts = [row["cut"] for row in done]
+    usual = max(cuts, key=cuts.count)
+    chosen: dict[str, Row] = {}
+    for row in sorted(done, key=lambda row: (row["seed"], ", " in row["arm"])):
+        if row["cut"] == usual and row["share"] == 1:
+            chosen.setdefault(row["arm"], row)
+    return {arm: models.load(root / "students" / row["cell"]) for arm, row in list(chosen.items())[:SHOWN]}
