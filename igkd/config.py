@@ -317,7 +317,7 @@ class PipelineConfig:
 
     preset: Literal["demo", "cifar10", "evidence", "evidence-night"]
     """demo: built-in pictures, a few minutes on two cores; cifar10: the paper's protocol, for a GPU; evidence: arms, controls and recipes
-    with 3 seeds, for a GPU; evidence-night: the same on 2,250 images, for a night of two cores."""
+    with 3 seeds, for a GPU; evidence-night: the same on 3,000 images, for a night of two cores."""
     out: str
     """Directory of everything; the same command continues what is there."""
     images: str | None = None

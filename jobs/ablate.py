@@ -13,10 +13,11 @@ from igkd.config import DistillConfig, parse
 from igkd.store import Store, hold
 from igkd.sweeps.config import AblateConfig
 from igkd.sweeps.grid import Cell, cells
-from igkd.sweeps.ledger import Ledger, Status
+from igkd.sweeps.ledger import Ledger, Status, read_rows, read_status
+from igkd.sweeps.publish import publish
 from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.runtime import run_job, side_by_side, start_ray
-from jobs.trials import Work, run_trials, slots
+from jobs.trials import Work, print_estimate, run_trials, slots
 
 
 def look_up(found: dict[str, Cell], settings: dict[str, Any]) -> Cell:
@@ -28,22 +29,53 @@ def ablate(config: AblateConfig) -> int:
     """Run what is not done yet; gives the exit status, 1 if runs failed."""
     seconds = config.seconds_left(runs.local_now())
     grid = cells(config, Store.open(config.store))
-    check(grid, config.out)
+    check(grid)
+    if config.dry_run:
+        start_ray()
+        done = {row["cell"] for row in read_rows(Path(config.out))}
+        todo = [cell for cell in grid if cell.name not in done]
+        print(f"{len(grid)} runs, {len(grid) - len(todo)} done before", flush=True)
+        if todo:
+            print_estimate(todo, config.runs_per_gpu, config.price)
+        return 0
+    finished = train_cells(grid, config.out, config.runs_per_gpu, seconds)
+    root = Path(config.out)
+    print(publish(root, "ablation", read_status(root), Store.open(config.store), config.teacher), flush=True)
+    return 0 if finished or seconds is not None else 1
+
+
+def train_cells(grid: list[Cell], out: str, runs_per_gpu: int, seconds: float | None = None) -> bool:
+    """Run the cells that have no result yet, on a cluster that is started where there is none; says whether all have one now.
+
+    Raises:
+        UserError: a cell's directory belongs to a run of other settings.
+    """
+    claim(grid)
     start_ray()
-    resources, at_once = slots(config.runs_per_gpu)
-    return 0 if side_by_side([partial(run_cells, grid, config.out, resources, at_once, seconds)])[0] else 1
+    todo = sum(not (Path(cell.config.out) / "result.json").exists() for cell in grid)
+    resources, at_once = slots(runs_per_gpu, todo)
+    return side_by_side([partial(run_cells, grid, out, resources, at_once, seconds)])[0]
 
 
-def check(grid: list[Cell], out: str) -> None:
+def check(grid: list[Cell]) -> None:
     """Find before any run begins what would end one of them.
 
     Raises:
-        UserError: something does not fit, or a directory belongs to other settings.
+        UserError: an arm, a recipe, a teacher or test images do not fit the store.
     """
     for cell in grid:
         ingest_of(cell.config, open_store(cell.config))
     for one in {(cell.config.teacher, cell.config.objective.live, cell.config.maps): cell.config for cell in grid}.values():
         open_teacher_of(one)
+    fingerprints(grid[0].config)
+
+
+def claim(grid: list[Cell]) -> None:
+    """Make the directories of all runs, or find them.
+
+    Raises:
+        UserError: one belongs to a run of other settings.
+    """
     identity = fingerprints(grid[0].config)
     for cell in grid:
         runs.claim(Path(cell.config.out), cell.config, identity)

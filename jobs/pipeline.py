@@ -4,20 +4,25 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from igkd import report, runs, store
 from igkd.config import Pipeline, PipelineConfig, parse
+from igkd.errors import UserError
 from igkd.files import absolute, write_bytes, write_json
 from igkd.images import open_images
 from igkd.presets import make_pipeline
 from igkd.showcase import Showcase, load_students
-from igkd.tasks import check_test_images
+from igkd.sweeps.grid import Cell
+from igkd.sweeps.ledger import read_rows
+from igkd.tasks import check_test_images, ingest_of, open_store
 from igkd.teachers import open_teacher
+from jobs.ablate import train_cells
 from jobs.distill import distill
 from jobs.precompute import precompute_store
 from jobs.runtime import run_job, side_by_side, start_ray
 from jobs.teacher import train_teacher
+
+RUNS_PER_GPU = 3
+"""Small trainings fill a GPU better together."""
 
 
 def run(config: PipelineConfig) -> Path:
@@ -31,18 +36,24 @@ def run(config: PipelineConfig) -> Path:
     else:
         teacher = side_by_side([functools.partial(train_teacher, pipeline.teacher)])[0]
     precompute_store(pipeline.precompute)
-    at_once = runs_at_once(pipeline.students[0].workers)
-    students: list[dict[str, Any]] = []
-    for start in range(0, len(pipeline.students), at_once):
-        group = pipeline.students[start : start + at_once]
-        students += side_by_side([functools.partial(distill, one, len(group)) for one in group])
-    return write_report(config, pipeline, teacher, students)
+    return write_report(config, pipeline, teacher, run_students(config.out, pipeline))
 
 
-def runs_at_once(workers: int) -> int:
-    """How many small trainings go on side by side: start-ups then overlap with work, and three fill one GPU better than one."""
-    resources = ray.cluster_resources()
-    return max(1, int(3 * resources["GPU"] if resources.get("GPU") else resources.get("CPU", 1) + 1) // workers)
+def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Train all students: each in one process, as many at a time as fit; where one needs several workers, or more memory than there is,
+    one after the other.
+
+    Raises:
+        UserError: some could not be trained.
+    """
+    students = pipeline.students
+    if any(one.workers > 1 or ingest_of(one, open_store(one)) == "stream" for one in students):
+        return [side_by_side([functools.partial(distill, one)])[0] for one in students]
+    grid = [Cell(label=one.label, config=one) for one in students]
+    if not train_cells(grid, out, RUNS_PER_GPU):
+        raise UserError("not all students could be trained, see above; the same command tries those again that are missing")
+    rows = {row["cell"]: row for row in read_rows(Path(out))}
+    return [rows[cell.name] for cell in grid]
 
 
 def given_teacher(directory: str) -> dict[str, Any]:

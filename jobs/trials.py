@@ -9,9 +9,11 @@ import datetime
 import functools
 import importlib.util
 import logging
+import math
 import os
 import shutil
 import time
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,15 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from igkd import runs
+from igkd.config import DistillConfig
 from igkd.files import read_json
 from igkd.models import ImageClassifier
 from igkd.samples import Samples
 from igkd.store import Store
+from igkd.sweeps import estimate
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import Ledger, duration, remaining_seconds
-from igkd.tasks import distill_task
+from igkd.tasks import distill_task, open_teacher_of, places
 from igkd.train import STATE, Diverged, read_history
 from igkd.trainer import Trainer, finish_run
 from jobs.runtime import fetched
@@ -45,7 +49,7 @@ logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 METRIC = "validation_accuracy"
 TRIES = 3
-SAY_S = 60.0
+SAY_S = 30.0
 """Seconds between two lines about runs that go on."""
 Settings = dict[str, Any]
 CellOf = Callable[[Settings], Cell]
@@ -118,6 +122,17 @@ class Halving(ASHAScheduler):
         if action == self.STOP:
             self.stopped.add(trial.trial_id)
         return action
+
+
+def replay(halving: Halving, rows: list[dict[str, Any]]) -> None:
+    """Tell ASHA how runs of an earlier driver went, so that new ones are compared with them."""
+    nobody: Any = None  # ASHA does not look at Tune's controller
+    for row in rows:
+        trial: Any = types.SimpleNamespace(trial_id=row["cell"])
+        halving.on_trial_add(nobody, trial)
+        for entry in row["history"]:
+            halving.on_trial_result(nobody, trial, entry)
+    halving.stopped.clear()
 
 
 class Keeper(ray.tune.Callback):
@@ -217,14 +232,41 @@ def unfinished_row(work: Work, cell: Cell, settings: Settings, history: list[dic
     return made | {"provenance": runs.provenance(work.command, config.seed, runs.now())}
 
 
-def slots(runs_per_gpu: int) -> tuple[dict[str, float], int]:
-    """What a run takes of the cluster, and how many fit."""
+def print_estimate(todo: list[Cell], runs_per_gpu: int, price: float | None) -> None:
+    """Print runs, time and cost, from steps measured on as much of the cluster as a run gets."""
+    if not todo:
+        return
+    resources, at_once = slots(runs_per_gpu)
+    store = Store.open(todo[0].config.store)
+
+    def measured(config: DistillConfig, teacher: ImageClassifier | None) -> estimate.Speed:
+        return estimate.measure(config, teacher, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    kinds = {estimate.kind_of(cell.config): cell.config for cell in todo}
+    task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(measured)
+    asked = [task.remote(dataclasses.replace(one, **places(one)), open_teacher_of(one)) for one in kinds.values()]
+    speeds = dict(zip(kinds, ray.get(asked), strict=True))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    print("\n".join(estimate.lines(todo, speeds, store, at_once, gpus or at_once, "GPU" if gpus else "processor", price)), flush=True)
+
+
+def slots(runs_per_gpu: int, count: int | None = None) -> tuple[dict[str, float], int]:
+    """What a run takes of the cluster, and how many go on at the same time.
+
+    Args:
+        count: of runs, if there may be so few of them that each gets more than one processor; or up to half as many again as there are
+            processors, which then all begin at once instead of leaving processors idle in a second turn.
+    """
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
+    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
     if gpus:
-        cpus = min(1.0, resources.get("CPU", 1) / (gpus * runs_per_gpu))
-        return {"GPU": 1 / runs_per_gpu, "CPU": cpus}, gpus * runs_per_gpu
-    return {"CPU": 1}, max(1, int(resources.get("CPU", 1)))
+        return {"GPU": 1 / runs_per_gpu, "CPU": min(1.0, cpus / (gpus * runs_per_gpu))}, gpus * runs_per_gpu
+    if count and count <= cpus:
+        node = max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
+        return {"CPU": float(max(1, min(int(node), cpus // count)))}, count
+    if count and cpus < count <= 1.5 * cpus:
+        return {"CPU": math.floor(100 * cpus / count) / 100}, count
+    return {"CPU": 1.0}, cpus
 
 
 def run_trials(
@@ -237,6 +279,7 @@ def run_trials(
     search: Searcher | None = None,
     halving: Halving | None = None,
     samples: int = 1,
+    at_once: int | None = None,
 ) -> None:
     """Run what Tune says until all is done, or until the time is up.
 
@@ -246,17 +289,17 @@ def run_trials(
         seconds: after which all runs are stopped; their states are those of their last epochs.
         search, halving: propose settings, and stop what lags behind.
         samples: how many settings to propose.
+        at_once: how many of them before the first results are known.
     """
     trainable = ray.tune.with_parameters(train_cell, work=work)
     ray.tune.Tuner(
         ray.tune.with_resources(trainable, dict(resources)),
         param_space=params,
         tune_config=ray.tune.TuneConfig(
-            metric=None if halving else METRIC,
-            mode=None if halving else "max",
             search_alg=search,
             scheduler=halving,
             num_samples=samples,
+            max_concurrent_trials=at_once,
             time_budget_s=seconds,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: work.cell_of(_settings(trial)).name,

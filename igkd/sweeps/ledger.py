@@ -48,6 +48,10 @@ class Status:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 
+    def alive(self, now: float) -> bool:
+        """Whether the driver is at work, by the clock of whoever asks (Unix time)."""
+        return self.phase == "running" and now - self.updated < SILENT_S
+
 
 class Ledger:
     """The directory of a sweep, for its driver."""
@@ -87,7 +91,8 @@ class Ledger:
 
 def read_rows(root: Path) -> list[Row]:
     """The results of all finished runs, in the order in which they began."""
-    rows = [read_json(path) for path in sorted((root / "students").glob("*/result.json"))]
+    found = sorted((root / "students").glob("*/result.json"))
+    rows = [{"cell": path.parent.name, "share": 1.0, "state": "done"} | read_json(path) for path in found]  # jobs.distill's, too
     return sorted(rows, key=lambda row: (row.get("provenance", {}).get("started", ""), row.get("cell", "")))
 
 
@@ -131,7 +136,7 @@ def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:
         now: Unix time.
     """
     done = [row for row in rows if not status.planned or row["cell"] in status.planned]
-    alive = status.phase == "running" and now - status.updated < SILENT_S
+    alive = status.alive(now)
     phase = status.phase if alive or status.phase != "running" else "killed (its driver is silent); the same command goes on"
     lines = [
         f"{phase}: {len(done)} of {status.total} runs done, {len(status.running) if alive else 0} running, {len(status.failures)} failed"

@@ -57,14 +57,14 @@ def test_command_line_changes_the_preset_and_nothing_else() -> None:
     assert pipeline.teacher is None
     assert pipeline.precompute.teacher == "t" and pipeline.precompute.cut == 7 and pipeline.precompute.steps == 50
     assert [(one.arm, one.seed, one.cut, one.epochs) for one in pipeline.students] == [
-        ("kd", 0, 7, 100), ("kd", 1, 7, 100), ("at", 0, 7, 100), ("at", 1, 7, 100)
+        ("kd", 0, 7, 100), ("at", 0, 7, 100), ("kd", 1, 7, 100), ("at", 1, 7, 100)
     ]  # fmt: skip
     with pytest.raises(UserError, match="at least one"):
         make_pipeline(PipelineConfig(preset="demo", out="o", arms=()))
 
 
 def test_evidence_has_arms_controls_and_recipes_with_the_same_seeds() -> None:
-    for preset in ("evidence", "evidence-night"):
+    for preset, strong in (("evidence", "strong"), ("evidence-night", "strong-night")):
         runs = make_pipeline(PipelineConfig(preset=preset, out="o", images="shapes", teacher="t")).students  # type: ignore[arg-type]
         assert len(runs) == len({one.out for one in runs}) == 30
         assert (
@@ -72,8 +72,10 @@ def test_evidence_has_arms_controls_and_recipes_with_the_same_seeds() -> None:
             and {one.teacher for one in runs} == {"t"}
             and {one.test_images for one in runs} == {"shapes"}
         )
-        assert {one.label for one in runs if one.recipe == "strong"} >= {"kd+ig, strong", "kd+ig, other, strong", "kd+ig, black, strong"}
-        assert all(one.live for one in runs if one.recipe == "strong") and not any(one.live for one in runs if one.recipe == "paper")
+        assert {one.label for one in runs if one.recipe == strong} >= {
+            f"kd+ig{content}, {strong}" for content in ("", ", other", ", black", ", noise", ", brightness")
+        }
+        assert all(one.live for one in runs if one.recipe == strong) and not any(one.live for one in runs if one.recipe == "paper")
         assert all(not any(c in one.out for c in " ,") for one in runs)
 
 
