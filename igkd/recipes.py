@@ -2,6 +2,7 @@
 
 import sys
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -26,6 +27,8 @@ STRONG: dict[str, Any] = {
     "temperature": 4.0,
     "live": True,
 }
+MADE = "made"
+"""Entry of a recipe's file that says how it was found, and is no setting."""
 RECIPES: dict[str, dict[str, Any]] = {
     # Hernandez, Chang, Nordling (arXiv 2503.13008), with every map and every logit at its own image.
     "paper": {},
@@ -47,6 +50,8 @@ def recipe_values(recipe: str) -> dict[str, Any]:
     if not recipe.endswith(".json"):
         raise UserError(f"recipe {recipe!r} is not one of {', '.join(RECIPES)}, nor a .json file of settings")
     values = read_json(Path(recipe))
+    if isinstance(values, dict):
+        values.pop(MADE, None)
     if not values or not isinstance(values, dict):
         raise UserError(f'{recipe} is no recipe: it must hold a JSON object of settings, such as {{"alpha": 0.5}}')
     usual = {f.name: f.default for f in fields(DistillConfig) if f.default is not MISSING and f.name not in ("recipe", "teacher")}
@@ -56,6 +61,23 @@ def recipe_values(recipe: str) -> dict[str, Any]:
         if not _fits(value, usual[name], get_type_hints(DistillConfig)[name]):
             raise UserError(f"{recipe}: {name} cannot be {value!r}; it is for example {usual[name]!r}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def recipe_file(config: DistillConfig, made: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run as a recipe for others: those that differ from the defaults, and how they were found."""
+    places = ("store", "out", "test_images", "teacher", "recipe", "arm", "cut", "seed", "workers", "ingest", "maps")
+    values = {f.name: getattr(config, f.name) for f in fields(DistillConfig) if f.name not in places}
+    usual = {f.name: f.default for f in fields(DistillConfig)}
+    return {name: value for name, value in values.items() if value != usual[name]} | {MADE: dict(made)}
+
+
+def made_for(recipe: str) -> str | None:
+    """Fingerprint of the store that a recipe was found with, if it is a file of jobs.tune."""
+    if not recipe.endswith(".json"):
+        return None
+    values = read_json(Path(recipe))
+    made = values.get(MADE, {}) if isinstance(values, dict) else {}
+    return made.get("store_fingerprint") if isinstance(made, dict) else None
 
 
 def _fits(value: Any, usual: Any, hint: Any) -> bool:

@@ -22,6 +22,7 @@ ARITHMETIC = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "pyarrow", "numpy")
 # Settings that say where things are or how fast a run is; what matters of them is in the fingerprints.
 NOT_IDENTITY = {"out", "workers", "images", "test_images", "store", "teacher"}
+NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price"}
 
 
 def claim(out: Path, config: Any, fingerprints: Mapping[str, str | None]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from igkd.files import absolute
 from igkd.images import Record, open_images
 from igkd.models import ImageClassifier, ModelSpec
 from igkd.randomness import stratified_choice, validation_mask
+from igkd.recipes import MADE, made_for
 from igkd.samples import Samples, concatenate, load_samples
 from igkd.store import Store
 from igkd.teachers import open_teacher
@@ -217,6 +218,12 @@ def open_store(config: DistillConfig) -> Store:
         )
     if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
+    wanted = made_for(config.recipe)
+    if wanted is not None and wanted != store.fingerprint():
+        raise UserError(
+            f"the recipe {config.recipe} was found with another store than {config.store}; "
+            f'tune on this one, or delete "{MADE}" from the file to use it all the same'
+        )
     if store.plan.split != "train":
         raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
     return store

@@ -1,0 +1,24 @@
+"""The command line of a sweep's directory: python -m igkd.sweeps status DIR"""
+
+import argparse
+import time
+from pathlib import Path
+
+from igkd.errors import run_cli
+from igkd.sweeps.ledger import describe, read_rows, read_status
+
+
+def main() -> int:
+    """Exit status: 0 if the sweep goes on or is finished, 1 if runs have failed or it stopped before its end."""
+    parser = argparse.ArgumentParser(prog="python -m igkd.sweeps", description="Look at a sweep.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    status = commands.add_parser("status", help="what is done, running and failed, and when it will end; exit status 1 if it needs you")
+    status.add_argument("directory", metavar="DIR", type=Path, help="the sweep's --out")
+    given = parser.parse_args()
+    pulse, now = read_status(given.directory), time.time()
+    print("\n".join(describe(pulse, read_rows(given.directory), now)))
+    return 1 if pulse.failures or not (pulse.phase == "finished" or pulse.alive(now)) else 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,115 @@
+"""How long a sweep takes, from steps measured on the machine that will run it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from igkd.config import DistillConfig
+from igkd.evaluate import predict
+from igkd.images import open_images
+from igkd.models import ImageClassifier
+from igkd.store import Store
+from igkd.sweeps.grid import Cell
+from igkd.sweeps.ledger import duration
+from igkd.tasks import distill_task
+from igkd.trainer import Trainer
+
+STEPS = 8
+"""Of one measurement, after as many that warm up."""
+DEVICES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What runs of the same speed have in common."""
+
+    cut: int
+    live: bool
+    attention: bool
+    batch_size: int
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds an image, on one run's share of the device."""
+
+    train: float
+    judge: float
+    """Forward passes of student and, where it is at hand, teacher."""
+
+
+def kind_of(config: DistillConfig) -> Kind:
+    """The kind of a run."""
+    objective = config.objective
+    return Kind(
+        cut=config.cut, live=objective.live, attention=objective.gamma > 0, batch_size=config.batch_size, precision=config.precision
+    )
+
+
+def measure(config: DistillConfig, teacher: ImageClassifier | None, device: torch.device) -> Speed:
+    """Train some steps and judge some images; nothing is written, and no test image is read."""
+    store = Store.open(config.store)
+    rows = store.samples(range(min(store.plan.parts, -(-2 * STEPS * config.batch_size // store.plan.rows_per_file))))
+    samples = rows[0]
+    # All of them for both: how fast a step is does not depend on which images it sees.
+    task = distill_task(replace(config, test_images=None, epochs=2, share=1.0), teacher, (samples, np.zeros(len(samples), np.bool_)))
+    train = samples.select(np.arange(len(samples))[: STEPS * config.batch_size])
+    task = replace(task, train=train, count=len(train), validation=train.select(np.arange(min(2, len(train)))))
+    trainer = Trainer(task, lambda network: network.to(device), progress=lambda line: None)
+    history = list(trainer.epochs())[-1]
+    some = train.select(np.arange(min(128, len(train))))
+    networks = [trainer.model] if trainer.teacher is None else [trainer.model, trainer.teacher]
+    trainer.model.eval()
+    predict(trainer.model, some)
+    begin = time.perf_counter()
+    for network in networks:
+        predict(network, some)
+    return Speed(train=history[-1]["seconds"] / len(train), judge=(time.perf_counter() - begin) / len(some))
+
+
+def seconds_of(config: DistillConfig, speed: Speed, train: int, validation: int, test: int) -> float:
+    """Of one run on its share of a device: its epochs, with a look at the validation images after each, and the test images at the end.
+
+    Maps judged at the end (--maps) come on top.
+    """
+    return config.epochs * (config.share * train * speed.train + validation * speed.judge) + test * speed.judge
+
+
+def lines(
+    cells: Sequence[Cell], speeds: Mapping[Kind, Speed], store: Store, slots: int, devices: int, device: str, price: float | None
+) -> list[str]:
+    """The grid, its time and its cost, as lines for a terminal.
+
+    Args:
+        cells: the runs that are not done yet.
+        slots: runs that go on at the same time on all devices.
+        devices: GPUs, or processors where there are none, of the cluster at hand.
+        device: what one of them is called.
+        price: of an hour of one of them.
+    """
+    held_out = int(store.column("validation").sum())
+    train = int(store.manifest["rows"]) - held_out
+    images = cells[0].config.test_images if cells else None
+    test = 0 if images is None else len(open_images(images).checked_labels("test"))
+    groups: dict[tuple[str, int, float], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.label, cell.config.cut, cell.config.share), []).append(cell)
+    total = 0.0
+    found = [f"{'run':44} {'cut':>3} {'share':>5} {'seeds':>5} {'epochs':>6} {'each':>12}"]
+    for (label, cut, share), group in groups.items():
+        config = group[0].config
+        each = seconds_of(config, speeds[kind_of(config)], train, held_out, test)
+        total += each * len(group)
+        found.append(f"{label[:44]:44} {cut:3} {share:5.0%} {len(group):5} {config.epochs:6} {duration(each):>12}")
+    per_device = slots / devices
+    found += ["", f"{len(cells)} runs on {train:,} images; from steps measured here, with {per_device:g} run(s) on each {device}:"]
+    for count in sorted({*DEVICES, devices}):
+        wall = total / (count * per_device)
+        cost = "" if price is None else f", cost {price * count * wall / 3600:,.2f}"
+        here = "  (as here)" if count == devices else ""
+        found.append(f"  {count:3} {device}{'s' if count > 1 else ' '}  {duration(wall):>12}{cost}{here}")
+    return found

@@ -1,0 +1,140 @@
+"""A search for good settings: python -m jobs.tune --store URI --out DIR --trials 50 --until 07:00"""
+
+import hashlib
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from optuna.distributions import BaseDistribution
+from ray.tune.search.optuna import OptunaSearch
+
+from igkd import runs
+from igkd.config import DistillConfig, parse
+from igkd.files import read_json, write_json
+from igkd.recipes import distill_config, recipe_file
+from igkd.store import hold
+from igkd.sweeps.config import TuneConfig
+from igkd.sweeps.grid import Cell, make_cell
+from igkd.sweeps.ledger import Ledger, Row, Status, read_rows
+from igkd.sweeps.publish import publish
+from igkd.sweeps.space import inside, settings_of, space, tuned
+from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
+from jobs.runtime import run_job, side_by_side, start_ray
+from jobs.trials import METRIC, Halving, Settings, Work, print_estimate, replay, run_trials, slots
+
+
+def trial_cell(root: str, base: DistillConfig, settings: Settings) -> Cell:
+    """The run that a trial is: its name is a function of its settings, so that the same proposal goes on with the same run."""
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return make_cell(root, tuned(base, settings), f"trial-{digest}")
+
+
+def unfinished(root: Path, ranges: dict[str, BaseDistribution]) -> list[Settings]:
+    """Settings of the runs that an earlier driver began and did not finish."""
+    begun = [path for path in sorted((root / "students").glob("*/config.json")) if not (path.parent / "result.json").exists()]
+    return [settings_of(read_json(path), ranges) for path in begun]
+
+
+def accuracy(row: Row) -> float:
+    """The objective: validation accuracy of the last epoch, 0 where there is none."""
+    return float(row["history"][-1][METRIC]) if row["history"] and row["state"] != "diverged" else 0.0
+
+
+def make_search(config: TuneConfig, base: DistillConfig, rows: list[Row], begun: list[Settings]) -> OptunaSearch:
+    """TPE that knows the rows, and proposes first what was begun, or the recipe itself."""
+    ranges = space(base)
+    own = settings_of(vars(base), ranges)
+    first = begun or ([own] if not rows and inside(own, ranges) else [])
+    # Another seed after a restart: the first proposals are random, and would be the same again.
+    search = OptunaSearch(space=ranges, metric=METRIC, mode="max", seed=config.seed + 1000 * len(rows), points_to_evaluate=first or None)
+    for row in rows:
+        search.add_evaluated_point(row["settings"], accuracy(row))
+    return search
+
+
+def tune(config: TuneConfig) -> int:
+    """Search until all trials are done or the time is up; gives the exit status, 1 if trials are missing that nobody stopped."""
+    seconds = config.seconds_left(runs.local_now())
+    base = base_of(config)
+    ingest_of(base, open_store(base))
+    open_teacher_of(base)
+    if config.dry_run:
+        start_ray()
+        done = len(read_rows(Path(config.out)))
+        print(f"{config.trials} trials, {done} done before; ASHA will stop most of them early, so this is the most it takes", flush=True)
+        print_estimate([make_cell(config.out, base, f"trial {n}") for n in range(done, config.trials)], config.runs_per_gpu, config.price)
+        return 0
+    runs.claim(Path(config.out), config, fingerprints(base))
+    start_ray()
+    return side_by_side([partial(search, config, base, seconds)])[0]
+
+
+def base_of(config: TuneConfig) -> DistillConfig:
+    """What all trials have in common. They have no test images: what is chosen here never saw them."""
+    given: dict[str, Any] = {"teacher": config.teacher, "epochs": config.epochs}
+    given = {k: v for k, v in given.items() if v is not None}
+    common = {"store": config.store, "out": "", "arm": config.arm, "cut": config.cut, "seed": config.seed, "ingest": "resident"}
+    return distill_config(config.recipe, **common, **given)
+
+
+def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> int:
+    """Run the trials that are missing, and write the best configuration and the report."""
+    root, (resources, at_once) = Path(config.out), slots(config.runs_per_gpu)
+    identity = fingerprints(base)
+    work = Work(
+        cell_of=partial(trial_cell, config.out, base),
+        here=Path.cwd(),
+        places=places(base),
+        fingerprints=identity,
+        command=runs.command(),
+        teacher=ray.put(open_teacher_of(base)),
+    )
+    deadline = None if seconds is None else time.time() + seconds
+    status = Status(command=work.command, planned=[], total=config.trials, slots=at_once, began=time.time(), deadline=deadline)
+    with hold(config.out):
+        ledger = Ledger(root, status)
+        rows, begun = list(ledger.rows), unfinished(root, space(base))
+        print(f"sweep: {config.trials} trials, {len(rows)} done before, {at_once} at a time, in {config.out}", flush=True)
+        try:
+            if len(rows) < config.trials:
+                halving = Halving(base.epochs)
+                replay(halving, rows)
+                run_trials(
+                    ledger,
+                    work,
+                    {},
+                    resources,
+                    seconds=seconds,
+                    search=make_search(config, base, rows, begun),
+                    halving=halving,
+                    samples=config.trials - len(rows),
+                    at_once=at_once,
+                )
+        finally:
+            ledger.status.running.clear()
+            ledger.write_status("finished" if len(ledger.rows) >= config.trials else "stopped")
+    write_best(root, base, ledger.rows, identity["store_fingerprint"], work.command)
+    print(publish(root, "tuning", ledger.status, open_store(base), config.teacher), flush=True)
+    return 0 if len(ledger.rows) >= config.trials or seconds is not None else 1
+
+
+def write_best(root: Path, base: DistillConfig, rows: list[Row], store_fingerprint: str, command: str) -> None:
+    """Write OUT/best.json, the recipe of the best finished trial."""
+    done = [row for row in rows if row["state"] == "done"]
+    if not done:
+        return
+    best = max(done, key=accuracy)
+    made = {"command": command, "trials": len(rows), "cell": best["cell"], METRIC: accuracy(best), "store_fingerprint": store_fingerprint}
+    write_json(root / "best.json", recipe_file(tuned(base, best["settings"]), made))
+    print(f"best: {best['cell']}, validation {accuracy(best):.1%}; use it by --recipe {root / 'best.json'}", flush=True)
+
+
+def main() -> int:
+    return tune(parse(TuneConfig, "jobs.tune"))
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,98 @@
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from igkd.config import ARMS
+from igkd.errors import UserError
+from igkd.models import ATTENTION_DIVIDER
+from igkd.sweeps.config import GRIDS, AblateConfig
+from igkd.sweeps.grid import CHOICES, Cell, cells
+from igkd.sweeps.space import inside, settings_of, space, tuned
+
+
+def grid(masks: bool = False, **changes: Any) -> list[Cell]:
+    store: Any = SimpleNamespace(plan=SimpleNamespace(has_mask=masks))
+    return cells(AblateConfig(store="s", out="o", **changes), store)
+
+
+def test_arms_are_eight_by_seeds() -> None:
+    found = grid()
+    assert Counter(cell.config.arm for cell in found) == dict.fromkeys(ARMS, 3)
+    assert {cell.config.seed for cell in found} == {0, 1, 2}
+    assert [cell.config.seed for cell in found] == sorted(cell.config.seed for cell in found)  # each arm before the next seed
+    assert len({cell.config.out for cell in found}) == 24 and all(cell.config.out.startswith("o/students/") for cell in found)
+
+
+def test_compression_is_eight_cuts_of_three_arms() -> None:
+    found = grid(grids=("compression",), seeds=(5,))
+    assert sorted({cell.config.cut for cell in found}) == sorted(ATTENTION_DIVIDER) and len(found) == 24
+    assert {cell.config.arm for cell in found} == {"student", "kd", "kd+ig"}
+
+
+def test_controls_differ_from_the_method_in_their_content_alone() -> None:
+    found = {cell.label: cell.config for cell in grid(grids=("controls",), seeds=(0,))}
+    assert set(found) == {"student", "kd", "kd+ig", "kd+ig, other", "kd+ig, black", "kd+ig, noise", "kd+ig, brightness"}
+    own = found["kd+ig"]
+    for label, config in found.items():
+        if config.content != "own":
+            assert dataclasses.replace(config, content="own", out=own.out) == own, label
+    assert "kd+ig, mask" in {cell.label for cell in grid(masks=True, grids=("controls",))}
+
+
+def test_monte_carlo_runs_see_four_fifths() -> None:
+    found = grid(grids=("monte-carlo", "arms"), arms=("student",), seeds=(0,))
+    assert [(cell.config.share, cell.label) for cell in found] == [(0.8, "student"), (1.0, "student")]
+    assert len({cell.name for cell in found}) == 2
+
+
+def test_each_choice_of_a_recipe_is_undone_once() -> None:
+    whole, *undone = grid(grids=("choices",), recipes=("strong",), seeds=(0,), teacher="t")
+    assert whole.label == "kd+ig, strong"
+    paper = grid(arms=("kd+ig",), seeds=(0,), teacher="t")[0].config
+    for cell in undone:
+        changed = {f.name for f in dataclasses.fields(paper) if getattr(cell.config, f.name) != getattr(whole.config, f.name)} - {"out"}
+        names = CHOICES[cell.label.split("without ")[1]]
+        assert changed and changed <= set(names)
+        assert all(getattr(cell.config, name) == getattr(paper, name) for name in names)
+    # Together they undo the recipe: what is left is where it goes and how long it takes.
+    all_names = {name for cell in undone for name in CHOICES[cell.label.split("without ")[1]]}
+    left = {f.name for f in dataclasses.fields(paper) if getattr(whole.config, f.name) != getattr(paper, f.name)} - all_names
+    assert left == {"out", "recipe", "epochs"}
+
+
+def test_grids_share_the_cells_they_have_in_common() -> None:
+    everything = grid(grids=GRIDS, arms=("student", "kd", "kd+ig"), seeds=(0,), recipes=("paper",))
+    # 3 arms = 3 of the controls = 3 of cut 5 = the paper's recipe with nothing to undo; 4 controls, 7 other cuts, 3 Monte-Carlo runs.
+    assert len(everything) == 3 + 4 + 7 * 3 + 3
+
+
+@pytest.mark.parametrize("changes", [{"arms": ()}, {"seeds": ()}, {"grids": ()}, {"recipes": ()}, {"grids": ("compression",), "cuts": ()}])
+def test_an_empty_grid_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="the grid is empty"):
+        grid(**changes)
+
+
+def test_an_impossible_cut_and_recipe_are_refused() -> None:
+    with pytest.raises(UserError, match="cut must be one of"):
+        [cell.config.objective for cell in grid(grids=("compression",), cuts=(4,), arms=("at",))]
+    with pytest.raises(UserError, match="recipe 'weak' is not one of"):
+        grid(recipes=("weak",))
+
+
+def test_settings_of_a_search_are_a_configuration_and_back() -> None:
+    base = grid(arms=("kd+ig+at",), recipes=("strong",), seeds=(0,), teacher="t")[0].config
+    ranges = space(base)
+    assert set(ranges) == {
+        "learning_rate", "weight_decay", "alpha", "temperature", "overlay", "exponent_low", "exponent_high", "gamma"
+    }  # fmt: skip
+    settings = {name: (distribution.low + distribution.high) / 2 for name, distribution in ranges.items()}  # type: ignore[attr-defined]
+    config = tuned(base, settings)
+    assert config.exponents == (settings["exponent_low"], settings["exponent_high"])
+    assert settings_of(vars(config), ranges) == settings
+    assert settings_of({**vars(config), "exponents": list(config.exponents)}, ranges) == settings  # as a file has them
+    assert inside(settings, ranges) and not inside(settings | {"alpha": 2.0}, ranges)
+    assert inside(settings_of(vars(base), ranges), ranges)  # the recipe itself can be proposed
+    assert set(space(dataclasses.replace(base, arm="student"))) == {"learning_rate", "weight_decay"}

@@ -1,0 +1,276 @@
+"""Grids and searches on real Ray Tune: what they leave, and what is left of them when something dies."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from igkd.config import DistillConfig
+from igkd.errors import UserError
+from igkd.recipes import distill_config
+from igkd.store import Store
+from igkd.sweeps.config import AblateConfig, TuneConfig
+from igkd.sweeps.grid import cells
+from igkd.sweeps.ledger import read_rows, read_status
+from igkd.train import STATE, read_history
+from jobs.ablate import ablate
+from jobs.distill import distill
+from jobs.tune import tune
+from tests.igkd.training import without_seconds
+from tests.jobs.conftest import IMAGES, ROOT
+
+Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def grid(store: str, out: Path, **changes: Any) -> AblateConfig:
+    usual: dict[str, Any] = {"test_images": IMAGES, "epochs": 2, "arms": ("student", "kd+ig"), "seeds": (0, 1)}
+    return AblateConfig(store=store, out=str(out), **usual | changes)
+
+
+def command(store: str, out: Path, *more: str) -> list[str]:
+    usual = ["--test-images", IMAGES, "--arms", "student", "kd+ig", "--seeds", "0", "1", "--epochs", "6"]
+    return [sys.executable, "-m", "jobs.ablate", "--store", store, "--out", str(out), *usual, *more]
+
+
+def names(out: Path) -> list[str]:
+    return sorted(row["cell"] for row in read_rows(out))
+
+
+def lines(out: Path) -> list[str]:
+    return sorted(json.loads(line)["cell"] for line in (out / "rows.jsonl").read_text().splitlines())
+
+
+EXPECTED = sorted(f"{arm}-cut5-seed{seed}" for arm in ("student", "kd+ig") for seed in (0, 1))
+
+
+@pytest.fixture(scope="module")
+def swept(cluster: None, toy_store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    assert ablate(grid(toy_store, out)) == 0
+    return out
+
+
+def test_a_grid_leaves_a_row_and_a_network_of_each_run(swept: Path) -> None:
+    assert names(swept) == lines(swept) == EXPECTED
+    for row in read_rows(swept):
+        assert [entry["epoch"] for entry in row["history"]] == [1, 2]
+        assert row["state"] == "done" and row["test"]["count"] == 30
+        assert sorted(os.listdir(swept / "students" / row["cell"])) == ["config.json", "model.json", "model.safetensors", "result.json"]
+    assert read_status(swept).phase == "finished"
+    assert list((swept / "tune").rglob("events.out.tfevents.*"))  # TensorBoard's
+    page = (swept / "report.html").read_text()
+    assert "4 of 4 runs done" in page and "kd+ig" in (swept / "table.md").read_text()
+
+
+def test_a_run_of_a_grid_is_the_run_of_jobs_distill(swept: Path, toy_store: str, tmp_path: Path) -> None:
+    config = DistillConfig(store=toy_store, test_images=IMAGES, out=str(tmp_path / "one"), arm="kd+ig", epochs=2, seed=1)
+    alone = distill(config)
+    row = next(row for row in read_rows(swept) if row["cell"] == "kd+ig-cut5-seed1")
+    assert [e["validation_accuracy"] for e in row["history"]] == [e["validation_accuracy"] for e in alone["history"]]
+    losses, theirs = ([e["train_loss"] for e in one["history"]] for one in (row, alone))
+    # Another number of threads rounds otherwise, which training magnifies.
+    assert losses[0] == pytest.approx(theirs[0], rel=1e-4) and losses[1] == pytest.approx(theirs[1], rel=1e-3)
+    # And each takes the other's directory for its own.
+    again = distill(DistillConfig(**{**vars(config), "out": str(swept / "students" / "kd+ig-cut5-seed1")}))
+    assert again == row
+
+
+def test_a_grid_grows_and_runs_only_what_is_new(swept: Path, toy_store: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)
+    before = {p: p.stat().st_mtime_ns for p in (out / "students").rglob("*") if p.is_file()}
+    assert ablate(grid(toy_store, out, seeds=(0, 1, 2), arms=("student",))) == 0
+    assert names(out) == sorted([*EXPECTED, "student-cut5-seed2"])
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    with pytest.raises(UserError, match="belongs to another configuration .*epochs was 2 and is now 3"):
+        ablate(grid(toy_store, out, epochs=3))
+
+
+def test_a_search_never_meets_the_test_set_and_ends_with_a_recipe(cluster: None, toy_store: str, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    config: dict[str, Any] = {"store": toy_store, "out": str(out), "recipe": "paper", "epochs": 2}
+    assert tune(TuneConfig(**config, trials=3)) == 0
+    assert tune(TuneConfig(**config, trials=4)) == 0  # goes on
+    rows = read_rows(out)
+    assert len(rows) == 4 == len(lines(out)) and {row["state"] for row in rows} <= {"done", "pruned"}
+    assert all("test" not in row and row["config"]["test_images"] is None for row in rows)
+    assert len({json.dumps(row["settings"]) for row in rows}) == 4  # no proposal twice
+    best = max((row for row in rows if row["state"] == "done"), key=lambda row: row["history"][-1]["validation_accuracy"])
+    found = distill_config(str(out / "best.json"), store=toy_store, out="o")
+    for name in ("alpha", "temperature", "overlay", "learning_rate", "weight_decay"):
+        assert getattr(found, name) == best["settings"][name]
+    assert found.exponents == (best["settings"]["exponent_low"], best["settings"]["exponent_high"]) and found.epochs == 2
+    assert "search" in (out / "report.html").read_text().lower()
+
+
+def test_a_recipe_of_another_store_is_refused_before_anything_runs(cluster: None, toy_store: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "best.json"
+    recipe.write_text(json.dumps({"alpha": 0.5, "made": {"store_fingerprint": "another"}}))
+    with pytest.raises(UserError, match="found with another store"):
+        ablate(grid(toy_store, tmp_path / "out", recipes=(str(recipe),)))
+    assert not (tmp_path / "out").exists()
+    recipe.write_text(json.dumps({"alpha": 0.5, "made": {"store_fingerprint": Store.open(toy_store).fingerprint()}}))
+    assert cells(grid(toy_store, tmp_path / "out", recipes=(str(recipe),)), Store.open(toy_store))[0].config.alpha == 0.5
+
+
+def test_a_store_without_attention_is_refused_for_an_arm_that_needs_it(cluster: None, toy_store: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(toy_store, store)
+    manifest = json.loads((store / "manifest.json").read_text())
+    plan = manifest["plan"]
+    plan["attention_layer"] = None
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="holds no attention"):
+        ablate(grid(str(store), tmp_path / "out", arms=("student", "kd+at")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ()}, "the grid is empty"),
+        ({"recipes": ("strong",)}, "say where it is with --teacher"),
+        ({"until": "2020-01-01T07:00"}, "in the past"),
+        ({"test_images": "shapes:train=1,test=0"}, "."),
+        ({"grids": ("controls",), "contents": ("mask",), "store": "nowhere"}, "holds no attribution store"),
+    ],
+)
+def test_bad_settings_are_one_sentence_before_anything_runs(
+    cluster: None, toy_store: str, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ablate(grid(changes.pop("store", toy_store), tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prints_the_grid_its_time_and_cost_and_writes_nothing(
+    cluster: None, toy_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablate(grid(toy_store, tmp_path / "out", dry_run=True, price=3600.0)) == 0
+    said = capsys.readouterr().out
+    assert "4 runs, 0 done before" in said and "kd+ig" in said and "(as here)" in said and "cost" in said
+    assert not (tmp_path / "out").exists()
+
+
+def kill_all(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL for a driver and everything that it started."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in family:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def wait_until(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    for _ in range(2400):
+        if true():
+            return
+        assert process.poll() is None, "it ended too early"
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_and_the_same_command_ends_with_the_same_rows(toy_store: str, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(toy_store, whole), cwd=ROOT, check=True, capture_output=True)
+    students = out / "students"
+    for moment in (lambda: bool(list(students.glob(f"*/{STATE}"))), lambda: len(list(students.glob("*/result.json"))) >= 1):
+        first = start(command(toy_store, out))
+        wait_until(moment, first)
+        kill_all(first)
+    kept = {path.parent.name: len(read_history(path.parent)) for path in students.glob(f"*/{STATE}")}
+    finished = names(out)
+    subprocess.run(command(toy_store, out), cwd=ROOT, check=True, capture_output=True)
+    assert finished or kept
+    assert names(out) == lines(out) == EXPECTED
+    for one, other in zip(read_rows(whole), read_rows(whole), strict=True):
+        assert one == other
+    rows = {row["cell"]: row for row in read_rows(whole)}
+    for row in read_rows(out):
+        # Not only the same set: the same networks, since every choice is a function of seed, epoch and image.
+        assert without_seconds(row["history"]) == without_seconds(rows[row["cell"]]["history"])
+        assert row["test"] == rows[row["cell"]]["test"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_with_a_status_and_goes_on(toy_store: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = start(command(toy_store, out, "--epochs", "40"))
+    wait_until(lambda: bool(list((out / "students").glob(f"*/{STATE}"))), first)
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=90)
+    assert first.returncode == 130 and "the same command continues" in said, said
+    assert read_status(out).phase == "stopped"
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_goes_on_from_its_last_epoch(toy_store: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = start(command(toy_store, out, "--seeds", "0", "--epochs", "12"))
+    state = out / "students" / "kd+ig-cut5-seed0" / STATE
+    wait_until(lambda: state.exists() and len(read_history(state.parent)) >= 2, job)
+    for one in psutil.Process(job.pid).children(recursive=True):
+        if "train_cell" in " ".join(one.cmdline()) or "ImplicitFunc" in " ".join(one.cmdline()):
+            one.kill()
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, said
+    assert "failed and is tried again" in said
+    assert all([entry["epoch"] for entry in row["history"]] == list(range(1, 13)) for row in read_rows(out)) and len(read_rows(out)) == 2
+
+
+@pytest.mark.slow
+def test_what_fails_three_times_is_listed_first_and_the_rest_is_done(toy_store: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    short = ["--seeds", "0", "--epochs", "1"]
+    subprocess.run(command(toy_store, out, *short, "--arms", "student"), cwd=ROOT, check=True, capture_output=True)
+    broken = out / "students" / "kd+ig-cut5-seed0"
+    config = json.loads((out / "students" / "student-cut5-seed0" / "config.json").read_text()) | {"arm": "kd+ig"}
+    broken.mkdir()
+    (broken / "config.json").write_text(json.dumps(config))
+    (broken / STATE).write_bytes(b"no state")
+    job = subprocess.run(command(toy_store, out, *short, "--arms", "kd+ig", "kd"), cwd=ROOT, check=False, capture_output=True, text=True)
+    assert job.returncode == 1, job.stderr
+    failure = read_status(out).failures["kd+ig-cut5-seed0"]
+    assert failure["tries"] == 3 and "delete it to begin that run anew" in failure["error"]
+    assert names(out) == ["kd-cut5-seed0", "student-cut5-seed0"]
+    page = (out / "report.html").read_text()
+    assert page.index("delete it to begin that run anew") < page.index("Accuracy by arm")
+    (broken / STATE).unlink()
+    again = subprocess.run(command(toy_store, out, *short, "--arms", "kd+ig", "kd"), cwd=ROOT, check=False, capture_output=True, text=True)
+    assert again.returncode == 0 and "kd+ig-cut5-seed0" in names(out) and not read_status(out).failures
+
+
+@pytest.mark.slow
+def test_a_deadline_stops_cleanly_and_reports(run_job: Program, toy_store: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run_job(
+        "tune", "--store", toy_store, "--out", str(out), "--recipe", "paper", "--epochs", "60", "--trials", "50", "--hours", "0.005"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_status(out).phase == "stopped" and (out / "report.html").exists()
+    begun = [path.parent for path in (out / "students").glob("*/config.json") if not (path.parent / "result.json").exists()]
+    assert begun and not any(row["cell"] in {path.name for path in begun} for row in read_rows(out))  # stopped, not pruned
+    left = {path.name for path in begun}
+    more = run_job(
+        "tune", "--store", toy_store, "--out", str(out), "--recipe", "paper", "--epochs", "60",
+        "--trials", str(len(read_rows(out)) + len(left)),
+    )  # fmt: skip
+    assert more.returncode == 0, more.stderr[-2000:]
+    assert left <= set(names(out))  # what was begun is finished, not something else begun
