@@ -118,6 +118,8 @@ class TeacherConfig:
     seed: int = 0
     workers: int = 1
     """Data-parallel workers."""
+    min_workers: int | None = None
+    """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
 
     @property
     def recipe(self) -> Recipe:
@@ -233,6 +235,8 @@ class DistillConfig:
     seed: int = 0
     workers: int = 1
     """Data-parallel workers."""
+    min_workers: int | None = None
+    """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

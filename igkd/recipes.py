@@ -54,7 +54,9 @@ def recipe_values(recipe: str) -> dict[str, Any]:
         values.pop(MADE, None)
     if not values or not isinstance(values, dict):
         raise UserError(f'{recipe} is no recipe: it must hold a JSON object of settings, such as {{"alpha": 0.5}}')
-    usual = {f.name: f.default for f in fields(DistillConfig) if f.default is not MISSING and f.name not in ("recipe", "teacher")}
+    usual = {
+        f.name: f.default for f in fields(DistillConfig) if f.default is not MISSING and f.name not in ("recipe", "teacher", "min_workers")
+    }
     for name, value in values.items():
         if name not in usual:
             raise UserError(f"{recipe} is no recipe: it sets {name!r}, which a recipe has not")
@@ -65,7 +67,7 @@ def recipe_values(recipe: str) -> dict[str, Any]:
 
 def recipe_file(config: DistillConfig, made: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as a recipe for others: those that differ from the defaults, and how they were found."""
-    places = ("store", "out", "test_images", "teacher", "recipe", "arm", "cut", "seed", "workers", "ingest", "maps")
+    places = ("store", "out", "test_images", "teacher", "recipe", "arm", "cut", "seed", "workers", "min_workers", "ingest", "maps")
     values = {f.name: getattr(config, f.name) for f in fields(DistillConfig) if f.name not in places}
     usual = {f.name: f.default for f in fields(DistillConfig)}
     return {name: value for name, value in values.items() if value != usual[name]} | {MADE: dict(made)}

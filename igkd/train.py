@@ -25,10 +25,10 @@ from igkd.errors import UserError
 from igkd.feed import Batch, Feed
 from igkd.files import write_bytes
 from igkd.losses import attention_map, attention_transfer, distillation
+from igkd.runs import STATE
 from igkd.samples import Samples
 
 History = list[dict[str, Any]]
-STATE = "state.safetensors"
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
     "adam": torch.optim.Adam,

@@ -93,14 +93,19 @@ def set_up_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def scaling(workers: int, runs: int = 1, reads: bool = False) -> ScalingConfig:
+def scaling(workers: int, runs: int = 1, reads: bool = False, least: int | None = None) -> ScalingConfig:
     """Share the cluster among the workers of `runs` runs that go on at the same time; on GPUs where there are GPUs.
+
+    Elastic workers, at least `least` of them, have a GPU or a processor each: how many there will be to share is not known.
 
     With `reads`, a quarter of the processors stays free for the tasks that feed the workers, which would otherwise wait for ever.
     """
     resources = ray.cluster_resources()
     everyone = workers * runs
     gpus = resources.get("GPU", 0)
+    if least is not None:
+        each = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": 1.0}
+        return ScalingConfig(num_workers=(least, workers), use_gpu=bool(gpus), resources_per_worker=each)  # type: ignore[arg-type]  # of Train V1
     if gpus:
         share = gpus / everyone
         return ScalingConfig(num_workers=workers, use_gpu=True, resources_per_worker={"GPU": 1 if share >= 1 else share, "CPU": 1})
@@ -116,22 +121,26 @@ def fit(
     workers: int,
     runs: int = 1,
     stream: Callable[[], Any] | None = None,
+    least: int | None = None,
 ) -> Path:
     """Run a training loop to its end, going on from the last checkpoint under `out`; workers that die are restarted twice.
 
     Args:
         stream: makes the Ray Dataset "train" of which every worker gets an equal share.
+        least: elastic workers, so many of them at least.
 
     Returns:
         the directory of the last checkpoint.
     """
     if workers < 1:
         raise UserError(f"--workers must be at least 1, not {workers}")
+    if least is not None and not 1 <= least <= workers:
+        raise UserError(f"--min-workers must be at least 1 and at most --workers, {workers}, not {least}")
     start_ray()
     result = TorchTrainer(
         loop,
         train_loop_config=loop_config,
-        scaling_config=scaling(workers, runs, reads=stream is not None),
+        scaling_config=scaling(workers, runs, reads=stream is not None, least=least),
         datasets={"train": stream()} if stream is not None else None,
         run_config=RunConfig(
             name="checkpoints",

@@ -28,6 +28,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if rank == 0:
             print(f"{loop_config['name']}: {line}", flush=True)
 
+    if loop_config.get("elastic"):
+        progress(f"begins with {world} worker(s)")
     trainer = Trainer(task, ray.train.torch.prepare_model, rank, world, progress)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -74,7 +76,8 @@ def run_training(
     if finished is not None:
         print(f"{out} is already finished: {headline(finished)}", flush=True)
         return finished
-    checkpoint = fit(train_worker, {"task": task, "name": made.get("name", name)}, out, config.workers, runs_at_once, stream)
+    loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None}
+    checkpoint = fit(train_worker, loop_config, out, config.workers, runs_at_once, stream, config.min_workers)
     row = finish_run(name, config, out, checkpoint, runs.command(), started, made)
     print(f"{name} finished: {headline(row)}, in {out}", flush=True)
     return row

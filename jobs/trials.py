@@ -35,13 +35,14 @@ from igkd import runs
 from igkd.config import DistillConfig
 from igkd.files import read_json
 from igkd.models import ImageClassifier
+from igkd.runs import STATE
 from igkd.samples import Samples
 from igkd.store import Store
 from igkd.sweeps import estimate
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import Ledger, duration, remaining_seconds
 from igkd.tasks import distill_task, open_teacher_of, places
-from igkd.train import STATE, Diverged, read_history
+from igkd.train import Diverged, read_history
 from igkd.trainer import Trainer, finish_run
 from jobs.runtime import fetched
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from igkd.errors import UserError
 from igkd.files import explain, read_json, write_bytes, write_json
-from igkd.train import STATE
+from igkd.runs import STATE
 
 STATUS = "status.json"
 ROWS = "rows.jsonl"

@@ -17,11 +17,12 @@ import pytest
 from igkd.config import DistillConfig
 from igkd.errors import UserError
 from igkd.recipes import distill_config
+from igkd.runs import STATE
 from igkd.store import Store
 from igkd.sweeps.config import AblateConfig, TuneConfig
 from igkd.sweeps.grid import cells
 from igkd.sweeps.ledger import read_rows, read_status
-from igkd.train import STATE, read_history
+from igkd.train import read_history
 from jobs.ablate import ablate
 from jobs.distill import distill
 from jobs.tune import tune
@@ -140,7 +141,7 @@ def test_a_store_without_attention_is_refused_for_an_arm_that_needs_it(cluster: 
         ({"arms": ()}, "the grid is empty"),
         ({"recipes": ("strong",)}, "say where it is with --teacher"),
         ({"until": "2020-01-01T07:00"}, "in the past"),
-        ({"test_images": "shapes:train=1,test=0"}, "."),
+        ({"test_images": "folder:nowhere"}, "nowhere"),
         ({"grids": ("controls",), "contents": ("mask",), "store": "nowhere"}, "holds no attribution store"),
     ],
 )

@@ -238,3 +238,55 @@ def read_until() -> Callable[..., str]:
         raise AssertionError(f"{words!r} never appeared in:\n{said}")
 
     return read
+
+
+@pytest.mark.slow
+def test_a_killed_stream_goes_on_with_every_epoch_once(toy_store: str, tmp_path: Path, read_until: Callable[..., str]) -> None:
+    out = tmp_path / "student"
+    command = [sys.executable, "-m", "jobs.distill", "--store", toy_store, "--test-images", IMAGES, "--out", str(out), "--arm", "kd+ig"]
+    command += ["--ingest", "stream", "--epochs", "6", "--batch-size", "16"]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    read_until(first, "epoch 4/6 done")
+    first.kill()
+    first.communicate(timeout=120)
+    assert not (out / "result.json").exists()
+    time.sleep(3)  # for what the killed driver leaves behind to notice
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    assert "going on after epoch" in again.stdout
+    row = json.loads((out / "result.json").read_text())
+    assert [entry["epoch"] for entry in row["history"]] == [1, 2, 3, 4, 5, 6]
+
+
+ELASTIC = """
+import sys
+from tests.jobs.test_training import configure
+from jobs.teacher import train_teacher
+from pathlib import Path
+train_teacher(configure(Path(sys.argv[1]), epochs=int(sys.argv[2]), workers=2, min_workers=1))
+"""
+
+
+@pytest.mark.slow
+def test_elastic_workers_go_on_without_a_node_that_was_lost(tmp_path: Path, read_until: Callable[..., str]) -> None:
+    """In a cluster and a program of its own; after the node is gone one worker does what two did, from the last checkpoint."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150 << 20})
+    second = cluster.add_node(num_cpus=1, object_store_memory=150 << 20)
+    try:
+        cluster.wait_for_nodes()
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
+        job = subprocess.Popen(
+            [sys.executable, "-c", ELASTIC, str(tmp_path / "out"), "40"],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        said = read_until(job, "epoch 3/40 done")
+        assert "2 worker(s)" in said
+        cluster.remove_node(second, allow_graceful=False)
+        said, _ = job.communicate(timeout=400)
+        assert job.returncode == 0, said[-4000:]
+        assert "1 worker(s)" in said and "going on after epoch" in said
+        row = json.loads((tmp_path / "out" / "result.json").read_text())
+        assert [entry["epoch"] for entry in row["history"]] == list(range(1, 41))
+    finally:
+        cluster.shutdown()
