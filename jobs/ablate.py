@@ -16,8 +16,8 @@ from igkd.sweeps.grid import Cell, cells
 from igkd.sweeps.ledger import Ledger, Status, read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
-from jobs.runtime import run_job, side_by_side, start_ray
-from jobs.trials import Work, print_estimate, run_trials, slots
+from jobs.runtime import run_job, start_ray
+from jobs.trials import Work, interruptible, print_estimate, run_trials, slots
 
 
 def look_up(found: dict[str, Cell], settings: dict[str, Any]) -> Cell:
@@ -54,7 +54,7 @@ def train_cells(grid: list[Cell], out: str, runs_per_gpu: int, seconds: float | 
     start_ray()
     todo = sum(not (Path(cell.config.out) / "result.json").exists() for cell in grid)
     resources, at_once = slots(runs_per_gpu, todo)
-    return side_by_side([partial(run_cells, grid, out, resources, at_once, seconds)])[0]
+    return interruptible(partial(run_cells, grid, out, resources, at_once, seconds))
 
 
 def check(grid: list[Cell]) -> None:

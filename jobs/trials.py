@@ -4,6 +4,7 @@ Tune places the runs, retries them, stops those that lag and logs them for Tenso
 alone, not from Tune's snapshots: these are some seconds old when a driver is killed, and are pickles.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -12,11 +13,13 @@ import logging
 import math
 import os
 import shutil
+import threading
 import time
 import types
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +36,7 @@ from ray.tune.search import Searcher
 
 from igkd import runs
 from igkd.config import DistillConfig
+from igkd.errors import UserError
 from igkd.files import read_json
 from igkd.models import ImageClassifier
 from igkd.runs import STATE
@@ -52,7 +56,10 @@ METRIC = "validation_accuracy"
 TRIES = 3
 SAY_S = 30.0
 """Seconds between two lines about runs that go on."""
+PATIENCE_S = 30.0
+"""For Tune to stop after Ctrl-C."""
 Settings = dict[str, Any]
+T = TypeVar("T")
 CellOf = Callable[[Settings], Cell]
 
 
@@ -136,6 +143,37 @@ def replay(halving: Halving, rows: list[dict[str, Any]]) -> None:
     halving.stopped.clear()
 
 
+class Interruption(ray.tune.Stopper):
+    """Ends Tune from another thread. Tune pickles it, so what it looks at is the module's."""
+
+    asked = threading.Event()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return Interruption.asked.is_set()
+
+
+def interruptible(sweep: Callable[[], T]) -> T:
+    """Run a function that calls `run_trials` in a thread, and at Ctrl-C let it end what it does: every run has the state of its last epoch.
+
+    In the main thread Tune would take Ctrl-C for itself, and say nothing of it.
+    """
+    Interruption.asked.clear()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(sweep)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            Interruption.asked.set()
+            wait([future], timeout=PATIENCE_S)
+            raise
+        finally:
+            if Interruption.asked.is_set():
+                ray.shutdown()
+
+
 class Keeper(ray.tune.Callback):
     """Keeps the ledger while Tune runs, and says in lines what happens."""
 
@@ -147,7 +185,9 @@ class Keeper(ray.tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         cell = self.work.cell_of(_settings(trial))
         out = self.work.here / cell.config.out
-        self.histories[trial.trial_id] = read_history(out) if (out / STATE).exists() else []
+        self.histories[trial.trial_id] = []
+        with contextlib.suppress(UserError):  # there is none, or it is damaged, which the run itself will say
+            self.histories[trial.trial_id] = read_history(out)
         self.ledger.status.running[cell.name] = len(self.histories[trial.trial_id])
         self.ledger.status.epochs[cell.name] = cell.config.epochs
         self.ledger.write_status()
@@ -310,6 +350,7 @@ def run_trials(
             storage_path=str(ledger.root.resolve() / "tune"),
             failure_config=ray.tune.FailureConfig(max_failures=TRIES - 1),
             callbacks=[Keeper(ledger, work, halving), *mlflow_logger(ledger.root.name)],
+            stop=Interruption(),
             verbose=0,
         ),
     ).fit()

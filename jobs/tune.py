@@ -22,8 +22,8 @@ from igkd.sweeps.ledger import Ledger, Row, Status, read_rows
 from igkd.sweeps.publish import publish
 from igkd.sweeps.space import inside, settings_of, space, tuned
 from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
-from jobs.runtime import run_job, side_by_side, start_ray
-from jobs.trials import METRIC, Halving, Settings, Work, print_estimate, replay, run_trials, slots
+from jobs.runtime import run_job, start_ray
+from jobs.trials import METRIC, Halving, Settings, Work, interruptible, print_estimate, replay, run_trials, slots
 
 
 def trial_cell(root: str, base: DistillConfig, settings: Settings) -> Cell:
@@ -69,7 +69,7 @@ def tune(config: TuneConfig) -> int:
         return 0
     runs.claim(Path(config.out), config, fingerprints(base))
     start_ray()
-    return side_by_side([partial(search, config, base, seconds)])[0]
+    return interruptible(partial(search, config, base, seconds))
 
 
 def base_of(config: TuneConfig) -> DistillConfig:
