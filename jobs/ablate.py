@@ -13,7 +13,7 @@ from igkd.config import DistillConfig, parse
 from igkd.store import Store, hold
 from igkd.sweeps.config import AblateConfig
 from igkd.sweeps.grid import Cell, cells
-from igkd.sweeps.ledger import Ledger, Status, read_rows, read_status
+from igkd.sweeps.ledger import Ledger, Status, read_rows
 from igkd.sweeps.publish import publish
 from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.runtime import run_job, start_ray
@@ -39,12 +39,12 @@ def ablate(config: AblateConfig) -> int:
             print_estimate(todo, config.runs_per_gpu, config.price)
         return 0
     finished = train_cells(grid, config.out, config.runs_per_gpu, seconds)
-    root = Path(config.out)
-    print(publish(root, "ablation", read_status(root), Store.open(config.store), config.teacher), flush=True)
+    if read_rows(Path(config.out)):
+        print(publish(Path(config.out)), flush=True)
     return 0 if finished or seconds is not None else 1
 
 
-def train_cells(grid: list[Cell], out: str, runs_per_gpu: int, seconds: float | None = None) -> bool:
+def train_cells(grid: list[Cell], out: str, runs_per_gpu: int, seconds: float | None = None, page: str = "report.html") -> bool:
     """Run the cells that have no result yet, on a cluster that is started where there is none; says whether all have one now.
 
     Raises:
@@ -54,7 +54,7 @@ def train_cells(grid: list[Cell], out: str, runs_per_gpu: int, seconds: float | 
     start_ray()
     todo = sum(not (Path(cell.config.out) / "result.json").exists() for cell in grid)
     resources, at_once = slots(runs_per_gpu, todo)
-    return interruptible(partial(run_cells, grid, out, resources, at_once, seconds))
+    return interruptible(partial(run_cells, grid, out, resources, at_once, seconds, page))
 
 
 def check(grid: list[Cell]) -> None:
@@ -81,7 +81,7 @@ def claim(grid: list[Cell]) -> None:
         runs.claim(Path(cell.config.out), cell.config, identity)
 
 
-def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: int, seconds: float | None) -> bool:
+def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: int, seconds: float | None, page: str) -> bool:
     """Run the cells that have no result yet; says whether all have one now."""
     root, first = Path(out), grid[0].config
     work = Work(
@@ -100,6 +100,7 @@ def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: 
         began=time.time(),
         deadline=None if seconds is None else time.time() + seconds,
         epochs={cell.name: cell.config.epochs for cell in grid},
+        page=page,
     )
     with hold(out):
         ledger = Ledger(root, status)

@@ -12,7 +12,8 @@ from igkd.images import open_images
 from igkd.presets import make_pipeline
 from igkd.showcase import Showcase, load_students
 from igkd.sweeps.grid import Cell
-from igkd.sweeps.ledger import read_rows
+from igkd.sweeps.ledger import STATUS, read_rows
+from igkd.sweeps.publish import publish
 from igkd.tasks import check_test_images, ingest_of, open_store
 from igkd.teachers import open_teacher
 from jobs.ablate import train_cells
@@ -21,6 +22,8 @@ from jobs.precompute import precompute_store
 from jobs.runtime import run_job, side_by_side, start_ray
 from jobs.teacher import train_teacher
 
+COMPARISONS = "comparisons.html"
+"""What may be said of arms that have several seeds."""
 RUNS_PER_GPU = 3
 """Small trainings fill a GPU better together."""
 
@@ -50,7 +53,7 @@ def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
     if any(one.workers > 1 or ingest_of(one, open_store(one)) == "stream" for one in students):
         return [side_by_side([functools.partial(distill, one)])[0] for one in students]
     grid = [Cell(label=one.label, config=one) for one in students]
-    if not train_cells(grid, out, RUNS_PER_GPU):
+    if not train_cells(grid, out, RUNS_PER_GPU, page=COMPARISONS):
         raise UserError("not all students could be trained, see above; the same command tries those again that are missing")
     rows = {row["cell"]: row for row in read_rows(Path(out))}
     return [rows[cell.name] for cell in grid]
@@ -96,6 +99,8 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     write_json(out / "results.json", [teacher, *students])
     write_bytes(out / "report.html", report.render(page).encode())
     print(report.summary_table(page))
+    if len(pipeline.seeds) > 1 and (out / STATUS).exists():
+        print(f"\n{publish(out)}")
     print(f"\nreport: {(out / 'report.html').resolve()}")
     return out / "report.html"
 

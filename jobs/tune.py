@@ -93,7 +93,9 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
         teacher=ray.put(open_teacher_of(base)),
     )
     deadline = None if seconds is None else time.time() + seconds
-    status = Status(command=work.command, planned=[], total=config.trials, slots=at_once, began=time.time(), deadline=deadline)
+    status = Status(
+        kind="tuning", command=work.command, planned=[], total=config.trials, slots=at_once, began=time.time(), deadline=deadline
+    )
     with hold(config.out):
         ledger = Ledger(root, status)
         rows, begun = list(ledger.rows), unfinished(root, space(base))
@@ -117,7 +119,8 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
             ledger.status.running.clear()
             ledger.write_status("finished" if len(ledger.rows) >= config.trials else "stopped")
     write_best(root, base, ledger.rows, identity["store_fingerprint"], work.command)
-    print(publish(root, "tuning", ledger.status, open_store(base), config.teacher), flush=True)
+    if ledger.rows:
+        print(publish(root), flush=True)
     return 0 if len(ledger.rows) >= config.trials or seconds is not None else 1
 
 

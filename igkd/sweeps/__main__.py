@@ -1,4 +1,4 @@
-"""The command line of a sweep's directory: python -m igkd.sweeps status DIR"""
+"""The command line of a sweep's directory: python -m igkd.sweeps status DIR, python -m igkd.sweeps report DIR"""
 
 import argparse
 import time
@@ -14,7 +14,14 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="what is done, running and failed, and when it will end; exit status 1 if it needs you")
     status.add_argument("directory", metavar="DIR", type=Path, help="the sweep's --out")
+    report = commands.add_parser("report", help="draw the report of what is done by now, while it runs or after")
+    report.add_argument("directory", metavar="DIR", type=Path, help="the sweep's --out")
     given = parser.parse_args()
+    if given.command == "report":
+        from igkd.sweeps.publish import publish  # which imports torch, and the status is asked often
+
+        print(publish(given.directory))
+        return 0
     pulse, now = read_status(given.directory), time.time()
     print("\n".join(describe(pulse, read_rows(given.directory), now)))
     return 1 if pulse.failures or not (pulse.phase == "finished" or pulse.alive(now)) else 0

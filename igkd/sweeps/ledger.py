@@ -21,6 +21,7 @@ SILENT_S = 60.0
 
 Row = dict[str, Any]
 Phase = Literal["running", "finished", "stopped"]
+Kind = Literal["ablation", "tuning"]
 
 
 @dataclass(kw_only=True)
@@ -39,6 +40,9 @@ class Status:
     deadline: float | None = None
     """Unix time at which the sweep stops by itself."""
     phase: Phase = "running"
+    kind: Kind = "ablation"
+    page: str = "report.html"
+    """Name of its report."""
     running: dict[str, int] = field(default_factory=dict)
     """Name of a run to its epochs done."""
     epochs: dict[str, int] = field(default_factory=dict)

@@ -1,15 +1,15 @@
-"""From a sweep's directory to its report: OUT/report.html, OUT/table.md and the essence for a terminal."""
+"""From a sweep's directory to its report: a page, OUT/table.md and the essence for a terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from igkd import models
+from igkd.errors import UserError
 from igkd.files import read_json, write_bytes
 from igkd.models import Classifier
 from igkd.showcase import Showcase, warm_latencies
 from igkd.store import Store
-from igkd.sweeps.ledger import Row, Status, read_rows
+from igkd.sweeps.ledger import Row, read_rows, read_status
 from igkd.sweeps.report import SweepReport, markdown, render, summary_table
 from igkd.teachers import open_teacher
 
@@ -17,14 +17,22 @@ SHOWN = 6
 """Students whose maps are drawn."""
 
 
-def publish(root: Path, kind: Literal["ablation", "tuning"], status: Status, store: Store, teacher: str | None) -> str:
+def publish(root: Path) -> str:
     """Write the report of what is done by now; gives the summary for a terminal.
+
+    It has pictures of maps and latencies where the runs name their teacher.
 
     Args:
         root: the sweep's directory.
-        teacher: its checkpoint, if it is at hand: without it the report has no pictures of maps and no latency.
+
+    Raises:
+        UserError: nothing is done yet, or the store or the teacher are not where they were.
     """
-    rows = read_rows(root)
+    status, rows = read_status(root), read_rows(root)
+    if not rows:
+        raise UserError(f"{root} has no finished run yet, so there is nothing to report")
+    kind, config = status.kind, rows[0]["config"]
+    store, teacher = Store.open(config["store"]), config["teacher"]
     network, card = (None, None) if teacher is None else open_teacher(teacher)
     made = {} if card is None else card["made"]
     students = shown_students(root, rows, kind)
@@ -56,9 +64,9 @@ def publish(root: Path, kind: Literal["ablation", "tuning"], status: Status, sto
         best={k: v for k, v in read_json(best).items() if k != "made"} if kind == "tuning" and best.exists() else None,
         commands=[status.command],
     )
-    write_bytes(root / "report.html", render(page).encode())
+    write_bytes(root / status.page, render(page).encode())
     write_bytes(root / "table.md", markdown(page).encode())
-    return f"{summary_table(page)}\n\nreport: {(root / 'report.html').resolve()}"
+    return f"{summary_table(page)}\n\nreport: {(root / status.page).resolve()}"
 
 
 def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Classifier]:
