@@ -176,8 +176,13 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
 
 def plain(label: str) -> str:
     """At most `LABEL` characters, each of them printable (XML holds no others)."""
-    label = "".join(letter if letter.isprintable() else " " for letter in label)
-    return label if len(label) <= LABEL else label[: LABEL - 1] + "…"
+    return squeezed("".join(letter if letter.isprintable() else " " for letter in label), LABEL)
+
+
+def squeezed(text: str, longest: int) -> str:
+    """A label by its beginning and its end, since it is the end that tells the labels of one sweep apart."""
+    head = longest // 3
+    return text if len(text) <= longest else f"{text[:head]}…{text[len(text) - longest + head + 1 :]}"
 
 
 def svg(figure: Figure, name: str) -> str:

@@ -37,6 +37,12 @@ def provenance(rows: Sequence[dict[str, Any]], commands: Iterable[str]) -> dict[
     return {"facts": facts, "commands": list(told), "runs": list(zip(rows, sources, strict=True))}
 
 
+def source_name(images: str) -> str:
+    """What a data set is called in a title: the last part of its path, or the kind of source."""
+    kind, _, rest = images.partition(":")
+    return rest.rstrip("/").rsplit("/", 1)[-1] if kind in ("parquet", "folder") else kind
+
+
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}" if math.isfinite(share) else "\u2013"
 

@@ -9,6 +9,7 @@ from igkd.config import Pipeline, PipelineConfig, parse
 from igkd.errors import UserError
 from igkd.files import absolute, write_bytes, write_json
 from igkd.images import open_images
+from igkd.page import source_name
 from igkd.presets import make_pipeline
 from igkd.showcase import Showcase, load_students
 from igkd.sweeps.grid import Cell
@@ -103,12 +104,6 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
         print(f"\n{publish(out)}")
     print(f"\nreport: {(out / 'report.html').resolve()}")
     return out / "report.html"
-
-
-def source_name(images: str) -> str:
-    """What a data set is called in a title: the last part of its path, or the kind of source."""
-    kind, _, rest = images.partition(":")
-    return rest.rstrip("/").rsplit("/", 1)[-1] if kind in ("parquet", "folder") else kind
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from igkd import models
 from igkd.errors import UserError
 from igkd.files import read_json, write_bytes
 from igkd.models import Classifier
+from igkd.page import source_name
 from igkd.showcase import Showcase, warm_latencies
 from igkd.store import Store
 from igkd.sweeps.ledger import Row, read_rows, read_status
@@ -39,9 +40,9 @@ def publish(root: Path) -> str:
     by_cut = {row["cut"]: root / "students" / row["cell"] for row in rows if row["state"] == "done"}
     best = root / "best.json"
     page = SweepReport(
-        title=f"{'Ablation' if kind == 'ablation' else 'Search'} on {Path(store.uri).name or store.uri}",
+        title=f"{'Ablation' if kind == 'ablation' else 'Search'} on {source_name(store.plan.images)}",
         kind=kind,
-        note=f"Students learn from {store.manifest['rows']:,} images of {store.plan.images.partition(':')[0]} "
+        note=f"Students learn from {store.manifest['rows']:,} images "
         "and what their teacher saw in them, less those of the validation split.",
         teacher=None
         if card is None

@@ -207,7 +207,7 @@ def summary_table(report: SweepReport) -> str:
         for g in view.groups:
             mean, low, high = (page.percent(share, g.digits) for share in g.interval)
             seeds = str(len(g.by_seed))
-            rows.append((_short(g.arm, 30), str(g.cut), f"{g.compression:.2f}x", f"{mean} %", f"{low}-{high}", seeds))
+            rows.append((figures.squeezed(g.arm, 30), str(g.cut), f"{g.compression:.2f}x", f"{mean} %", f"{low}-{high}", seeds))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     text = {0, 3} if report.kind == "tuning" else {0}
     aligned = (
