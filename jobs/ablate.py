@@ -13,7 +13,7 @@ from igkd.config import DistillConfig, parse
 from igkd.store import Store, hold
 from igkd.sweeps.config import AblateConfig
 from igkd.sweeps.grid import Cell, cells
-from igkd.sweeps.ledger import Ledger, Status, read_rows
+from igkd.sweeps.ledger import Ledger, Status, read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.runtime import run_job, start_ray
@@ -41,7 +41,7 @@ def ablate(config: AblateConfig) -> int:
     finished = train_cells(grid, config.out, config.runs_per_gpu, seconds)
     if read_rows(Path(config.out)):
         print(publish(Path(config.out)), flush=True)
-    return 0 if finished or seconds is not None else 1
+    return 0 if finished or (seconds is not None and not read_status(Path(config.out)).failures) else 1
 
 
 def train_cells(grid: list[Cell], out: str, runs_per_gpu: int, seconds: float | None = None, page: str = "report.html") -> bool:

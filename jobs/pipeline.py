@@ -57,6 +57,9 @@ def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
     if not train_cells(grid, out, RUNS_PER_GPU, page=COMPARISONS):
         raise UserError("not all students could be trained, see above; the same command tries those again that are missing")
     rows = {row["cell"]: row for row in read_rows(Path(out))}
+    for row in (rows[cell.name] for cell in grid):
+        if row["state"] == "diverged":
+            raise UserError(f"student {row['cell']} has no network: {row['error']}; delete {out}/students/{row['cell']} to try it again")
     return [rows[cell.name] for cell in grid]
 
 

@@ -210,7 +210,7 @@ class Keeper(ray.tune.Callback):
             self.ledger.add(row)
             self.say(f"{cell.name} done: {headline(row)}")
         elif diverged:
-            self.ledger.conclude(cell.name, unfinished_row(self.work, cell, settings, history, "diverged"))
+            self.ledger.conclude(cell.name, unfinished_row(self.work, cell, settings, history, "diverged") | {"error": diverged})
             self.say(f"{cell.name} diverged: {diverged}")
         elif self.halving is not None and trial.trial_id in self.halving.stopped:
             row = unfinished_row(self.work, cell, settings, history, "pruned")
@@ -238,8 +238,9 @@ class Keeper(ray.tune.Callback):
 
     def say(self, line: str, end: str | None = None) -> None:
         """A line with how far all is."""
-        left, status = remaining_seconds(self.ledger.status, self.ledger.rows), self.ledger.status
-        end = f" ({len(self.ledger.rows)} of {status.total}{f', {duration(left)} left' if left else ''})" if end is None else end
+        status, rows = self.ledger.status, self.ledger.rows
+        left, done = remaining_seconds(status, rows), len(status.done(rows))
+        end = f" ({done} of {status.total}{f', {duration(left)} left' if left else ''})" if end is None else end
         print(f"sweep: {line}{end}", flush=True)
         self.spoke = time.monotonic()
 

@@ -40,6 +40,8 @@ class SweepConfig:
             raise UserError("--hours and --until say the same thing: give one of them")
         if self.hours is not None and self.hours <= 0:
             raise UserError(f"--hours must be above 0, not {self.hours}")
+        if "://" in self.out:
+            raise UserError(f"--out {self.out} must be a directory, on a file system that all nodes see; only the store may be on S3")
         if self.runs_per_gpu < 1:
             raise UserError(f"--runs-per-gpu must be at least 1, not {self.runs_per_gpu}")
 

@@ -52,6 +52,10 @@ class Status:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 
+    def done(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows of what this driver was asked for; a directory may hold those of other grids, too."""
+        return [row for row in rows if not self.planned or row["cell"] in self.planned]
+
     def alive(self, now: float) -> bool:
         """Whether the driver is at work, by the clock of whoever asks (Unix time)."""
         return self.phase == "running" and now - self.updated < SILENT_S
@@ -139,7 +143,7 @@ def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:
     Args:
         now: Unix time.
     """
-    done = [row for row in rows if not status.planned or row["cell"] in status.planned]
+    done = status.done(rows)
     alive = status.alive(now)
     phase = status.phase if alive or status.phase != "running" else "killed (its driver is silent); the same command goes on"
     lines = [

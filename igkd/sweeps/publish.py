@@ -59,7 +59,7 @@ def publish(root: Path) -> str:
         },
         rows=rows,
         failures=[{"cell": name, **failure} for name, failure in status.failures.items()],
-        planned=status.total,
+        planned=len(rows) + max(0, status.total - len(status.done(rows))),
         gallery=Showcase(store, network, students, 1).gallery() if network is not None and students else [],
         latency=warm_latencies(network, map(models.load, by_cut.values())) if network is not None and by_cut else [],
         best={k: v for k, v in read_json(best).items() if k != "made"} if kind == "tuning" and best.exists() else None,

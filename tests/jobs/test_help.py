@@ -18,6 +18,8 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)  # each of these 
         ("precompute", ["--images", "--split", "--teacher", "--store", "--limit", "--steps", "--bad-images"]),
         ("distill", ["--store", "--test-images", "--arm", "--cut", "--seed", "--epochs", "--workers", "--out", "kd+ig+at"]),
         ("pipeline", ["--preset", "demo", "cifar10", "--out", "--arms", "--seeds"]),
+        ("ablate", ["--store", "--grids", "monte-carlo", "--until", "--dry-run", "--runs-per-gpu"]),
+        ("tune", ["--store", "--trials", "--until", "--hours", "--recipe"]),
     ],
 )
 def test_help_names_the_flags(run_job: Run, job: str, flags: list[str]) -> None:
@@ -36,6 +38,9 @@ def test_help_names_the_flags(run_job: Run, job: str, flags: list[str]) -> None:
         slow("precompute", ["--images", "shapes", "--teacher", "OUT", "--store", "OUT"], ["no checkpoint", "jobs.teacher"]),
         slow("distill", ["--store", "OUT/none", "--test-images", "shapes", "--out", "OUT"], ["no attribution store", "jobs.precompute"]),
         slow("distill", ["--store", "OUT", "--test-images", "shapes", "--arm", "magic", "--out", "OUT"], ["magic"]),
+        ("ablate", ["--store", "OUT/none", "--out", "OUT/new", "--arms", "magic"], ["magic", "kd+ig+at"]),
+        slow("tune", ["--store", "OUT/none", "--out", "OUT/new", "--until", "25:00"], ["--until 25:00 is no time", "07:00"]),
+        slow("tune", ["--store", "OUT/none", "--out", "OUT/new", "--trials", "0"], ["--trials must be at least 1"]),
         ("pipeline", ["--preset", "demo", "--images", "nonsense", "--out", "OUT"], ["nonsense", "folder:PATH"]),
     ],
 )

@@ -162,6 +162,16 @@ def test_a_dry_run_prints_the_grid_its_time_and_cost_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_diverges_has_a_row_that_says_so_and_stops_nothing(cluster: None, toy_store: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "wild.json"
+    recipe.write_text(json.dumps({"learning_rate": 1e30, "optimizer": "sgd"}))
+    assert ablate(grid(toy_store, tmp_path / "out", recipes=(str(recipe), "paper"), arms=("student",), seeds=(0,))) == 0
+    states = {row["recipe"]: row["state"] for row in read_rows(tmp_path / "out")}
+    assert states == {str(recipe): "diverged", "paper": "done"}
+    assert "student, wild" in (tmp_path / "out" / "report.html").read_text()
+    assert not list((tmp_path / "out").rglob(STATE))
+
+
 def kill_all(process: "subprocess.Popen[str]") -> None:
     """SIGKILL for a driver and everything that it started."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]

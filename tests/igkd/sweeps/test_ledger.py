@@ -96,6 +96,10 @@ def test_remaining_time_by_hand() -> None:
     assert remaining_seconds(searched, [row("a")]) == pytest.approx(45)
 
 
+def test_rows_of_other_grids_are_not_counted() -> None:
+    assert describe(status(phase="stopped"), [row("a"), row("other")], now=0.0)[0].startswith("stopped: 1 of 3 runs done")
+
+
 def test_description_tells_a_killed_driver_from_a_live_one() -> None:
     pulse = status(updated=1000.0, running={"bb": 1}, failures={"ccc": {"tries": 3, "error": "out of memory"}})
     alive = describe(pulse, [row("a")], now=1010.0)
@@ -143,6 +147,8 @@ def test_bad_times_are_refused() -> None:
         SweepConfig(store="s", out="o", hours=1, until="07:00")
     with pytest.raises(UserError, match="must be above 0"):
         SweepConfig(store="s", out="o", hours=0)
+    with pytest.raises(UserError, match="must be a directory"):
+        SweepConfig(store="s", out="s3://bucket/sweep")
     assert SweepConfig(store="s", out="o").seconds_left(NOON) is None
     assert SweepConfig(store="s", out="o", hours=1.5).seconds_left(NOON) == 5400
 
