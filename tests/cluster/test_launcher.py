@@ -1,6 +1,7 @@
 """The files for `ray up`: Ray's own validator, and what its AWS provider makes of ours against a simulated EC2."""
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import boto3
 import moto
 import pytest
+from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.node_launch_exception import NodeLaunchException
@@ -71,10 +73,15 @@ def ec2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def cluster(ec2: Any) -> dict[str, Any]:
-    """The file as `ray up` completes it; of the images only that there is one."""
+def image(ec2: Any) -> str:
+    """Any image: the simulated account has not those of the file."""
+    return str(ec2.describe_images()["Images"][0]["ImageId"])
+
+
+@pytest.fixture
+def cluster(image: str) -> dict[str, Any]:
+    """The file as `ray up` completes it."""
     config = SpotOrOnDemand.bootstrap_config(prepare_config(load(AWS)[0]))
-    image = ec2.describe_images()["Images"][0]["ImageId"]
     for one in config["available_node_types"].values():
         assert one["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/")
         one["node_config"]["ImageId"] = image
@@ -118,6 +125,39 @@ def test_without_spot_capacity_in_any_zone_the_node_is_on_demand(cluster: dict[s
 def test_missing_rights_stay_an_error(cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NodeLaunchException):
         launch(cluster, monkeypatch, "UnauthorizedOperation")
+
+
+def allowed(*names: str) -> set[str]:
+    """The actions that policies of cluster/iam allow."""
+    statements = [one for name in names for one in json.loads((ROOT / "cluster" / "iam" / f"{name}.json").read_text())["Statement"]]
+    listed = [[one["Action"]] if isinstance(one["Action"], str) else one["Action"] for one in statements]
+    return {action for actions in listed for action in actions}
+
+
+@pytest.fixture
+def calls(image: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What is asked of AWS from now on, as IAM calls it."""
+    made: set[str] = set()
+    call = BaseClient._make_api_call
+
+    def recorded(self: Any, operation: str, arguments: Any) -> Any:
+        made.add(f"{self.meta.service_model.signing_name}:{operation}")
+        return call(self, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
+    return made
+
+
+def test_policies_allow_what_ray_asks_of_aws_and_not_all(calls: set[str], cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"ec2:DescribeSubnets", "ec2:DescribeSecurityGroups"} <= calls <= allowed("launcher", "head")
+    calls.clear()
+    provider = SpotOrOnDemand(cluster["provider"], cluster["cluster_name"])
+    made = provider.create_node(copy.deepcopy(cluster["available_node_types"]["gpu"]["node_config"]), {"ray-node-type": "worker"}, 1)
+    [node] = provider.non_terminated_nodes({})
+    assert node in made and provider.internal_ip(node)
+    provider.terminate_nodes([node])
+    assert {"ec2:RunInstances", "ec2:TerminateInstances"} <= calls <= allowed("head")
+    assert not [action for action in allowed("launcher", "head", "worker") if "*" in action]
 
 
 def test_ray_itself_does_not_avoid_a_type_whose_launch_was_refused() -> None:
