@@ -165,7 +165,7 @@ def interruptible(sweep: Callable[[], T]) -> T:
         future = pool.submit(sweep)
         try:
             return future.result()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the latter is what Ray makes of SIGTERM, by which `ray job stop` asks
             Interruption.asked.set()
             wait([future], timeout=PATIENCE_S)
             raise

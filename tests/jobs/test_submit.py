@@ -1,17 +1,23 @@
 """The same commands as jobs of a cluster: `ray job submit` to a real head on this machine."""
 
 import os
+import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from igkd.runs import STATE
 from igkd.store import Store, verify
+from igkd.sweeps.ledger import read_rows
+from igkd.train import read_history
 from tests.conftest import free_port, wait_for_port
 from tests.jobs.conftest import IMAGES, ROOT
 
@@ -68,3 +74,60 @@ def test_an_error_of_a_job_is_its_exit_status(submit: Callable[..., subprocess.C
     done = submit("jobs.precompute", "--images", "folder:/nowhere", "--teacher", str(tmp_path), "--store", str(tmp_path / "store"))
     assert done.returncode != 0
     assert "folder:/nowhere: there is no such directory" in done.stdout + done.stderr
+
+
+def one_line(head: str, environment: dict[str, str], *args: str) -> "subprocess.Popen[str]":
+    """`cluster/submit ARGS`, from elsewhere."""
+    return subprocess.Popen(
+        [str(ROOT / "cluster" / "submit"), *args],
+        cwd="/", env=environment | {"RAY_API_SERVER_ADDRESS": head}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_one_short_line_uploads_little_streams_and_carries_the_status(head: str, environment: dict[str, str], tmp_path: Path) -> None:
+    job = one_line(head, environment, "precompute", "--images", "folder:/nowhere", "--teacher", str(tmp_path), "--store", str(tmp_path))
+    said, _ = job.communicate(timeout=300)
+    assert job.returncode == 1 and "folder:/nowhere: there is no such directory" in said, said
+    size = re.search(r"submit: (\d+) KiB", said)
+    assert size and 100 < int(size[1]) < 10_000  # the teacher of assets/ is most of it
+    # Through jobs.nodes, which asks for what there is.
+    nodes = one_line(head, environment, "nodes", "--cpus", "1", "--", "python", "-m", "jobs.precompute", "--images", "folder:/nowhere",
+                     "--teacher", str(tmp_path), "--store", str(tmp_path))  # fmt: skip
+    said, _ = nodes.communicate(timeout=300)
+    assert nodes.returncode == 1 and "folder:/nowhere: there is no such directory" in said, said
+    unknown = one_line(head, environment, "magic")
+    said, _ = unknown.communicate(timeout=60)
+    assert unknown.returncode == 2 and "'magic' is no job; there are ablate, distill" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["Ctrl-C", "ray job stop"])
+def test_a_job_that_is_stopped_goes_on_where_it_was(
+    head: str, environment: dict[str, str], tmp_path: Path, toy_store: str, by: str
+) -> None:
+    out = tmp_path / "out"
+    grid = ["ablate", "--store", toy_store, "--out", str(out), "--arms", "student", "--seeds", "0", "--epochs", "60"]
+    job = one_line(head, environment, *grid)
+    state = out / "students" / "student-cut5-seed0" / STATE
+    for _ in range(2400):
+        if state.exists() and len(read_history(state.parent)) >= 2:
+            break
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.05)
+    if by == "Ctrl-C":
+        job.send_signal(signal.SIGINT)
+    else:
+        listed = subprocess.run(
+            [str(BIN / "ray"), "job", "list", "--address", head], env=environment, capture_output=True, text=True, check=True
+        )
+        name = re.findall(r"igkd-ablate-[0-9-]+", listed.stdout)[-1]
+        subprocess.run([str(BIN / "ray"), "job", "stop", "--address", head, name], env=environment, check=True, capture_output=True)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode != 0, said
+    done = len(read_history(state.parent))
+    assert 2 <= done < 60 and not (out / "students" / "student-cut5-seed0" / "result.json").exists()
+    again = one_line(head, environment, *grid)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert [entry["epoch"] for entry in read_rows(out)[0]["history"]] == list(range(1, 61))
