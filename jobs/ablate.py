@@ -10,6 +10,7 @@ import ray.tune
 
 from igkd import runs
 from igkd.config import DistillConfig, parse
+from igkd.errors import UserError
 from igkd.store import Store, hold
 from igkd.sweeps.config import AblateConfig
 from igkd.sweeps.grid import Cell, cells
@@ -17,7 +18,7 @@ from igkd.sweeps.ledger import Ledger, Status, read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.runtime import run_job, start_ray
-from jobs.trials import Work, interruptible, print_estimate, run_trials, slots
+from jobs.trials import Work, interruptible, persist, print_estimate, run_trials, slots
 
 
 def look_up(found: dict[str, Cell], settings: dict[str, Any]) -> Cell:
@@ -64,7 +65,8 @@ def check(grid: list[Cell]) -> None:
         UserError: an arm, a recipe, a teacher or test images do not fit the store.
     """
     for cell in grid:
-        ingest_of(cell.config, open_store(cell.config))
+        if ingest_of(cell.config, open_store(cell.config)) == "stream":
+            raise UserError(f"{cell.config.store} does not fit into memory, where sweeps keep it; use a smaller one, or jobs.distill")
     for one in {(cell.config.teacher, cell.config.objective.live, cell.config.maps): cell.config for cell in grid}.values():
         open_teacher_of(one)
     fingerprints(grid[0].config)
@@ -104,15 +106,21 @@ def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: 
     )
     with hold(out):
         ledger = Ledger(root, status)
-        done = {row["cell"] for row in ledger.rows}
-        todo = [cell.name for cell in grid if cell.name not in done]
-        print(f"sweep: {len(grid)} runs, {len(grid) - len(todo)} done before, {at_once} at a time, in {out}", flush=True)
+
+        def left() -> list[str]:
+            done = {row["cell"] for row in ledger.rows}
+            return [cell.name for cell in grid if cell.name not in done]
+
+        def attempt() -> None:
+            if todo := left():
+                seconds = None if status.deadline is None else max(1.0, status.deadline - time.time())
+                run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds)
+
+        print(f"sweep: {len(grid)} runs, {len(grid) - len(left())} done before, {at_once} at a time, in {out}", flush=True)
         try:
-            if todo:
-                params = {"cell": ray.tune.grid_search(todo)}
-                run_trials(ledger, work, params, resources, seconds=seconds)
+            persist(attempt)
         finally:
-            finished = {row["cell"] for row in ledger.rows} >= set(status.planned)
+            finished = not left()
             ledger.status.running.clear()
             ledger.write_status("finished" if finished else "stopped")
     return finished

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import gc
 import importlib.util
 import logging
 import math
@@ -95,7 +96,7 @@ def train_cell(settings: Settings, work: Work) -> None:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = stored_samples(work.places["store"], work.fingerprints["store_fingerprint"])
-    task = distill_task(dataclasses.replace(config, **work.places), fetched(work.teacher), rows)
+    task = distill_task(dataclasses.replace(config, **work.places, ingest="resident"), fetched(work.teacher), rows)
     trainer = Trainer(task, lambda network: network.to(device), progress=lambda line: None)
     if (out / STATE).exists():
         trainer.load(out)
@@ -343,7 +344,7 @@ def run_trials(
             num_samples=samples,
             max_concurrent_trials=at_once,
             time_budget_s=seconds,
-            reuse_actors=True,
+            reuse_actors=False,  # a process that has had one run keeps gigabytes of it: torch's threads come and go with their memory
             trial_dirname_creator=lambda trial: work.cell_of(_settings(trial)).name,
         ),
         run_config=ray.tune.RunConfig(
@@ -355,6 +356,23 @@ def run_trials(
             verbose=0,
         ),
     ).fit()
+
+
+def persist(attempt: Callable[[], None]) -> None:
+    """Run Tune, and again for what is left where a run was killed for its memory, which Tune 2.60 takes for its own end.
+
+    Raises:
+        UserError: it happened too often.
+    """
+    for n in range(1, TRIES + 1):
+        try:
+            return attempt()
+        except RuntimeError as error:
+            if not isinstance(error.__cause__ or error.__context__, ray.exceptions.OutOfMemoryError):
+                raise
+            print(f"sweep: a run was killed because the node has too little memory (time {n} of {TRIES})", flush=True)
+        gc.collect()  # the controller's actors
+    raise UserError("the nodes have too little memory for so many runs at a time; give Ray fewer processors, or --runs-per-gpu less")
 
 
 def mlflow_logger(experiment: str) -> list[ray.tune.Callback]:

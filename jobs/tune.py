@@ -13,6 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from igkd import runs
 from igkd.config import DistillConfig, parse
+from igkd.errors import UserError
 from igkd.files import read_json, write_json
 from igkd.recipes import distill_config, recipe_file
 from igkd.store import hold
@@ -23,7 +24,7 @@ from igkd.sweeps.publish import publish
 from igkd.sweeps.space import inside, settings_of, space, tuned
 from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.runtime import run_job, start_ray
-from jobs.trials import METRIC, Halving, Settings, Work, interruptible, print_estimate, replay, run_trials, slots
+from jobs.trials import METRIC, Halving, Settings, Work, interruptible, persist, print_estimate, replay, run_trials, slots
 
 
 def trial_cell(root: str, base: DistillConfig, settings: Settings) -> Cell:
@@ -59,7 +60,8 @@ def tune(config: TuneConfig) -> int:
     """Search until all trials are done or the time is up; gives the exit status, 1 if trials are missing that nobody stopped."""
     seconds = config.seconds_left(runs.local_now())
     base = base_of(config)
-    ingest_of(base, open_store(base))
+    if ingest_of(base, open_store(base)) == "stream":
+        raise UserError(f"{config.store} does not fit into memory, where a search keeps it; use a smaller one")
     open_teacher_of(base)
     if config.dry_run:
         start_ray()
@@ -76,7 +78,7 @@ def base_of(config: TuneConfig) -> DistillConfig:
     """What all trials have in common. They have no test images: what is chosen here never saw them."""
     given: dict[str, Any] = {"teacher": config.teacher, "epochs": config.epochs}
     given = {k: v for k, v in given.items() if v is not None}
-    common = {"store": config.store, "out": "", "arm": config.arm, "cut": config.cut, "seed": config.seed, "ingest": "resident"}
+    common = {"store": config.store, "out": "", "arm": config.arm, "cut": config.cut, "seed": config.seed}
     return distill_config(config.recipe, **common, **given)
 
 
@@ -98,23 +100,28 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
     )
     with hold(config.out):
         ledger = Ledger(root, status)
-        rows, begun = list(ledger.rows), unfinished(root, space(base))
-        print(f"sweep: {config.trials} trials, {len(rows)} done before, {at_once} at a time, in {config.out}", flush=True)
+        print(f"sweep: {config.trials} trials, {len(ledger.rows)} done before, {at_once} at a time, in {config.out}", flush=True)
+
+        def attempt() -> None:
+            rows = list(ledger.rows)
+            if len(rows) >= config.trials:
+                return
+            halving = Halving(base.epochs)
+            replay(halving, rows)
+            run_trials(
+                ledger,
+                work,
+                {},
+                resources,
+                seconds=None if deadline is None else max(1.0, deadline - time.time()),
+                search=make_search(config, base, rows, unfinished(root, space(base))),
+                halving=halving,
+                samples=config.trials - len(rows),
+                at_once=at_once,
+            )
+
         try:
-            if len(rows) < config.trials:
-                halving = Halving(base.epochs)
-                replay(halving, rows)
-                run_trials(
-                    ledger,
-                    work,
-                    {},
-                    resources,
-                    seconds=seconds,
-                    search=make_search(config, base, rows, begun),
-                    halving=halving,
-                    samples=config.trials - len(rows),
-                    at_once=at_once,
-                )
+            persist(attempt)
         finally:
             ledger.status.running.clear()
             ledger.write_status("finished" if len(ledger.rows) >= config.trials else "stopped")
