@@ -8,12 +8,12 @@ from igkd.config import DistillConfig
 from igkd.recipes import parse_distill
 from igkd.tasks import distill_task, fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.ingest import training_dataset
-from jobs.runtime import run_job, side_by_side
+from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
 
 
-def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
-    """Train a student, or go on training; gives the result row. `runs_at_once` runs share the cluster."""
+def distill(config: DistillConfig) -> dict[str, Any]:
+    """Train a student, or go on training; gives the result row."""
     store, teacher = open_store(config), open_teacher_of(config)
     identity = fingerprints(config)
     ingest = ingest_of(config, store)  # for all workers, whose nodes may have another memory
@@ -21,12 +21,12 @@ def distill(config: DistillConfig, runs_at_once: int = 1) -> dict[str, Any]:
     task = functools.partial(distill_task, resolved, teacher)
     stream = functools.partial(training_dataset, resolved, store) if ingest == "stream" else None
     made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
-    return run_training("distill", config, task, identity, made, runs_at_once, stream)
+    return run_training("distill", config, task, identity, made, stream)
 
 
 def main() -> None:
     config = parse_distill("jobs.distill")
-    side_by_side([lambda: distill(config)])
+    in_thread(lambda: distill(config))
 
 
 if __name__ == "__main__":

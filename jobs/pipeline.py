@@ -20,7 +20,7 @@ from igkd.teachers import open_teacher
 from jobs.ablate import train_cells
 from jobs.distill import distill
 from jobs.precompute import precompute_store
-from jobs.runtime import run_job, side_by_side, start_ray
+from jobs.runtime import in_thread, run_job, start_ray
 from jobs.teacher import train_teacher
 
 COMPARISONS = "comparisons.html"
@@ -38,7 +38,7 @@ def run(config: PipelineConfig) -> Path:
     if pipeline.teacher is None:
         teacher = given_teacher(pipeline.precompute.teacher)
     else:
-        teacher = side_by_side([functools.partial(train_teacher, pipeline.teacher)])[0]
+        teacher = in_thread(functools.partial(train_teacher, pipeline.teacher))
     precompute_store(pipeline.precompute)
     return write_report(config, pipeline, teacher, run_students(config.out, pipeline))
 
@@ -52,7 +52,7 @@ def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
     """
     students = pipeline.students
     if any(one.workers > 1 or ingest_of(one, open_store(one)) == "stream" for one in students):
-        return [side_by_side([functools.partial(distill, one)])[0] for one in students]
+        return [in_thread(functools.partial(distill, one)) for one in students]
     grid = [Cell(label=one.label, config=one) for one in students]
     if not train_cells(grid, out, RUNS_PER_GPU, page=COMPARISONS):
         raise UserError("not all students could be trained, see above; the same command tries those again that are missing")
@@ -85,7 +85,8 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     print("pipeline: drawing the report", flush=True)
     opened = store.Store.open(absolute(pipeline.precompute.store))
     networks = load_students(students, [Path(one.out) for one in pipeline.students])
-    show = Showcase(opened, open_teacher(pipeline.precompute.teacher)[0], networks, pipeline.images_per_class)
+    per_class = pipeline.images_per_class if opened.plan.has_mask else 1  # without masks, more than the gallery's are of no use
+    show = Showcase(opened, open_teacher(pipeline.precompute.teacher)[0], networks, per_class)
     validation = opened.column("validation")
     page = report.Report(
         title=f"Distillation on {source_name(pipeline.precompute.images)}",

@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,24 +93,23 @@ def set_up_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def scaling(workers: int, runs: int = 1, reads: bool = False, least: int | None = None) -> ScalingConfig:
-    """Share the cluster among the workers of `runs` runs that go on at the same time; on GPUs where there are GPUs.
+def scaling(workers: int, reads: bool = False, least: int | None = None) -> ScalingConfig:
+    """Share the cluster among the workers of a run; on GPUs where there are GPUs.
 
     Elastic workers, at least `least` of them, have a GPU or a processor each: how many there will be to share is not known.
 
     With `reads`, a quarter of the processors stays free for the tasks that feed the workers, which would otherwise wait for ever.
     """
     resources = ray.cluster_resources()
-    everyone = workers * runs
     gpus = resources.get("GPU", 0)
     if least is not None:
         each = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": 1.0}
         return ScalingConfig(num_workers=(least, workers), use_gpu=bool(gpus), resources_per_worker=each)  # type: ignore[arg-type]  # of Train V1
     if gpus:
-        share = gpus / everyone
+        share = gpus / workers
         return ScalingConfig(num_workers=workers, use_gpu=True, resources_per_worker={"GPU": 1 if share >= 1 else share, "CPU": 1})
     node = max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
-    share = min(node, resources.get("CPU", 1) / everyone) * (0.75 if reads else 1)
+    share = min(node, resources.get("CPU", 1) / workers) * (0.75 if reads else 1)
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": math.floor(share) if share >= 1 else share})
 
 
@@ -119,7 +118,6 @@ def fit(
     loop_config: dict[str, Any],
     out: Path,
     workers: int,
-    runs: int = 1,
     stream: Callable[[], Any] | None = None,
     least: int | None = None,
 ) -> Path:
@@ -140,7 +138,7 @@ def fit(
     result = TorchTrainer(
         loop,
         train_loop_config=loop_config,
-        scaling_config=scaling(workers, runs, reads=stream is not None, least=least),
+        scaling_config=scaling(workers, reads=stream is not None, least=least),
         datasets={"train": stream()} if stream is not None else None,
         run_config=RunConfig(
             name="checkpoints",
@@ -155,15 +153,14 @@ def fit(
     return Path(result.checkpoint.path)
 
 
-def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Run functions that call `fit` at the same time, in threads; gives their results in order.
+def in_thread(task: Callable[[], T]) -> T:
+    """Run a function that calls `fit` in a thread, and give its result.
 
-    In a thread Ray Train leaves Ctrl-C to us: stopping Ray ends whatever the threads wait for, and what was reported by then is kept.
+    There Ray Train leaves Ctrl-C to us: stopping Ray ends whatever the thread waits for, and what was reported by then is kept.
     """
-    pool = ThreadPoolExecutor(len(tasks))
+    pool = ThreadPoolExecutor(1)
     try:
-        futures = [pool.submit(task) for task in tasks]
-        return [future.result() for future in futures]
+        return pool.submit(task).result()
     except BaseException:
         ray.shutdown()
         raise

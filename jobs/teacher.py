@@ -7,7 +7,7 @@ from typing import Any
 from igkd.config import TeacherConfig, parse
 from igkd.images import open_images
 from igkd.tasks import check_test_images, teacher_task
-from jobs.runtime import run_job, side_by_side
+from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
 
 
@@ -22,7 +22,7 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
 
 def main() -> None:
     config = parse(TeacherConfig, "jobs.teacher")
-    side_by_side([lambda: train_teacher(config)])
+    in_thread(lambda: train_teacher(config))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,6 @@ def run_training(
     task: Callable[[], Task],
     fingerprints: dict[str, str],
     made: dict[str, Any],
-    runs_at_once: int = 1,
     stream: Callable[[], ray.data.Dataset] | None = None,
 ) -> dict[str, Any]:
     """Train under `config.out`, or go on there, and write checkpoint and result.
@@ -65,7 +64,6 @@ def run_training(
         task: builds what to train on, in every worker; local paths in it must be absolute.
         fingerprints: what identifies the run besides its configuration.
         made: further entries of the result row.
-        runs_at_once: runs that share the cluster with this one, itself included.
         stream: makes the data set of training images, where the task has none in memory.
 
     Returns:
@@ -77,7 +75,7 @@ def run_training(
         print(f"{out} is already finished: {headline(finished)}", flush=True)
         return finished
     loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None}
-    checkpoint = fit(train_worker, loop_config, out, config.workers, runs_at_once, stream, config.min_workers)
+    checkpoint = fit(train_worker, loop_config, out, config.workers, stream, config.min_workers)
     row = finish_run(name, config, out, checkpoint, runs.command(), started, made)
     print(f"{name} finished: {headline(row)}, in {out}", flush=True)
     return row
