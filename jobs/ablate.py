@@ -40,8 +40,7 @@ def ablate(config: AblateConfig) -> int:
             print_estimate(todo, config.runs_per_gpu, config.price)
         return 0
     finished = train_cells(grid, config.out, config.runs_per_gpu, seconds)
-    if read_rows(Path(config.out)):
-        print(publish(Path(config.out)), flush=True)
+    print(publish(Path(config.out)), flush=True)
     return 0 if finished or (seconds is not None and not read_status(Path(config.out)).failures) else 1
 
 

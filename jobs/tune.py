@@ -126,8 +126,7 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
             ledger.status.running.clear()
             ledger.write_status("finished" if len(ledger.rows) >= config.trials else "stopped")
     write_best(root, base, ledger.rows, identity["store_fingerprint"], work.command)
-    if ledger.rows:
-        print(publish(root), flush=True)
+    print(publish(root), flush=True)
     return 0 if len(ledger.rows) >= config.trials or seconds is not None else 1
 
 

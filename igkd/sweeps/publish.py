@@ -1,10 +1,10 @@
 """From a sweep's directory to its report: a page, OUT/table.md and the essence for a terminal."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from igkd import models
-from igkd.errors import UserError
 from igkd.files import read_json, write_bytes
 from igkd.models import Classifier
 from igkd.page import source_name
@@ -19,7 +19,7 @@ SHOWN = 6
 
 
 def publish(root: Path) -> str:
-    """Write the report of what is done by now; gives the summary for a terminal.
+    """Write the report of what is done by now, be it nothing; gives the summary for a terminal.
 
     It has pictures of maps and latencies where the runs name their teacher.
 
@@ -27,21 +27,35 @@ def publish(root: Path) -> str:
         root: the sweep's directory.
 
     Raises:
-        UserError: nothing is done yet, or the store or the teacher are not where they were.
+        UserError: it is no sweep, or the store or the teacher are not where they were.
     """
     status, rows = read_status(root), read_rows(root)
-    if not rows:
-        raise UserError(f"{root} has no finished run yet, so there is nothing to report")
-    kind, config = status.kind, rows[0]["config"]
+    page = SweepReport(
+        title="Ablation" if status.kind == "ablation" else "Search",
+        kind=status.kind,
+        rows=rows,
+        failures=[{"cell": name, **failure} for name, failure in status.failures.items()],
+        planned=len(rows) + max(0, status.total - len(status.done(rows))),
+        commands=[status.command],
+    )
+    page = with_models(root, page) if rows else page
+    write_bytes(root / status.page, render(page).encode())
+    write_bytes(root / "table.md", markdown(page).encode())
+    return f"{summary_table(page)}\n\nreport: {(root / status.page).resolve()}"
+
+
+def with_models(root: Path, page: SweepReport) -> SweepReport:
+    """What store, teacher and students add to the rows."""
+    config = page.rows[0]["config"]
     store, teacher = Store.open(config["store"]), config["teacher"]
     network, card = (None, None) if teacher is None else open_teacher(teacher)
     made = {} if card is None else card["made"]
-    students = shown_students(root, rows, kind)
-    by_cut = {row["cut"]: root / "students" / row["cell"] for row in rows if row["state"] == "done"}
+    students = shown_students(root, page.rows, page.kind)
+    by_cut = {row["cut"]: root / "students" / row["cell"] for row in page.done}
     best = root / "best.json"
-    page = SweepReport(
-        title=f"{'Ablation' if kind == 'ablation' else 'Search'} on {source_name(store.plan.images)}",
-        kind=kind,
+    return replace(
+        page,
+        title=f"{page.title} on {source_name(store.plan.images)}",
         note=f"Students learn from {store.manifest['rows']:,} images "
         "and what their teacher saw in them, less those of the validation split.",
         teacher=None
@@ -57,17 +71,10 @@ def publish(root: Path) -> str:
             "compression": 1.0,
             "provenance": made.get("provenance", {}),
         },
-        rows=rows,
-        failures=[{"cell": name, **failure} for name, failure in status.failures.items()],
-        planned=len(rows) + max(0, status.total - len(status.done(rows))),
         gallery=Showcase(store, network, students, 1).gallery() if network is not None and students else [],
         latency=warm_latencies(network, map(models.load, by_cut.values())) if network is not None and by_cut else [],
-        best={k: v for k, v in read_json(best).items() if k != "made"} if kind == "tuning" and best.exists() else None,
-        commands=[status.command],
+        best={k: v for k, v in read_json(best).items() if k != "made"} if page.kind == "tuning" and best.exists() else None,
     )
-    write_bytes(root / status.page, render(page).encode())
-    write_bytes(root / "table.md", markdown(page).encode())
-    return f"{summary_table(page)}\n\nreport: {(root / status.page).resolve()}"
 
 
 def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Classifier]:

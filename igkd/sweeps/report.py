@@ -6,7 +6,7 @@ a tuning's are always those on the validation split, since the test set is none 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -42,21 +42,21 @@ class SweepReport:
 
     title: str
     kind: Literal["ablation", "tuning"]
-    note: str
-    """A sentence under the title."""
-    teacher: dict[str, Any] | None
-    """Its result row; its accuracies may be NaN."""
     rows: list[dict[str, Any]]
     """Result rows with `cell` (name of the run), `share` (of the training set that it saw) and `state`: "done", "pruned" or "diverged"."""
     failures: list[dict[str, Any]]
     """`cell`, `tries` and `error` of every run that has no row."""
     planned: int
-    gallery: list[GalleryRow]
-    latency: list[Latency]
-    """Of "teacher" and "student, cut 5"."""
-    best: dict[str, Any] | None
-    """The settings that a tuning chose."""
     commands: list[str]
+    note: str = ""
+    """A sentence under the title."""
+    teacher: dict[str, Any] | None = None
+    """Its result row; its accuracies may be NaN."""
+    gallery: list[GalleryRow] = field(default_factory=list)
+    latency: list[Latency] = field(default_factory=list)
+    """Of "teacher" and "student, cut 5"."""
+    best: dict[str, Any] | None = None
+    """The settings that a tuning chose."""
 
     @property
     def done(self) -> list[dict[str, Any]]:
