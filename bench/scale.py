@@ -19,8 +19,10 @@ from igkd import models, precompute, runs, store
 from igkd.config import PrecomputeConfig, parse
 from igkd.files import write_json
 from igkd.images import ImageSource, Record, Split, encode_png
-from jobs.precompute import Attribute, fill_store
+from igkd.precompute import Rows
+from jobs.precompute import fill_store
 from jobs.runtime import start_ray
+from jobs.stages import Attribute
 
 SIDE = 8
 ROOT = Path(__file__).parent.parent
@@ -64,7 +66,7 @@ class TinyImages(ImageSource):
 class NoAttribution(Attribute):
     """Rows of the right shape that say whose they are; no model is asked."""
 
-    def __call__(self, rows: Any) -> Any:
+    def attributed(self, rows: Rows) -> Rows:
         ids = np.asarray(rows["image_id"])
         real = np.dtype(self.plan.precision)
         made = {

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
-import torch
 
 from igkd import precompute, store
 from igkd.attribution import FAST_ENGINES
@@ -21,110 +19,37 @@ from igkd.files import absolute
 from igkd.images import ImageSource, open_images
 from igkd.models import ImageClassifier
 from igkd.teachers import open_teacher
-from jobs.runtime import READ_CPUS, fetched, run_job, start_ray, user_error
+from jobs.runtime import READ_CPUS, run_job, start_ray, user_error
+from jobs.stages import ALL_GPUS, Attribute, Check, Read, Work, Write
 
-# Attribution takes the processors, reading and writing the rest of them: an actor pool that holds every processor would starve the
-# reads that feed it and wait for ever. So a node of one processor fits one of each.
-ATTRIBUTE_CPUS = 0.75
 PARTS_PER_CHECK = 16
 # Ray Data keeps some 50 KB of the driver's memory for every block of a run until the run is over.
 PARTS_AT_ONCE = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What all stages know: a small value, however many rows there are."""
-
-    uri: str
-    plan: store.Plan
-    selection: ray.ObjectRef[precompute.Selection]
-
-    def images(self, part: int) -> precompute.Selection:
-        """The images asked for of a part."""
-        chosen: precompute.Selection = fetched(self.selection)
-        return chosen.part(self.plan, part)
-
-
-class Check:
-    """Parts that are there already: one row each, with its entry for the manifest or what is wrong with it."""
-
-    def __init__(self, work: Work, sha256: list[str] | None) -> None:
-        self.work, self.sha256 = work, sha256
-
-    def __call__(self, parts: Any) -> Any:
-        part, work = int(parts["item"][0]), self.work
-        try:
-            entry = store.check_part(work.uri, work.plan, part, work.images(part).ids, self.sha256[part] if self.sha256 else None)
-        except store.DamagedPart as error:
-            return {"part": [part], "entry": [""], "damage": [str(error)]}
-        return {"part": [part], "entry": [json.dumps(entry)], "damage": [""]}
-
-
-class Read:
-    """Stage 1, a task: the images of one part."""
-
-    def __init__(self, source: ray.ObjectRef[ImageSource], work: Work) -> None:
-        self.source, self.work = source, work
-
-    def __call__(self, parts: Any) -> Any:
-        part = int(parts["item"][0])
-        chosen = self.work.images(part)
-        return precompute.read_rows(fetched(self.source), self.work.plan, chosen) | {"part": np.full(len(chosen.ids), part)}
-
-
-class Attribute:
-    """Stage 2, an actor: the teacher, loaded once, on a GPU where there is one."""
-
-    def __init__(self, model: ray.ObjectRef[ImageClassifier], plan: store.Plan) -> None:
-        self.plan = plan
-        self.model = ray.get(model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.attribute = precompute.plan_attributor(self.model, plan)
-
-    def __call__(self, rows: Any) -> Any:
-        return precompute.attribute_rows(self.model, self.attribute, self.plan, rows)
-
-
-class Write:
-    """Stage 3, a task: one Parquet file; one row comes out, with its entry for the manifest."""
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-
-    def __call__(self, rows: Any) -> Any:
-        part, work = int(rows["part"][0]), self.work
-        return {"part": [part], "entry": [json.dumps(precompute.write_rows(work.uri, work.plan, part, work.images(part).ids, rows))]}
-
-
 def compute_pipeline(
     source: ray.ObjectRef[ImageSource], model: ray.ObjectRef[ImageClassifier], work: Work, parts: list[int], stage: type[Attribute]
 ) -> Any:
-    """The Ray Dataset that computes and writes parts; one block is one part all the way."""
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    actors = max(1, gpus or int(resources.get("CPU", 1)))
-    # Of a fixed size: one that may grow does not where the processors are few, since Ray Data sets most of them aside for other stages.
-    pool = ray.data.ActorPoolStrategy(size=min(actors, len(parts)))
+    """The Ray Dataset that computes and writes parts; one row is one part all the way.
+
+    Without GPUs a part is one task from its images to its file: Ray Data fuses stages that ask for the same. Otherwise it would set
+    processors aside for each of them, and on two processors one would attribute. With GPUs all processors read and write for these.
+    """
+    gpu = bool(ray.cluster_resources().get("GPU"))
+    light: dict[str, Any] = {"num_cpus": READ_CPUS if gpu else 1}
+    heavy: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1, "runtime_env": ALL_GPUS} if gpu else light
     return (
         ray.data.from_items(parts, override_num_blocks=len(parts))
-        .map_batches(Read(source, work).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS)
-        .map_batches(
-            stage,
-            fn_constructor_args=(model, work.plan),
-            batch_size=None,
-            batch_format="numpy",
-            compute=pool,
-            num_cpus=ATTRIBUTE_CPUS,
-            num_gpus=1 if gpus else 0,
-        )
-        .map_batches(Write(work).__call__, batch_size=None, batch_format="numpy", num_cpus=READ_CPUS)
+        .map(Read(source, work).__call__, **light)
+        .map(stage(model, work.plan).__call__, **heavy)
+        .map(Write(work).__call__, **light)
     )
 
 
 def check_pipeline(work: Work, parts: list[int], sha256: list[str] | None) -> Any:
     """The Ray Dataset that reads parts back, some dozens of them in one task."""
-    return ray.data.from_items(parts, override_num_blocks=-(-len(parts) // PARTS_PER_CHECK)).map_batches(
-        Check(work, sha256).__call__, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS
-    )
+    dataset = ray.data.from_items(parts, override_num_blocks=-(-len(parts) // PARTS_PER_CHECK))
+    return dataset.map(Check(work, sha256).__call__, num_cpus=READ_CPUS)
 
 
 def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:

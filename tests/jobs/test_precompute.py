@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from captum.attr import IntegratedGradients
 from PIL import Image
@@ -27,11 +26,12 @@ from igkd.config import DistillConfig, PrecomputeConfig
 from igkd.errors import UserError
 from igkd.images import decode, open_images, pixel_hash
 from igkd.losses import attention_map
-from igkd.precompute import make_plan
+from igkd.precompute import Rows, make_plan
 from igkd.randomness import validation_mask
-from igkd.store import Plan, Store, verify
+from igkd.store import Store, verify
 from igkd.tasks import open_store
-from jobs.precompute import Attribute, fill_store, precompute_store
+from jobs.precompute import fill_store, precompute_store
+from jobs.stages import Attribute
 from tests.jobs.conftest import IMAGES, ROOT
 
 STEPS = 10
@@ -92,15 +92,12 @@ def test_store_is_sound_and_complete(store: Path) -> None:
 class MeetingAttribute(Attribute):
     """Leaves a file named after the process that it runs in, and gives another one half a minute to come before it works."""
 
-    def __init__(self, model: ray.ObjectRef[models.ImageClassifier], plan: Plan) -> None:
-        super().__init__(model, plan)
-        self.place, self.deadline = Path(plan.images), time.monotonic() + 30
-        (self.place / str(os.getpid())).touch()
-
-    def __call__(self, rows: Any) -> Any:
-        while len(list(self.place.iterdir())) < 2 and time.monotonic() < self.deadline:
+    def attributed(self, rows: Rows) -> Rows:
+        place, deadline = Path(self.plan.images), time.monotonic() + 30
+        (place / str(os.getpid())).touch()
+        while len(list(place.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
-        return super().__call__(rows)
+        return super().attributed(rows)
 
 
 def test_every_processor_attributes(cluster: None, teacher: str, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""The stages of `jobs.precompute` on Ray Data. One row of the data set is one part of the store all the way.
+
+Its images travel packed: rows of their own could be bundled with those of other parts or split, as Ray Data sees fit.
+
+A module of its own, not of a program: what is `__main__` Ray sends by value, and a cache cannot go that way.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pickle
+from typing import Any
+
+import ray
+import torch
+
+from igkd import precompute, store
+from igkd.attribution import Attributor
+from igkd.images import ImageSource
+from igkd.models import ImageClassifier
+from igkd.precompute import Rows
+from jobs.runtime import fetched
+
+Part = dict[str, Any]
+"""A row of the data set: `part`, its number, and what is known of it so far."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What all stages know: a small value, however many rows there are."""
+
+    uri: str
+    plan: store.Plan
+    selection: ray.ObjectRef[precompute.Selection]
+
+    def images(self, part: int) -> precompute.Selection:
+        """The images asked for of a part."""
+        chosen: precompute.Selection = fetched(self.selection)
+        return chosen.part(self.plan, part)
+
+
+class Check:
+    """A part that is there already: its entry for the manifest, or what is wrong with it."""
+
+    def __init__(self, work: Work, sha256: list[str] | None) -> None:
+        self.work, self.sha256 = work, sha256
+
+    def __call__(self, row: Part) -> Part:
+        part, work = row["item"], self.work
+        try:
+            entry = store.check_part(work.uri, work.plan, part, work.images(part).ids, self.sha256[part] if self.sha256 else None)
+        except store.DamagedPart as error:
+            return {"part": part, "entry": "", "damage": str(error)}
+        return {"part": part, "entry": json.dumps(entry), "damage": ""}
+
+
+class Read:
+    """Stage 1: the images of a part."""
+
+    def __init__(self, source: ray.ObjectRef[ImageSource], work: Work) -> None:
+        self.source, self.work = source, work
+
+    def __call__(self, row: Part) -> Part:
+        part = row["item"]
+        return {"part": part, "rows": pickle.dumps(precompute.read_rows(fetched(self.source), self.work.plan, self.work.images(part)))}
+
+
+class Attribute:
+    """Stage 2: what the teacher makes of them, on a GPU where there is one.
+
+    A task, not an actor: Ray Data keeps a pool of actors at the size with which it began (2.60, seen with processors and with GPUs), while
+    tasks go to every node that joins, and anywhere when one leaves.
+    """
+
+    def __init__(self, model: ray.ObjectRef[ImageClassifier], plan: store.Plan) -> None:
+        self.model, self.plan = model, plan
+
+    def __call__(self, row: Part) -> Part:
+        return {"part": row["part"], "rows": pickle.dumps(self.attributed(pickle.loads(row["rows"])))}
+
+    def attributed(self, rows: Rows) -> Rows:
+        model, attribute = ready(self.model, self.plan, own_device())
+        return precompute.attribute_rows(model, attribute, self.plan, rows)
+
+
+class Write:
+    """Stage 3: one Parquet file; its entry for the manifest."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __call__(self, row: Part) -> Part:
+        part, work = row["part"], self.work
+        entry = precompute.write_rows(work.uri, work.plan, part, work.images(part).ids, pickle.loads(row["rows"]))
+        return {"part": part, "entry": json.dumps(entry)}
+
+
+@functools.lru_cache(maxsize=1)
+def ready(model: ray.ObjectRef[ImageClassifier], plan: store.Plan, device: str) -> tuple[ImageClassifier, Attributor]:
+    """The teacher and its attributor, made once in a process, which Ray uses for one task after the other."""
+    network = ray.get(model).to(device).eval()
+    return network, precompute.plan_attributor(network, plan)
+
+
+ALL_GPUS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
+"""Runtime environment in which a task sees all GPUs of its node: a process whose CUDA has begun on one of them would not notice that Ray
+gave its next task another."""
+
+
+def own_device() -> str:
+    """The GPU that Ray gave this task, as torch names it; or "cpu"."""
+    given = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    if not given or not torch.cuda.is_available():
+        return "cpu"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"cuda:{visible.split(',').index(given[0]) if visible else given[0]}"
