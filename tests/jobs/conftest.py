@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from igkd.config import PrecomputeConfig
+from tests.conftest import make_store
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -27,6 +31,17 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture
+def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A directory for a test's own cluster: it leaves its address in /tmp/ray, where every other program that starts Ray would join it."""
+    import ray
+
+    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="igkd", ignore_cleanup_errors=True) as directory:  # short: sockets are made in it
+        monkeypatch.setenv("RAY_TMPDIR", directory)
+        yield
+
+
+@pytest.fixture
 def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m jobs.NAME ARGS` as a user would; gives exit status and output."""
 
@@ -39,11 +54,8 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def toy_store(cluster: None, teacher: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def toy_store(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A finished store of 100 images."""
-    from igkd.config import PrecomputeConfig
-    from jobs.precompute import precompute_store
-
     store = str(tmp_path_factory.mktemp("toy") / "store")
-    precompute_store(PrecomputeConfig(images=IMAGES, teacher=teacher, store=store, steps=2, engine="captum", rows_per_file=50))
+    make_store(PrecomputeConfig(images=IMAGES, teacher=teacher, store=store, steps=2, engine="captum", rows_per_file=50))
     return store

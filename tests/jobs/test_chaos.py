@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,17 +20,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 from igkd.files import filesystem
 from igkd.store import verify
 from tests.conftest import free_port
 from tests.jobs.conftest import ROOT
+from tests.jobs.nodes import Nodes
 
 RUNS, SEED = int(os.environ.get("CHAOS_RUNS", "20")), int(os.environ.get("CHAOS_SEED", "0"))
 PARTS, ROWS_PER_FILE = 12, 6
-MEMORY = 100 << 20
 PATIENCE = 400
 
 
@@ -80,45 +77,6 @@ class Tap:
             sink.shutdown(socket.SHUT_WR)
 
 
-class Nodes:
-    """A head that computes nothing and two nodes of one processor."""
-
-    def __init__(self) -> None:
-        self.cluster = Cluster()
-        self._add(0, include_dashboard=False)
-        self.nodes = [self._add(1) for _ in range(2)]
-
-    def _add(self, num_cpus: int, **settings: Any) -> Any:
-        """A node; Ray gives a node half a minute to start, which a machine that does other things, too, may not keep."""
-        for _ in range(4):
-            with suppress(Exception):
-                return self.cluster.add_node(num_cpus=num_cpus, object_store_memory=MEMORY, **settings)
-        return self.cluster.add_node(num_cpus=num_cpus, object_store_memory=MEMORY, **settings)
-
-    def lose(self, number: int) -> None:
-        """Kill a node with all that runs on it; another takes its place."""
-        self.cluster.remove_node(self.nodes[number], allow_graceful=False)
-        self.nodes[number] = self._add(1)
-
-    def replace_dead(self) -> None:
-        """What a cluster's operator does for a node that ends by itself, as one does whose agents start too slowly on a busy machine."""
-        for number, node in enumerate(self.nodes):
-            if any(raylet.process.poll() is not None for raylet in node.all_processes["raylet"]):
-                self.lose(number)
-
-    def workers(self) -> list[int]:
-        """Process ids of the workers that run a task or an actor now, on our nodes and nobody else's."""
-        raylets = {raylet.process.pid for node in self.nodes for raylet in node.all_processes["raylet"]}
-        found = []
-        for directory in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # gone by now
-                parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-                title = (directory / "cmdline").read_bytes()
-                if parent in raylets and title.startswith(b"ray::") and not any(word in title for word in (b"IDLE", b"Agent")):
-                    found.append(int(directory.name))
-        return sorted(found)
-
-
 @pytest.fixture
 def tap(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tap]:
     one = Tap(int(s3_server.rsplit(":", 1)[1]))
@@ -129,14 +87,12 @@ def tap(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ta
 
 
 @pytest.fixture
-def nodes(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    """In a directory of its own: a Cluster leaves its address in /tmp/ray, where every other program that starts Ray would join it."""
-    ray.shutdown()
-    with tempfile.TemporaryDirectory(prefix="igkd", ignore_cleanup_errors=True) as directory:  # short: sockets are made in it
-        monkeypatch.setenv("RAY_TMPDIR", directory)
-        one = Nodes()
-        yield one
-        one.cluster.shutdown()
+def nodes(tap: Tap, own_ray: None) -> Iterator[Nodes]:
+    one = Nodes()
+    for _ in range(2):
+        one.add(1)
+    yield one
+    one.cluster.shutdown()
 
 
 def job(teacher: str, uri: str) -> list[str]:

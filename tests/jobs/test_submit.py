@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,11 +76,11 @@ def test_an_error_of_a_job_is_its_exit_status(submit: Callable[..., subprocess.C
     assert "folder:/nowhere: there is no such directory" in done.stdout + done.stderr
 
 
-def one_line(head: str, environment: dict[str, str], *args: str) -> "subprocess.Popen[str]":
+def one_line(head: str, environment: dict[str, str], *args: str, stdout: Any = subprocess.PIPE) -> "subprocess.Popen[str]":
     """`cluster/submit ARGS`, from elsewhere."""
     return subprocess.Popen(
         [str(ROOT / "cluster" / "submit"), *args],
-        cwd="/", env=environment | {"RAY_API_SERVER_ADDRESS": head}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd="/", env=environment | {"RAY_API_SERVER_ADDRESS": head}, stdout=stdout, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -102,28 +103,36 @@ def test_one_short_line_uploads_little_streams_and_carries_the_status(head: str,
 
 @pytest.mark.slow
 def test_a_job_that_is_stopped_goes_on_where_it_was(head: str, environment: dict[str, str], tmp_path: Path, toy_store: str) -> None:
+    """By Ctrl-C in the terminal that streams its log, and by `ray job stop` from anywhere."""
     out = tmp_path / "out"
     grid = ["ablate", "--store", toy_store, "--out", str(out), "--arms", "student", "--seeds", "0", "--epochs", "5000"]
     state = out / "students" / "student-cut5-seed0" / STATE
 
-    def begun(job: "subprocess.Popen[str]", epochs: int) -> None:
+    def begun(epochs: int) -> "subprocess.Popen[str]":
+        """The job, when it has done so many epochs; its output is in a file, in which its id can be looked up while it runs."""
+        with (tmp_path / "log").open("w") as log:
+            job = one_line(head, environment, *grid, stdout=log)
         for _ in range(8000):  # a start takes a minute or two where other tests run, too
             if state.exists() and len(read_history(state.parent)) >= epochs:
-                return
-            assert job.poll() is None, job.communicate()[0]
+                return job
+            assert job.poll() is None, said()
             time.sleep(0.05)
-        raise AssertionError(f"it did not reach epoch {epochs}")
+        raise AssertionError(f"it did not reach epoch {epochs}: {said()}")
 
-    job = one_line(head, environment, *grid)
-    begun(job, 2)
+    def said() -> str:
+        return (tmp_path / "log").read_text()[-4000:]
+
+    job = begun(2)
     job.send_signal(signal.SIGINT)
-    said, _ = job.communicate(timeout=120)
-    assert job.returncode == 130, said
+    assert job.wait(120) == 130, said()
+    job = begun(len(read_history(state.parent)) + 2)
+    name = re.search(r"Job '(igkd-ablate-[^']+)' submitted", said())
+    assert name, said()
+    subprocess.run([str(BIN / "ray"), "job", "stop", "--address", head, name[1]], env=environment, check=True, timeout=120)
+    assert job.wait(120) == 143, said()
     done = len(read_history(state.parent))
-    again = one_line(head, environment, *grid)
-    begun(again, done + 2)
-    again.send_signal(signal.SIGINT)
-    said, _ = again.communicate(timeout=120)
-    assert again.returncode == 130, said
+    job = begun(done + 2)
+    job.send_signal(signal.SIGINT)
+    assert job.wait(120) == 130, said()
     history = read_history(state.parent)
     assert [entry["epoch"] for entry in history] == list(range(1, len(history) + 1)) and len(history) >= done + 2
