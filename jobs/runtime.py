@@ -63,13 +63,18 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def start_ray(num_cpus: int | None = None) -> None:
-    """Connect to the cluster this job was submitted to, or start one on this machine, of all its processors or `num_cpus`."""
+    """Connect to the cluster that RAY_ADDRESS names, as it does for submitted jobs, or start one of all processors or `num_cpus`.
+
+    Left to itself Ray would join whatever cluster was started last on this machine: that of another job, whose end would be ours, or of
+    another user.
+    """
     set_up_ray_data()
     if ray.is_initialized():
         return
     here = str(Path(__file__).resolve().parent.parent)
     environment = {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}}
-    ray.init(num_cpus=num_cpus, logging_level=logging.WARNING, runtime_env=environment)
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address=address, num_cpus=num_cpus, logging_level=logging.WARNING, runtime_env=environment)
 
 
 @functools.lru_cache(maxsize=4)

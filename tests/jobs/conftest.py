@@ -43,12 +43,14 @@ def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python -m jobs.NAME ARGS` as a user would; gives exit status and output."""
+    """Run `python -m jobs.NAME ARGS` as a user would, on the tests' Ray where there is one; gives exit status and output."""
+    import ray
 
     def run(job: str, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", f"jobs.{job}", *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        command, environment = [sys.executable, "-m", f"jobs.{job}", *args], dict(os.environ)
+        if ray.is_initialized():
+            environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
 

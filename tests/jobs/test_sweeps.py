@@ -300,7 +300,7 @@ def test_what_fails_three_times_is_listed_first_and_the_rest_is_done(toy_store: 
 def test_a_deadline_stops_cleanly_and_reports(run_job: Program, toy_store: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run_job(
-        "tune", "--store", toy_store, "--out", str(out), "--recipe", "paper", "--epochs", "60", "--trials", "50", "--hours", "0.005"
+        "tune", "--store", toy_store, "--out", str(out), "--recipe", "paper", "--epochs", "60", "--trials", "50", "--hours", "0.01"
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert read_status(out).phase == "stopped" and (out / "report.html").exists()
