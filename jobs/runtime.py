@@ -56,7 +56,7 @@ def user_error(error: BaseException | None) -> UserError | None:
             continue
         seen.add(id(one))
         if isinstance(one, UserError) and not isinstance(one, ray.exceptions.RayError):
-            return one
+            return UserError(str(one).partition("\nFailed to ")[0])  # without Ray Data's advice on its settings for retries
         failures = getattr(one, "worker_failures", None) or {}
         pending += [getattr(one, "cause", None), one.__cause__, one.__context__, *failures.values()]
     return None
