@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from igkd import metrics, runs
 from igkd.attribution import attributor
-from igkd.config import EvaluateConfig, parse
+from igkd.config import BadImages, EvaluateConfig, Split, parse
 from igkd.errors import UserError, run_cli
 from igkd.files import write_json
 from igkd.images import ImageSource, open_images
@@ -166,8 +166,38 @@ def class_numbers(model: ImageClassifier, name: str, source: ImageSource) -> NDA
     known = model.spec.classes
     if len(set(known)) == len(known) and set(known) == set(source.classes):
         return np.array([known.index(c) for c in source.classes])
-    check_classes(model, name, str(source), source.classes, "evaluate it on images of its own classes")
+    check_classes(model, name, str(source), source.classes, "give --images of its own classes")
     return np.arange(len(known))
+
+
+def matching_samples(
+    model: ImageClassifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], resize: bool, bad_images: BadImages
+) -> tuple[Samples, int]:
+    """Images that a network can be judged by; those left out are told on standard error.
+
+    Args:
+        name: the network in messages.
+        ids: int64 (N,), of the split.
+        resize: scale and crop images to the network's size instead of insisting on it.
+
+    Returns:
+        the samples, their labels numbering the network's classes, and how many images were left out.
+
+    Raises:
+        UserError: the images are of other classes or another size, or one cannot be used.
+    """
+    numbers = class_numbers(model, name, source)
+    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images)
+    for sentence in sentences(left_out):
+        print(sentence, file=sys.stderr, flush=True)
+    return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)
+
+
+def check_size(model: ImageClassifier, name: str, image_size: int | None) -> None:
+    """Refuse an --image-size that is not the network's."""
+    height, width = model.spec.image_shape
+    if image_size is not None and (image_size, image_size) != (height, width):
+        raise UserError(f"--image-size {image_size} does not fit: {name} was trained on {height}x{width} pixels")
 
 
 def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
@@ -180,11 +210,9 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     name = f"the checkpoint {config.checkpoint}"
     model, card = open_teacher(config.checkpoint)
     shape = model.spec.image_shape
-    if config.image_size is not None and (config.image_size, config.image_size) != shape:
-        raise UserError(f"--image-size {config.image_size} does not fit: {name} was trained on {shape[0]}x{shape[1]} pixels")
+    check_size(model, name, config.image_size)
     source = open_images(config.images)
     labels = source.checked_labels(config.split)
-    numbers = class_numbers(model, name, source)
     teacher, teacher_card = (None, None) if config.teacher is None else open_teacher(config.teacher)
     if teacher is not None:
         check_classes(teacher, f"the teacher {config.teacher}", name, model.spec.classes, "give one of the same classes")
@@ -195,10 +223,8 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
         ids = np.flatnonzero(stratified_choice(labels, config.limit, 0, "limit"))
-    samples, left_out = load_samples(source, config.split, ids, shape, config.image_size is not None, config.bad_images)
-    for sentence in sentences(left_out):
-        print(sentence, file=sys.stderr, flush=True)
-    samples = dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels])
+    resize = config.image_size is not None
+    samples, left_out = matching_samples(model, name, source, config.split, ids, resize, config.bad_images)
     model = model.to(device).to(memory_format=torch.channels_last)
     return {
         "job": "evaluate",
@@ -206,7 +232,7 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
         "checkpoint_sha256": card["sha256"],
         "teacher_sha256": teacher_card and teacher_card["sha256"],
         "images_fingerprint": source.fingerprint(config.split),
-        "evaluation": evaluate(model, samples, teacher=teacher, maps=config.maps, steps=config.steps) | {"left_out": len(left_out)},
+        "evaluation": evaluate(model, samples, teacher=teacher, maps=config.maps, steps=config.steps) | {"left_out": left_out},
         "provenance": runs.provenance(runs.command(), 0, started),
     }
 
