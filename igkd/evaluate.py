@@ -1,14 +1,12 @@
 """Judge a trained network: python -m igkd.evaluate --checkpoint DIR --images SRC
 
-What it gets right and how well it knows that, how far it answers as its teacher does, whether its own maps are like the teacher's and mark
-what it needs, and how fast it is.
+What it gets right and how well it knows that, how far it answers as its teacher does, and whether its own maps are like the teacher's and
+mark what it needs.
 """
 
 import dataclasses
 import functools
-import statistics
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,32 +127,6 @@ def standard_error(values: NDArray[np.float64]) -> float:
 def distinct(names: tuple[str, ...]) -> list[str]:
     """Class names, those that occur twice (as ImageNet's "crane") with their number."""
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
-
-
-def latencies(models: Mapping[str, nn.Module], shape: tuple[int, int], batch: int, rounds: int = 20) -> dict[str, float]:
-    """Median milliseconds of a forward pass, warm, the models taking turns so that all meet the same machine.
-
-    Args:
-        models: by name, in evaluation mode, on one device.
-        shape: (H, W) of the images.
-        batch: images a pass.
-        rounds: passes of each model that count; two more before them do not.
-    """
-    device = next(next(iter(models.values())).parameters()).device
-    images = torch.rand(batch, 3, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for turn in range(rounds + 2):
-            for name, model in models.items():
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                begin = time.perf_counter()
-                model(images)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn >= 2:
-                    times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def class_numbers(model: ImageClassifier, name: str, source: ImageSource) -> NDArray[np.int64]:

@@ -21,9 +21,8 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import Tensor, nn
 
-from igkd.models import ImageClassifier, ModelSpec
+from igkd.models import Deployed, ImageClassifier, ModelSpec
 
 Format = Literal["onnx", "onnx-int8", "torch-export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
@@ -34,17 +33,6 @@ CARD = "igkd.json"
 """Name of the metadata in a torch.export archive."""
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
-
-
-class Deployed(nn.Module):
-    """A network that takes pixels as they are decoded: uint8 (B, H, W, 3) to logits float32 (B, classes)."""
-
-    def __init__(self, model: ImageClassifier) -> None:
-        super().__init__()
-        self.model = model.eval()
-
-    def forward(self, pixels: Tensor) -> Any:
-        return self.model(pixels.permute(0, 3, 1, 2).float() / 255)
 
 
 def describe(spec: ModelSpec, facts: dict[str, Any]) -> dict[str, str]:
