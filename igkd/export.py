@@ -6,6 +6,7 @@ images. `igkd.formats` says what goes in and what comes out.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     out, name = Path(config.out), f"the checkpoint {config.checkpoint}"
     if out.is_dir():
         raise UserError(f"cannot write {out}: it is a directory; name a file in it")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):  # known now rather than after minutes of work
+        raise UserError(f"cannot write {out}: {above} is no directory that may be written to")
     model, card = open_teacher(config.checkpoint)
     check_size(model, name, config.image_size)
     source, resize = training_images(config, card)
