@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench bench-ig bench-train bench-scale bench-cost bench-precision clean
+.PHONY: demo test slow lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
@@ -18,7 +18,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-ig bench-train bench-scale bench-cost bench-precision
+bench: bench-ig bench-train bench-scale bench-cost bench-precision bench-latency
 
 bench-ig: $(VENV)/.ready
 	$(BIN)/python -m bench.attribution --ray 240
@@ -34,6 +34,9 @@ bench-cost: $(VENV)/.ready
 
 bench-precision: $(VENV)/.ready
 	$(BIN)/python -m bench.precision
+
+bench-latency: $(VENV)/.ready
+	$(BIN)/python -m bench.latency
 
 # Made again only when what it holds changes.
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -1,14 +1,12 @@
 """Judge a trained network: python -m igkd.evaluate --checkpoint DIR --images SRC
 
-What it gets right and how well it knows that, how far it answers as its teacher does, whether its own maps are like the teacher's and mark
-what it needs, and how fast it is.
+What it gets right and how well it knows that, how far it answers as its teacher does, and whether its own maps are like the teacher's and
+mark what it needs.
 """
 
 import dataclasses
 import functools
-import statistics
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from igkd import metrics, runs
 from igkd.attribution import attributor
-from igkd.config import EvaluateConfig, parse
+from igkd.config import BadImages, EvaluateConfig, Split, parse
 from igkd.errors import UserError, run_cli
 from igkd.files import write_json
 from igkd.images import ImageSource, open_images
@@ -131,32 +129,6 @@ def distinct(names: tuple[str, ...]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
-def latencies(models: Mapping[str, nn.Module], shape: tuple[int, int], batch: int, rounds: int = 20) -> dict[str, float]:
-    """Median milliseconds of a forward pass, warm, the models taking turns so that all meet the same machine.
-
-    Args:
-        models: by name, in evaluation mode, on one device.
-        shape: (H, W) of the images.
-        batch: images a pass.
-        rounds: passes of each model that count; two more before them do not.
-    """
-    device = next(next(iter(models.values())).parameters()).device
-    images = torch.rand(batch, 3, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for turn in range(rounds + 2):
-            for name, model in models.items():
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                begin = time.perf_counter()
-                model(images)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn >= 2:
-                    times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def class_numbers(model: ImageClassifier, name: str, source: ImageSource) -> NDArray[np.int64]:
     """The network's number of each of the source's classes: those of the same names may come in another order, as a folder's do.
 
@@ -166,8 +138,38 @@ def class_numbers(model: ImageClassifier, name: str, source: ImageSource) -> NDA
     known = model.spec.classes
     if len(set(known)) == len(known) and set(known) == set(source.classes):
         return np.array([known.index(c) for c in source.classes])
-    check_classes(model, name, str(source), source.classes, "evaluate it on images of its own classes")
+    check_classes(model, name, str(source), source.classes, "give --images of its own classes")
     return np.arange(len(known))
+
+
+def matching_samples(
+    model: ImageClassifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], resize: bool, bad_images: BadImages
+) -> tuple[Samples, int]:
+    """Images that a network can be judged by; those left out are told on standard error.
+
+    Args:
+        name: the network in messages.
+        ids: int64 (N,), of the split.
+        resize: scale and crop images to the network's size instead of insisting on it.
+
+    Returns:
+        the samples, their labels numbering the network's classes, and how many images were left out.
+
+    Raises:
+        UserError: the images are of other classes or another size, or one cannot be used.
+    """
+    numbers = class_numbers(model, name, source)
+    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images)
+    for sentence in sentences(left_out):
+        print(sentence, file=sys.stderr, flush=True)
+    return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)
+
+
+def check_size(model: ImageClassifier, name: str, image_size: int | None) -> None:
+    """Refuse an --image-size that is not the network's."""
+    height, width = model.spec.image_shape
+    if image_size is not None and (image_size, image_size) != (height, width):
+        raise UserError(f"--image-size {image_size} does not fit: {name} was trained on {height}x{width} pixels")
 
 
 def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
@@ -180,11 +182,9 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     name = f"the checkpoint {config.checkpoint}"
     model, card = open_teacher(config.checkpoint)
     shape = model.spec.image_shape
-    if config.image_size is not None and (config.image_size, config.image_size) != shape:
-        raise UserError(f"--image-size {config.image_size} does not fit: {name} was trained on {shape[0]}x{shape[1]} pixels")
+    check_size(model, name, config.image_size)
     source = open_images(config.images)
     labels = source.checked_labels(config.split)
-    numbers = class_numbers(model, name, source)
     teacher, teacher_card = (None, None) if config.teacher is None else open_teacher(config.teacher)
     if teacher is not None:
         check_classes(teacher, f"the teacher {config.teacher}", name, model.spec.classes, "give one of the same classes")
@@ -195,10 +195,8 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
         ids = np.flatnonzero(stratified_choice(labels, config.limit, 0, "limit"))
-    samples, left_out = load_samples(source, config.split, ids, shape, config.image_size is not None, config.bad_images)
-    for sentence in sentences(left_out):
-        print(sentence, file=sys.stderr, flush=True)
-    samples = dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels])
+    resize = config.image_size is not None
+    samples, left_out = matching_samples(model, name, source, config.split, ids, resize, config.bad_images)
     model = model.to(device).to(memory_format=torch.channels_last)
     return {
         "job": "evaluate",
@@ -206,7 +204,7 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
         "checkpoint_sha256": card["sha256"],
         "teacher_sha256": teacher_card and teacher_card["sha256"],
         "images_fingerprint": source.fingerprint(config.split),
-        "evaluation": evaluate(model, samples, teacher=teacher, maps=config.maps, steps=config.steps) | {"left_out": len(left_out)},
+        "evaluation": evaluate(model, samples, teacher=teacher, maps=config.maps, steps=config.steps) | {"left_out": left_out},
         "provenance": runs.provenance(runs.command(), 0, started),
     }
 

@@ -115,6 +115,17 @@ class Classifier(ImageClassifier):
         return self.classifier(self.features[tap + 1 :](tapped).mean(dim=(2, 3))), tapped
 
 
+class Deployed(nn.Module):
+    """A network that takes pixels as they are decoded and a device has them: uint8 (B, H, W, 3) to logits float32 (B, classes)."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.model(pixels.permute(0, 3, 1, 2).float() / 255)
+
+
 def build(spec: ModelSpec, seed: int) -> Classifier:
     """A freshly initialised network; the same seed gives the same weights, and the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):

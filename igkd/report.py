@@ -53,16 +53,18 @@ class Focus:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Warm inference time of one model at one batch size."""
+    """Warm inference time of one model at one batch size, on the processor."""
 
     model: str
     parameters: int
     multiply_adds: int
     batch: int
-    milliseconds: float
-    """Median of warm calls."""
-    ratio: float
-    """Its time over the teacher's at the same batch: below 1 is faster."""
+    threads: int
+    p50: float
+    p95: float
+    """Milliseconds: percentiles over warm calls."""
+    times_as_fast: float
+    """As the teacher at the same batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from igkd.files import read_json, write_json
 ARITHMETIC = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 STATE = "state.safetensors"
 """What a run goes on from, in its directory or checkpoint."""
-PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "pyarrow", "numpy")
+PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "onnx", "onnxruntime", "pyarrow", "numpy")
 # Settings that say where things are or how fast a run is; what matters of them is in the fingerprints.
 NOT_IDENTITY = {"out", "workers", "min_workers", "images", "test_images", "store", "teacher"}
 NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price"}

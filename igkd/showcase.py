@@ -1,6 +1,7 @@
 """From finished runs to what the report shows: pictures, where the maps fall, latencies."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ from numpy.typing import NDArray
 
 from igkd import augment, models
 from igkd.attribution import FAST_ENGINES, Engine, attributor
-from igkd.evaluate import latencies
+from igkd.latency import take_turns
 from igkd.maps import mass_inside, pointing_hits
 from igkd.models import Classifier, ImageClassifier
 from igkd.report import Focus, GalleryRow, Latency
 from igkd.samples import Samples
 from igkd.stats import t_interval
+from igkd.stopwatch import timed, torch_call
 from igkd.store import Store
 
 BATCHES = (1, 64)
+ROUNDS = 3
+"""Of latencies: enough to tell a cut from another without keeping the report waiting."""
 
 
 def load_students(rows: Sequence[Mapping[str, Any]], directories: Sequence[Path]) -> dict[str, Classifier]:
@@ -94,13 +98,25 @@ class Showcase:
 
 
 def warm_latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> list[Latency]:
-    """Warm latencies at each batch size; students of one cut share an architecture, so one of them stands for all."""
+    """What `igkd.latency` tells, of the networks at hand, in this process and by one thread.
+
+    Students of one cut share an architecture, so one of them stands for all.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for one another where other processes are at work
+    try:
+        return _latencies(teacher, students)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> list[Latency]:
     networks = {"teacher": teacher}
     for student in students:
         networks.setdefault(f"student, cut {student.spec.cut}", student)
     rows = []
     for batch in BATCHES:
-        times = latencies(networks, teacher.spec.image_shape, batch)
+        timings = take_turns({name: partial(timed, torch_call(network, batch)) for name, network in networks.items()}, ROUNDS)
         for name, network in networks.items():
             rows.append(
                 Latency(
@@ -108,8 +124,10 @@ def warm_latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> 
                     parameters=models.parameter_count(network),
                     multiply_adds=models.multiply_adds(network),
                     batch=batch,
-                    milliseconds=times[name],
-                    ratio=times[name] / times["teacher"],
+                    threads=torch.get_num_threads(),
+                    p50=timings[name].p50,
+                    p95=timings[name].p95,
+                    times_as_fast=timings[name].times_as_fast(timings["teacher"]),
                 )
             )
     return rows

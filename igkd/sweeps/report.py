@@ -256,7 +256,7 @@ def _compression(groups: Sequence[Group], places: Mapping[str, int], measure: Me
 
 
 def _speed(report: SweepReport, groups: Sequence[Group], places: Mapping[str, int]) -> str:
-    times = {entry.model: entry.milliseconds for entry in report.latency if entry.batch == 1}
+    times = {entry.model: entry.p50 for entry in report.latency if entry.batch == 1}
     trends = []
     for arm, place in places.items():
         points = [(times[name], *g.interval) for g in groups if g.arm == arm and (name := f"student, cut {g.cut}") in times]

@@ -120,7 +120,7 @@ def full() -> SweepReport:
     rows += [row(arm, seed, 0.8 + rng.normal(0, 0.01), share=0.8) for arm in ("student", "kd") for seed in range(20)]
     names = {"teacher": 9.0} | {f"student, cut {cut}": 5.0 for cut in SIZES}
     latency = [
-        Latency(model=name, parameters=10, multiply_adds=100, batch=batch, milliseconds=time, ratio=1.0)
+        Latency(model=name, parameters=10, multiply_adds=100, batch=batch, threads=2, p50=time, p95=time, times_as_fast=1.0)
         for name, time in names.items()
         for batch in (1, 64)
     ]
@@ -293,7 +293,7 @@ def test_shares_of_the_training_set_stand_by_themselves() -> None:
 
 
 def test_a_latency_of_another_batch_is_not_drawn() -> None:
-    entry = Latency(model="student, cut 5", parameters=10, multiply_adds=100, batch=64, milliseconds=5.0, ratio=0.5)
+    entry = Latency(model="student, cut 5", parameters=10, multiply_adds=100, batch=64, threads=2, p50=5.0, p95=6.0, times_as_fast=2.0)
     assert "No latency was measured at batch 1" in words(sweep(latency=[entry]))
     assert "No latency" not in words(sweep(latency=[replace(entry, batch=1)]))
 
