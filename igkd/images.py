@@ -7,7 +7,6 @@ index in the split's own order. Sources are small picklable values: a worker rea
 import abc
 import contextlib
 import hashlib
-import json
 import os
 import re
 import socket
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from igkd import shapes
 from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, absolute, explain, filesystem, is_damage, list_paths, open_ranges
+from igkd.files import STORAGE_ERRORS, absolute, explain, filesystem, is_damage, list_paths, open_ranges, parse_json
 from igkd.parquet import TooLarge, check_group, check_repeats
 from igkd.pictures import MAX_BYTES, BadImage, decode, encode_png, pixel_hash
 
@@ -403,7 +402,7 @@ def _huggingface_columns(path: str, schema: pa.Schema) -> tuple[str, str, tuple[
     images = [f.name for f in schema if _is_image(f.type)]
     labels = [f.name for f in schema if pa.types.is_integer(f.type)]
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = {column: tuple(map(str, features[column]["names"])) for column in labels if "names" in features.get(column, ())}
     except (KeyError, TypeError, ValueError, AttributeError):
         names = {}

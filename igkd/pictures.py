@@ -40,7 +40,7 @@ def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uin
                 raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}: perhaps a decompression bomb")
             picture = _eight_bits(opened).convert("RGB")
     except UnidentifiedImageError:
-        raise BadImage("does not decode (not a picture in a format that is read: PNG, JPEG, WebP, GIF, BMP, TIFF and some more)") from None
+        raise BadImage("does not decode (not a picture in a format PIL reads)") from None
     except Exception as error:  # of bytes that anyone may have made: PIL's readers raise whatever they stumble over
         raise BadImage(f"does not decode ({str(error) or type(error).__name__})") from None
     if shape is not None and (picture.height, picture.width) != shape:
