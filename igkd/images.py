@@ -211,7 +211,9 @@ class FolderImages(ImageSource):
             found = sorted(p for c in classes for p in (root / split / c).rglob("*") if p.is_file() and not p.name.startswith("."))
             for path in found:
                 if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                    raise UserError(f"{path} is a link to {path.resolve()}, outside of {root}; put a copy there (cp -rL) if it belongs to it")
+                    raise UserError(
+                        f"{path} is a link to {path.resolve()}, outside of {root}; put a copy there (cp -rL) if it belongs to it"
+                    )
             files[split] = tuple(
                 (str(p.relative_to(root)), classes.index(p.relative_to(root / split).parts[0]), p.stat().st_size) for p in found
             )
@@ -392,9 +394,10 @@ def _rows(
 
 def _is_image(kind: pa.DataType) -> bool:
     """Whether a column's type is struct{bytes, path}; with types of Ray's or anyone's own in it, it is not."""
-    fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
-    data, path = fields.get("bytes", pa.null()), fields.get("path", pa.string())
-    return (pa.types.is_binary(data) or pa.types.is_large_binary(data)) and (pa.types.is_string(path) or pa.types.is_large_string(path))
+    fields = [(field.name, str(field.type)) for field in kind] if pa.types.is_struct(kind) else []
+    types = dict(fields)
+    plain = types.get("bytes") in ("binary", "large_binary") and types.get("path", "string") in ("string", "large_string")
+    return plain and len(types) == len(fields)
 
 
 def _huggingface_columns(path: str, schema: pa.Schema) -> tuple[str, str, tuple[str, ...] | None]:

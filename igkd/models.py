@@ -209,7 +209,9 @@ def load(directory: Path | str) -> Classifier:
         model = Classifier(spec)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError, KeyError) as error:
-        raise UserError(f"{directory} is not a checkpoint of this project: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise UserError(
+            f"{directory} is not a checkpoint of this project: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
     return model.eval()
 
 

@@ -69,7 +69,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Plan":
-        """What `to_json` gave; raises TypeError for settings that are missing, unknown or of another type, ValueError for impossible ones."""
+        """What `to_json` gave; raises TypeError for settings missing, unknown or of another type, ValueError for impossible ones."""
         plan = typed(cls, data)
         sizes = (*plan.image_shape, *plan.attention_shape)
         if plan.rows < 0 or plan.rows_per_file < 1 or len(plan.attention_shape) != 2 or not all(0 <= side <= MAX_SIDE for side in sizes):

@@ -42,7 +42,9 @@ class Store:
             if given["version"] != VERSION:
                 raise UserError(f"{uri} has store version {given['version']}, this program reads version {VERSION}; compute it anew")
             plan = Plan.from_json(given)
-            if len(manifest["files"]) != plan.parts or [file["name"] for file in manifest["files"]] != [part_name(part) for part in range(plan.parts)]:
+            if len(manifest["files"]) != plan.parts or [file["name"] for file in manifest["files"]] != [
+                part_name(part) for part in range(plan.parts)
+            ]:
                 raise ValueError(f"it does not list the {plan.parts} parts of its plan")
             if not sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == plan.rows - len(manifest["skipped"]):
                 raise ValueError("its numbers of rows do not add up")
@@ -173,7 +175,9 @@ def _sound(file: pq.ParquetFile, plan: Plan, columns: Sequence[str] | None = Non
     if not file.schema_arrow.equals(plan.schema()):
         raise _OtherColumns("it does not have the store's columns")
     if file.metadata.num_rows > plan.rows_per_file or file.num_row_groups > plan.rows_per_file:
-        raise ValueError(f"it has {file.metadata.num_rows} rows in {file.num_row_groups} groups where {plan.rows_per_file} rows are the most")
+        raise ValueError(
+            f"it has {file.metadata.num_rows} rows in {file.num_row_groups} groups where {plan.rows_per_file} rows are the most"
+        )
     for group in range(file.num_row_groups):
         check_group(file, group, columns)
     return file
