@@ -362,7 +362,7 @@ def _parquet(fs: fsspec.AbstractFileSystem, path: str, repeating: Sequence[str] 
             yield file
     except TooLarge as error:
         raise UserError(f"{path} is refused: {error}; write it anew, in smaller row groups, if you know where it comes from") from None
-    except (pa.ArrowException, *STORAGE_ERRORS) as error:
+    except (pa.ArrowException, ValueError, TypeError, *STORAGE_ERRORS) as error:  # Ray's Arrow types raise what they like
         if not is_damage(error):
             raise UserError(f"{path} cannot be read: {explain(error)}") from None
         raise UserError(f"{path} is not a readable Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}") from None

@@ -85,7 +85,7 @@ class Store:
                     raise ValueError(f"{len(table)} rows instead of {file['rows']}")
             except FileNotFoundError:
                 raise UserError(f"{path} is missing; run the same jobs.precompute command again") from None
-            except (*STORAGE_ERRORS, ValueError, pa.ArrowException) as error:
+            except (*STORAGE_ERRORS, ValueError, TypeError, pa.ArrowException) as error:
                 if not is_damage(error):
                     raise UserError(f"{path} cannot be read: {explain(error)}") from None
                 raise UserError(f"{path} is damaged ({_first_line(error)}); see `python -m igkd.store verify {self.uri}`") from None
