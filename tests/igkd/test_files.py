@@ -83,6 +83,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     environment: pytest.MonkeyPatch, impostor: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
     environment.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{impostor.server_address[1]}")
+    environment.setenv("AWS_MAX_ATTEMPTS", "1")
     fs, _ = filesystem("s3://bucket/x")
     fs.retries = 1
     with pytest.raises(UserError, match=r"no secure connection to https://127\.0\.0\.1"):
