@@ -31,6 +31,7 @@ import ray
 import ray.tune
 import torch
 from numpy.typing import NDArray
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
@@ -52,6 +53,8 @@ from igkd.trainer import Trainer, finish_run
 from jobs.runtime import fetched
 
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+# Tune hands the driver's AWS keys to its runs in a runtime environment, which Ray writes to its log. They have those of their node.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
 
 METRIC = "validation_accuracy"
 TRIES = 3
