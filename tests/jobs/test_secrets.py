@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from igkd.config import PrecomputeConfig
 from igkd.runs import STATE
+from tests.conftest import make_store
 from tests.jobs.conftest import IMAGES, ROOT
 
 pytestmark = pytest.mark.slow
@@ -114,10 +116,12 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
-def test_pickles_in_a_runs_directory_are_not_loaded(run: Callable[..., str], teacher: str, toy_store: str, tmp_path: Path) -> None:
+def test_pickles_in_a_runs_directory_are_not_loaded(run: Callable[..., str], teacher: str, tmp_path: Path) -> None:
     """All that Tune and Train have left there is replaced, and more of the kind that either once looked for is added."""
     out, marker = tmp_path / "out", tmp_path / "it ran"
-    learn = ["--store", toy_store, "--test-images", IMAGES]
+    made = PrecomputeConfig(images=IMAGES, teacher=teacher, store=str(tmp_path / "store"), steps=2, engine="captum", rows_per_file=50)
+    make_store(made)  # no Ray in this process: the jobs have their own
+    learn = ["--store", made.store, "--test-images", IMAGES]
     grid = ["ablate", *learn, "--epochs", "1", "--out", str(out / "grid"), "--arms", "student", "--seeds", "0"]
     one = ["distill", *learn, "--epochs", "2", "--out", str(out / "one")]
     run({}, 0, *grid)
