@@ -1,7 +1,11 @@
 """The one exception that a user is meant to read."""
 
+import re
 import sys
 from collections.abc import Callable
+
+CREDENTIALS = "credentials are not typed, since command lines are kept in logs and results: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_TYPED = re.compile(r"://[^/\s]*:[^\s]*@|://[^/\s]*@")
 
 
 class UserError(Exception):
@@ -11,12 +15,19 @@ class UserError(Exception):
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run `main` as a program: a UserError becomes one sentence and exit status 1, Ctrl-C exit status 130."""
     try:
+        if any(_TYPED.search(argument) for argument in sys.argv[1:]):
+            raise UserError(f"an argument has a name or a secret before an @ in a URL; {CREDENTIALS}")
         sys.exit(main() or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(141)
     except KeyboardInterrupt:
         print("stopped; the same command continues where this one ended", file=sys.stderr)
         sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """Text that files of others may be part of, without what steers a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -22,7 +22,7 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from igkd.errors import UserError
+from igkd.errors import CREDENTIALS, UserError
 
 _REMOTE_ERRORS = (BotoCoreError, ClientError, aiohttp.ClientError)
 STORAGE_ERRORS = (OSError, *_REMOTE_ERRORS)
@@ -142,11 +142,19 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {explain(error)}") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); it was damaged or is not ours") from None
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of JSON that anyone may have made; raises ValueError if it is none, or nested more deeply than one has reason to."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -156,10 +164,19 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     other processes write here too.
 
     Raises:
-        UserError: the URI's scheme is not known, or what the environment says about S3 cannot be right.
+        UserError: the URI's scheme is not known, it holds a secret, or what the environment says about S3 cannot be right.
     """
     options: dict[str, Any] = {"use_listings_cache": False}
-    s3 = uri.startswith(("s3://", "s3a://"))
+    scheme, separator, rest = uri.partition("://")
+    s3 = scheme in ("s3", "s3a") and bool(separator)
+    # Stores and runs name one another: fsspec's other schemes, and its chains of them, are not for a stranger to choose.
+    if "::" in uri or (separator and not s3 and scheme != "file"):
+        raise UserError(f"'{uri}' cannot be opened: Protocol not known: {scheme}; use a local path or s3://BUCKET/PATH")
+    bucket, endpoint = rest.partition("/")[0], os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if s3 and ("@" in bucket or (":" in bucket and not bucket.startswith("arn:"))):
+        raise UserError(f"an s3:// URI holds more than a bucket's name before the path; {CREDENTIALS}")
+    if s3 and "@" in endpoint:
+        raise UserError(f"AWS_ENDPOINT_URL holds more than scheme, host and port; {CREDENTIALS}")
     if s3:
         # One GET an object. With more, s3fs asks for the size first, by a HEAD, whose errors have no code to explain.
         options["max_concurrency"] = 1

@@ -7,7 +7,6 @@ index in the split's own order. Sources are small picklable values: a worker rea
 import abc
 import contextlib
 import hashlib
-import json
 import os
 import re
 import socket
@@ -19,13 +18,15 @@ from typing import Any, Literal, get_args
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from igkd import shapes
 from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, absolute, explain, filesystem, is_damage, list_paths, open_ranges
-from igkd.pictures import BadImage, decode, encode_png, pixel_hash
+from igkd.files import STORAGE_ERRORS, absolute, explain, filesystem, is_damage, list_paths, open_ranges, parse_json
+from igkd.parquet import TooLarge, check_group, check_repeats
+from igkd.pictures import MAX_BYTES, BadImage, decode, encode_png, pixel_hash
 
 __all__ = ["BadImage", "ImageSource", "Record", "Split", "decode", "encode_png", "open_images", "pixel_hash"]
 
@@ -205,9 +206,14 @@ class FolderImages(ImageSource):
         classes = tuple(sorted({d.name for s in splits for d in (root / s).iterdir() if d.is_dir() and not d.name.startswith(".")}))
         if not classes:
             raise UserError(f"folder:{root} holds no class directories; expected {root}/CLASS/*.png or {root}/train/CLASS/*.png")
-        files = {}
+        files, inside = {}, root.resolve()
         for split in splits:
             found = sorted(p for c in classes for p in (root / split / c).rglob("*") if p.is_file() and not p.name.startswith("."))
+            for path in found:
+                if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                    raise UserError(
+                        f"{path} is a link to {path.resolve()}, outside of {root}; put a copy there (cp -rL) if it belongs to it"
+                    )
             files[split] = tuple(
                 (str(p.relative_to(root)), classes.index(p.relative_to(root / split).parts[0]), p.stat().st_size) for p in found
             )
@@ -231,7 +237,8 @@ class FolderImages(ImageSource):
         for i in ids:
             name, label, _ = files[i]
             try:
-                data = (Path(self.path) / name).read_bytes()
+                with (Path(self.path) / name).open("rb") as file:
+                    data = file.read(MAX_BYTES + 1)  # more is no picture, whatever its size
             except OSError as error:
                 raise UserError(f"cannot read {self.path}/{name}: {explain(error)}") from None
             yield Record(int(i), label, data, name)
@@ -327,8 +334,7 @@ class ParquetImages(ImageSource):
             here = np.sort(wanted[(wanted >= start) & (wanted < stop)]) - start
             for row, image, label in _rows(fs, path, here, (self.image_column, self.label_column)):
                 i = int(start) + row
-                data = (image or {}).get("bytes") or b""
-                rows[i] = Record(i, int(label), data, f"{(image or {}).get('path') or path.rsplit('/', 1)[-1]} row {row}")
+                rows[i] = Record(i, int(label), image.get("bytes") or b"", f"{image.get('path') or path.rsplit('/', 1)[-1]} row {row}")
         for i in ids:
             yield rows[int(i)]
 
@@ -342,12 +348,21 @@ class ParquetImages(ImageSource):
 
 
 @contextlib.contextmanager
-def _parquet(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file; whatever goes wrong with it is a UserError."""
+def _parquet(fs: fsspec.AbstractFileSystem, path: str, repeating: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file; whatever goes wrong with it is a UserError.
+
+    Args:
+        repeating: columns whose values are kept once in memory, however often the file repeats them.
+    """
     try:
         with open_ranges(fs, path) as opened:
-            yield pq.ParquetFile(opened)
-    except (pa.ArrowException, *STORAGE_ERRORS) as error:
+            file = pq.ParquetFile(opened, read_dictionary=list(repeating))
+            if file.metadata.num_rows > max(1_000_000, opened.size):  # labels alone could be made to fill any memory
+                raise TooLarge(f"it claims {file.metadata.num_rows:,} pictures in {opened.size:,} bytes")
+            yield file
+    except TooLarge as error:
+        raise UserError(f"{path} is refused: {error}; write it anew, in smaller row groups, if you know where it comes from") from None
+    except (pa.ArrowException, ValueError, TypeError, *STORAGE_ERRORS) as error:  # Ray's Arrow types raise what they like
         if not is_damage(error):
             raise UserError(f"{path} cannot be read: {explain(error)}") from None
         raise UserError(f"{path} is not a readable Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
@@ -359,25 +374,38 @@ def _some(classes: tuple[str, ...] | None) -> str:
 
 def _rows(
     fs: fsspec.AbstractFileSystem, path: str, rows: NDArray[np.int64], columns: tuple[str, str]
-) -> Iterator[tuple[int, dict[str, Any] | None, int]]:
+) -> Iterator[tuple[int, dict[str, Any], int]]:
     """(row, image, label) of the given sorted rows of one file, reading only the row groups that hold them."""
-    with _parquet(fs, path) as file:
+    image, label = columns
+    # Of the image no other field than these, which were found to be plain bytes and text: Ray's Arrow types for anything else unpickle.
+    fields = [f"{image}.bytes", f"{image}.path", label]
+    with _parquet(fs, path, repeating=fields[:1]) as file:
         start = 0
         for group in range(file.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
             here = rows[(rows >= start) & (rows < stop)]
             if len(here):
-                table = file.read_row_group(group, columns=list(columns)).take(here - start)
-                yield from zip(here.tolist(), table[columns[0]].to_pylist(), table[columns[1]].to_pylist(), strict=True)
+                check_group(file, group, fields)
+                table = file.read_row_group(group, columns=fields).take(here - start)
+                check_repeats(pc.struct_field(table[image], "bytes"))
+                yield from zip(here.tolist(), (one or {} for one in table[image].to_pylist()), table[label].to_pylist(), strict=True)
             start = stop
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """Whether a column's type is struct{bytes, path}; with types of Ray's or anyone's own in it, it is not."""
+    fields = [(field.name, str(field.type)) for field in kind] if pa.types.is_struct(kind) else []
+    types = dict(fields)
+    plain = types.get("bytes") in ("binary", "large_binary") and types.get("path", "string") in ("string", "large_string")
+    return plain and len(types) == len(fields)
 
 
 def _huggingface_columns(path: str, schema: pa.Schema) -> tuple[str, str, tuple[str, ...] | None]:
     """Image column, label column and class names (None if the file does not say) of a Hugging Face Parquet schema."""
-    images = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    images = [f.name for f in schema if _is_image(f.type)]
     labels = [f.name for f in schema if pa.types.is_integer(f.type)]
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = {column: tuple(map(str, features[column]["names"])) for column in labels if "names" in features.get(column, ())}
     except (KeyError, TypeError, ValueError, AttributeError):
         names = {}

@@ -19,11 +19,14 @@ from torchvision.models import MobileNetV2
 
 from igkd.errors import UserError
 from igkd.files import read_json, write_bytes, write_json
+from igkd.typed import short, typed
 
 # (expansion t, channels c, blocks n, stride s): the paper's network, whose second stage keeps the resolution.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 FEATURES = 19
 CUTS = (0, 3, 5, 7, 9, 11, 13, 15, 17)
+MAX_SIDE = 8192
+"""Pixels of an image's side."""
 ATTENTION_DIVIDER = {3: 2, 5: 2, 7: 2, 9: 4, 11: 4, 13: 4, 15: 8, 17: 20}
 
 
@@ -52,8 +55,17 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelSpec":
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**fields)
+        """What a checkpoint says; raises TypeError or ValueError if that is no network."""
+        spec = typed(cls, data)
+        for name, sound in (
+            ("image_shape", all(1 <= side <= MAX_SIDE for side in spec.image_shape)),
+            ("stride", 1 <= spec.stride <= MAX_SIDE),
+            ("mean", len(spec.mean) in (1, 3)),
+            ("std", len(spec.std) in (1, 3) and min(spec.std) > 0),
+        ):
+            if not sound:
+                raise ValueError(f"{name} cannot be {short(getattr(spec, name))}")
+        return spec
 
 
 class ImageClassifier(nn.Module, abc.ABC):
@@ -200,11 +212,17 @@ def load(directory: Path | str) -> Classifier:
     if hashlib.sha256(weights).hexdigest() != card["sha256"]:
         raise UserError(f"{directory}/model.safetensors does not match the sha256 in model.json: it was damaged or replaced")
     try:
-        model = Classifier(ModelSpec.from_json(card["spec"]))
-        state = safetensors.torch.load(weights)
+        spec, state = ModelSpec.from_json(card["spec"]), safetensors.torch.load(weights)
+        with torch.device("meta"):  # where a network of any size takes no memory
+            expected = {name: tensor.shape for name, tensor in Classifier(spec).state_dict().items()}
+        if wrong := sorted(name for name in expected.keys() | state.keys() if name not in state or state[name].shape != expected.get(name)):
+            raise ValueError(f"{len(wrong)} tensor(s) do not fit its spec, such as {short(wrong[0])}")
+        model = Classifier(spec)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{directory} is not a checkpoint of this project: {str(error).splitlines()[0]}") from None
+    except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError, KeyError) as error:
+        raise UserError(
+            f"{directory} is not a checkpoint of this project: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
     return model.eval()
 
 
@@ -216,4 +234,6 @@ def checkpoint_card(directory: Path | str) -> dict[str, Any]:
     card = read_json(path)
     if not isinstance(card, dict) or not {"spec", "sha256"} <= card.keys():
         raise UserError(f"{path} is not a checkpoint of this project: it names no spec and sha256")
+    if not (isinstance(card["spec"], dict) and isinstance(card.setdefault("made", {}), dict)):
+        raise UserError(f"{path} is not a checkpoint of this project: its spec, or how it was made, is no JSON object")
     return card

@@ -7,6 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")
+"""What is read. PIL's other readers are for what is no photograph, and that of EPS runs a program on it."""
+MAX_BYTES = 256 << 20
+"""Of an encoded picture."""
+MAX_PIXELS = 1 << 26
+"""Of a picture before it is scaled: 200 MB decoded."""
+
 
 class BadImage(ValueError):
     """An image that cannot be used; the message says why."""
@@ -24,8 +31,12 @@ def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uin
     """
     if not image:
         raise BadImage("has no bytes")
+    if len(image) > MAX_BYTES:
+        raise BadImage(f"does not decode (it has more than {MAX_BYTES >> 20} MiB)")
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}: perhaps a decompression bomb")
             picture = _eight_bits(opened).convert("RGB")
     except UnidentifiedImageError:
         raise BadImage("does not decode (not a picture in a format PIL reads)") from None

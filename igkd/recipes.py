@@ -12,6 +12,7 @@ import tyro
 from igkd.config import DistillConfig
 from igkd.errors import UserError
 from igkd.files import read_json
+from igkd.typed import fits
 
 # SGD with one cycle and averaged weights, on normalised pixels, from a teacher that sees the same crop; see docs/decisions.md.
 STRONG: dict[str, Any] = {
@@ -86,8 +87,8 @@ def _fits(value: Any, usual: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if isinstance(usual, tuple):
-        return isinstance(value, list) and len(value) == len(usual) and all(type(v) in (int, float) for v in value)
-    return type(value) is type(usual) or (type(value) is int and isinstance(usual, float))
+        return isinstance(value, list) and len(value) == len(usual) and all(fits(v, float) for v in value)
+    return fits(value, float) if isinstance(usual, float) else type(value) is type(usual)
 
 
 def distill_config(recipe: str, **settings: Any) -> DistillConfig:

@@ -1,6 +1,8 @@
 """Teachers by name: a checkpoint of this project, or one of torchvision's classifiers for ImageNet."""
 
 import hashlib
+import os
+import pickle
 from typing import Any
 from urllib.error import URLError
 
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from igkd import models
 from igkd.errors import UserError
 from igkd.models import Classifier, ImageClassifier, ModelSpec
+
+# torchvision unpickles what it finds in $TORCH_HOME without looking at its hash. This makes torch load tensors and nothing else.
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 IMAGENET_CLASSES = 1000
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,6 +67,11 @@ def open_teacher(text: str) -> tuple[ImageClassifier, dict[str, Any]]:
             raise UserError(
                 f"the weights of {text} cannot be downloaded ({error}); on a machine with a network, torchvision keeps them in "
                 "$TORCH_HOME (by default ~/.cache/torch), from where they can be copied here"
+            ) from None
+        except (pickle.UnpicklingError, RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"what $TORCH_HOME (by default {torch.hub.get_dir()}) holds for {text} is not torchvision's: "
+                f"{type(error).__name__}; delete it, and it is downloaded anew"
             ) from None
         classes = tuple(weights.meta["categories"])
     spec = ModelSpec(classes=classes, image_shape=(224, 224), stride=2, mean=IMAGENET_MEAN, std=IMAGENET_STD)

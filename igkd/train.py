@@ -3,6 +3,7 @@
 The loop knows nothing of Ray. It is an iterator of epochs, so its caller decides what happens between them (report, checkpoint, stop).
 """
 
+import contextlib
 import json
 import math
 import time
@@ -23,9 +24,9 @@ from igkd.augment import augment, move_attention
 from igkd.config import Objective, Recipe
 from igkd.errors import UserError
 from igkd.feed import Batch, Feed
-from igkd.files import write_bytes
+from igkd.files import parse_json, write_bytes
 from igkd.losses import attention_map, attention_transfer, distillation
-from igkd.runs import STATE
+from igkd.runs import STATE, is_history
 from igkd.samples import Samples
 
 History = list[dict[str, Any]]
@@ -269,11 +270,21 @@ def read_history(directory: Path) -> History:
     Raises:
         UserError: there is no state, or it is damaged.
     """
+    with _state_of(directory), safetensors.safe_open(directory / STATE, "pt") as file:
+        history = parse_json(file.metadata()["history"].encode())
+        if not is_history(history):
+            raise ValueError("its history is none")
+        return list(history)
+
+
+@contextlib.contextmanager
+def _state_of(directory: Path) -> Iterator[None]:
+    """What is raised while a state is read, as a UserError: the file may be damaged, or anyone's."""
     try:
-        with safetensors.safe_open(directory / STATE, "pt") as file:
-            return list(json.loads(file.metadata()["history"]))
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{directory / STATE} cannot be read ({error}); delete it to begin that run anew") from None
+        yield
+    except (OSError, safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{directory / STATE} cannot be read ({line}); delete it to begin that run anew") from None
 
 
 def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None) -> History:
@@ -283,17 +294,21 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         UserError: there is no state, or it is damaged.
     """
     history = read_history(directory)
-    tensors = safetensors.torch.load_file(directory / STATE)
+    with _state_of(directory):
+        tensors = safetensors.torch.load_file(directory / STATE)
 
-    def part(name: str) -> dict[str, Tensor]:
-        return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
-    model.load_state_dict(part("model"))
-    if average is not None:
-        average.load_state_dict(part("average"))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in part("optimizer").items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        model.load_state_dict(part("model"))
+        if average is not None:
+            average.load_state_dict(part("average"))
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for key, value in part("optimizer").items():
+            index, name = key.split(".", 1)
+            if value.shape not in (parameters[int(index)].shape, ()):
+                raise ValueError(f"{key} has another shape than its parameter")
+            state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return history

@@ -23,14 +23,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-
-# Ray Tune's tables and tracebacks say in many words what `Keeper` says in few; its loggers' files have them all.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-
 import ray
 import ray.tune
 import torch
 from numpy.typing import NDArray
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
@@ -52,6 +49,8 @@ from igkd.trainer import Trainer, finish_run
 from jobs.runtime import fetched
 
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+# Tune hands the driver's AWS keys to its runs in a runtime environment, which Ray writes to its log. They have those of their node.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
 
 METRIC = "validation_accuracy"
 TRIES = 3
@@ -260,9 +259,12 @@ def _settings(trial: Trial) -> Settings:
 def _last_line(trial: Trial) -> str:
     """The last line of a trial's last error, which says what went wrong."""
     try:
-        lines = Path(trial.error_file or "").read_text().strip().splitlines()
+        text = Path(trial.error_file or "").read_text().strip()
     except OSError:
-        lines = []
+        text = ""
+    if "OutOfMemoryError" in text:  # Ray's last line is its manual
+        return "its process was killed because the node had too little memory; free some, or run fewer at a time"
+    lines = text.splitlines()
     return lines[-1].strip() if lines else "unknown, its process is gone"
 
 

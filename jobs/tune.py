@@ -14,8 +14,9 @@ from ray.tune.search.optuna import OptunaSearch
 from igkd import runs
 from igkd.config import DistillConfig, parse
 from igkd.errors import UserError
-from igkd.files import read_json, write_json
+from igkd.files import write_json
 from igkd.recipes import distill_config, recipe_file
+from igkd.runs import read_object
 from igkd.store import hold
 from igkd.sweeps.config import TuneConfig
 from igkd.sweeps.grid import Cell, make_cell
@@ -36,7 +37,10 @@ def trial_cell(root: str, base: DistillConfig, settings: Settings) -> Cell:
 def unfinished(root: Path, ranges: dict[str, BaseDistribution]) -> list[Settings]:
     """Settings of the runs that an earlier driver began and did not finish."""
     begun = [path for path in sorted((root / "students").glob("*/config.json")) if not (path.parent / "result.json").exists()]
-    return [settings_of(read_json(path), ranges) for path in begun]
+    try:
+        return [settings_of(read_object(path), ranges) for path in begun]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"a config.json under {root / 'students'} is not of a trial of this search; choose another --out") from None
 
 
 def accuracy(row: Row) -> float:

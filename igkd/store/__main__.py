@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from igkd.errors import run_cli
+from igkd.errors import printable, run_cli
 from igkd.store.check import describe, verify
 from igkd.store.read import Store
 
@@ -22,11 +22,11 @@ def main() -> int:
         command.add_argument("uri", metavar="URI", help="directory or s3:// URI of the store")
     given = parser.parse_args()
     if given.command == "describe":
-        print("\n".join(lines(describe(given.uri))))
+        print(printable("\n".join(lines(describe(given.uri)))))
         return 0
     problems = verify(given.uri, lambda line: print(line, file=sys.stderr, flush=True))
     if problems:
-        print(*problems, f"{given.uri} is damaged: {len(problems)} problem(s)", sep="\n")
+        print(*map(printable, problems), f"{given.uri} is damaged: {len(problems)} problem(s)", sep="\n")
         return 1
     manifest = Store.open(given.uri).manifest
     print(

@@ -1,7 +1,6 @@
 """Checks and figures of a finished store."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from igkd.errors import UserError
-from igkd.files import filesystem, list_names, read_file
+from igkd.files import filesystem, list_names, parse_json, read_file
 from igkd.images import BadImage, decode, pixel_hash
 from igkd.store.plan import Plan, ids_hash, part_name
 from igkd.store.read import Store, part_table, skipped_of, to_numpy
@@ -76,7 +75,7 @@ def _check_directory(store: Store) -> list[str]:
         names = {file["name"] for file in store.manifest["files"]}
         there = sorted(list_names(fs, root))
         problems += [f"{name} is not in the manifest" for name in there if name.endswith(".parquet") and name not in names]
-        written = json.loads(read_file(fs, f"{root}/plan.json"))
+        written = parse_json(read_file(fs, f"{root}/plan.json"))
         if written | {"images": store.plan.images} != store.plan.to_json():  # data that moved in between has another name
             problems.append("plan.json is not the manifest's plan")
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 
 from igkd.errors import UserError
-from igkd.files import filesystem, read_file, remove_file, write_file
+from igkd.files import filesystem, parse_json, read_file, remove_file, write_file
 
 LEASE = "lease.json"
 BEAT_S = 5.0
@@ -145,7 +145,7 @@ def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
 def _parse(data: bytes | None) -> dict[str, Any] | None:
     """What a lease says; None if there is none or it is damaged."""
     try:
-        value = json.loads(data or b"")
+        value = parse_json(data or b"")
     except ValueError:
         return None
     return value if isinstance(value, dict) and {"host", "pid", "owner"} <= value.keys() else None

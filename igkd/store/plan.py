@@ -11,6 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from igkd.attribution import Engine, Method
+from igkd.models import MAX_SIDE
+from igkd.typed import short, typed
 
 VERSION = 2
 
@@ -67,9 +69,14 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Plan":
-        """What `to_json` gave; raises TypeError for settings that are missing or unknown."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        """What `to_json` gave; raises TypeError for settings missing, unknown or of another type, ValueError for impossible ones."""
+        plan = typed(cls, data)
+        sizes = (*plan.image_shape, *plan.attention_shape)
+        if plan.rows < 0 or plan.rows_per_file < 1 or len(plan.attention_shape) != 2 or not all(0 <= side <= MAX_SIDE for side in sizes):
+            raise ValueError("its sizes are impossible")
+        if plan.precision not in ("float16", "float32"):
+            raise ValueError(f"precision cannot be {short(plan.precision)}")
+        return plan
 
     def schema(self) -> pa.Schema:
         """Arrow schema of every part."""

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, explain, filesystem, is_damage, list_names, open_ranges, read_file
+from igkd.files import STORAGE_ERRORS, explain, filesystem, is_damage, list_names, open_ranges, parse_json, read_file
 from igkd.images import BadImage, decode, pixel_hash
+from igkd.parquet import check_group, check_repeats
 from igkd.samples import Samples, concatenate
 from igkd.store.plan import VERSION, Plan, part_name
 
@@ -36,12 +37,14 @@ class Store:
         """
         fs, root = filesystem(uri)
         try:
-            manifest = json.loads(read_file(fs, f"{root}/manifest.json"))
+            manifest = parse_json(read_file(fs, f"{root}/manifest.json"))
             given = manifest["plan"]
             if given["version"] != VERSION:
                 raise UserError(f"{uri} has store version {given['version']}, this program reads version {VERSION}; compute it anew")
             plan = Plan.from_json(given)
-            if [file["name"] for file in manifest["files"]] != [part_name(part) for part in range(plan.parts)]:
+            if len(manifest["files"]) != plan.parts or [file["name"] for file in manifest["files"]] != [
+                part_name(part) for part in range(plan.parts)
+            ]:
                 raise ValueError(f"it does not list the {plan.parts} parts of its plan")
             if not sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == plan.rows - len(manifest["skipped"]):
                 raise ValueError("its numbers of rows do not add up")
@@ -77,12 +80,12 @@ class Store:
                     table = part_table(data, self.plan)
                 else:
                     with open_ranges(fs, path) as opened:
-                        table = pq.read_table(opened, columns=list(columns), page_checksum_verification=True)
+                        table = _sound(pq.ParquetFile(opened, page_checksum_verification=True), self.plan, columns).read(list(columns))
                 if len(table) != file["rows"]:
                     raise ValueError(f"{len(table)} rows instead of {file['rows']}")
             except FileNotFoundError:
                 raise UserError(f"{path} is missing; run the same jobs.precompute command again") from None
-            except (*STORAGE_ERRORS, ValueError, pa.ArrowException) as error:
+            except (*STORAGE_ERRORS, ValueError, TypeError, pa.ArrowException) as error:
                 if not is_damage(error):
                     raise UserError(f"{path} cannot be read: {explain(error)}") from None
                 raise UserError(f"{path} is damaged ({_first_line(error)}); see `python -m igkd.store verify {self.uri}`") from None
@@ -146,18 +149,43 @@ def part_table(data: bytes, plan: Plan) -> pa.Table:
         ValueError: they are not a part of this plan; the message says why.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        file = _sound(pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True), plan)
+        pictures = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["image"])
+        for group in range(pictures.num_row_groups):
+            check_repeats(pictures.read_row_group(group, ["image"]).column(0))
+        table = file.read()
         skipped_of(table)
+    except _OtherColumns as error:
+        raise ValueError(str(error)) from None
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"it cannot be read: {_first_line(error)}") from None
-    if not table.schema.equals(plan.schema()):
-        raise ValueError("it does not have the store's columns")
     return table
+
+
+class _OtherColumns(ValueError):
+    pass
+
+
+def _sound(file: pq.ParquetFile, plan: Plan, columns: Sequence[str] | None = None) -> pq.ParquetFile:
+    """The file, if it has the columns of a part, whose types hold nothing that Ray's Arrow types would unpickle, and fits into memory.
+
+    Raises:
+        ValueError: it has not, or does not.
+    """
+    if not file.schema_arrow.equals(plan.schema()):
+        raise _OtherColumns("it does not have the store's columns")
+    if file.metadata.num_rows > plan.rows_per_file or file.num_row_groups > plan.rows_per_file:
+        raise ValueError(
+            f"it has {file.metadata.num_rows} rows in {file.num_row_groups} groups where {plan.rows_per_file} rows are the most"
+        )
+    for group in range(file.num_row_groups):
+        check_group(file, group, columns)
+    return file
 
 
 def skipped_of(table: pa.Table) -> list[dict[str, Any]]:
     """The images that a part left out, as {"image_id", "name", "reason"}."""
-    return list(json.loads(table.schema.metadata[b"igkd.skipped"]))
+    return list(parse_json(table.schema.metadata[b"igkd.skipped"]))
 
 
 def _why_no_manifest(uri: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from igkd.attribution import Engine
 from igkd.errors import UserError
-from igkd.files import filesystem, is_local, list_names, read_file, remove_file, write_file
+from igkd.files import filesystem, is_local, list_names, parse_json, read_file, remove_file, write_file
 from igkd.store.lease import LEASE
 from igkd.store.plan import Plan, part_name
 from igkd.store.read import Store, part_table, skipped_of, to_numpy
@@ -72,7 +72,7 @@ def start(uri: str, plan: Plan) -> list[int]:
     present = list_names(fs, root)
     try:
         if "plan.json" in present:
-            earlier = json.loads(read_file(fs, f"{root}/plan.json"))
+            earlier = parse_json(read_file(fs, f"{root}/plan.json"))
             if not isinstance(earlier, dict):
                 raise ValueError("plan.json holds no plan")
             # Where the images are is not what they are: that is in their fingerprint.
@@ -93,7 +93,7 @@ def engine_of(uri: str) -> Engine | None:
     """The engine that a store was begun with, finished or not; None where none was."""
     fs, root = filesystem(uri)
     try:
-        engine: Engine = json.loads(read_file(fs, f"{root}/plan.json"))["engine"]
+        engine: Engine = parse_json(read_file(fs, f"{root}/plan.json"))["engine"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return engine

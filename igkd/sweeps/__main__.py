@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from igkd.errors import run_cli
+from igkd.errors import printable, run_cli
 from igkd.sweeps.ledger import describe, read_rows, read_status
 
 
@@ -23,7 +23,7 @@ def main() -> int:
         print(publish(given.directory))
         return 0
     pulse, now = read_status(given.directory), time.time()
-    print("\n".join(describe(pulse, read_rows(given.directory), now)))
+    print(printable("\n".join(describe(pulse, read_rows(given.directory), now))))
     return 1 if pulse.failures or not (pulse.phase == "finished" or pulse.alive(now)) else 0
 
 

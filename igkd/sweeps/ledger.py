@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from igkd.errors import UserError
-from igkd.files import explain, read_json, write_bytes, write_json
-from igkd.runs import STATE
+from igkd.files import explain, write_bytes, write_json
+from igkd.runs import STATE, read_object, read_row
+from igkd.typed import typed
 
 STATUS = "status.json"
 ROWS = "rows.jsonl"
@@ -100,8 +101,9 @@ class Ledger:
 def read_rows(root: Path) -> list[Row]:
     """The results of all finished runs, in the order in which they began."""
     found = sorted((root / "students").glob("*/result.json"))
-    rows = [{"cell": path.parent.name, "share": 1.0, "state": "done"} | read_json(path) for path in found]  # jobs.distill's, too
-    return sorted(rows, key=lambda row: (row.get("provenance", {}).get("started", ""), row.get("cell", "")))
+    # jobs.distill's, too. The name is the directory's own: one that a row gives could lead elsewhere.
+    rows = [{"share": 1.0, "state": "done"} | read_row(path) | {"cell": path.parent.name} for path in found]
+    return sorted(rows, key=lambda row: (str(row.get("provenance", {}).get("started", "")), row["cell"]))
 
 
 def read_status(root: Path) -> Status:
@@ -113,7 +115,12 @@ def read_status(root: Path) -> Status:
     if not (root / STATUS).exists():
         raise UserError(f"{root} is no sweep (it has no {STATUS}); jobs.ablate and jobs.tune make one")
     try:
-        return Status(**read_json(root / STATUS))
+        status = typed(Status, read_object(root / STATUS))
+        if status.page != Path(status.page).name or not status.page.endswith(".html"):  # it is written, so it must not lead elsewhere
+            raise TypeError
+        if not all(isinstance(one.get("tries"), int) and isinstance(one.get("error"), str) for one in status.failures.values()):
+            raise TypeError
+        return status
     except TypeError:
         raise UserError(f"{root / STATUS} is not of a sweep of this version; run the sweep's command again") from None
 
@@ -150,11 +157,11 @@ def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:
         f"{phase}: {len(done)} of {status.total} runs done, {len(status.running) if alive else 0} running, {len(status.failures)} failed"
     ]
     left = remaining_seconds(status, rows)
-    if alive and left is not None:
+    if alive and left is not None and left < 1e9:
         ends = now + left
         clock = time.strftime("%a %H:%M", time.localtime(ends))
         lines.append(f"ends about {clock}, in {duration(left)}")
-        if status.deadline is not None and status.deadline < ends:
+        if status.deadline is not None and 0 <= status.deadline < ends:
             lines.append(f"but stops at {time.strftime('%a %H:%M', time.localtime(status.deadline))}, before all is done")
     if alive:
         lines += [f"  running  {name}: epoch {epochs} of {status.epochs.get(name, '?')}" for name, epochs in sorted(status.running.items())]

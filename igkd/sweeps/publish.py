@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from igkd import models
-from igkd.files import read_json, write_bytes
+from igkd.errors import UserError
+from igkd.files import write_bytes
 from igkd.models import Classifier
 from igkd.page import source_name
+from igkd.runs import read_object
 from igkd.showcase import Showcase, warm_latencies
 from igkd.store import Store
 from igkd.sweeps.ledger import Row, read_rows, read_status
@@ -46,8 +48,10 @@ def publish(root: Path) -> str:
 
 def with_models(root: Path, page: SweepReport) -> SweepReport:
     """What store, teacher and students add to the rows."""
-    config = page.rows[0]["config"]
-    store, teacher = Store.open(config["store"]), config["teacher"]
+    config = page.rows[0].get("config", {})
+    if not (isinstance(config.get("store"), str) and isinstance(teacher := config.get("teacher"), str | None)):
+        raise UserError(f"{root}: the result of {page.rows[0]['cell']} does not say which store and teacher it is of; delete it")
+    store = Store.open(config["store"])
     network, card = (None, None) if teacher is None else open_teacher(teacher)
     made = {} if card is None else card["made"]
     students = shown_students(root, page.rows, page.kind)
@@ -73,7 +77,7 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
         },
         gallery=Showcase(store, network, students, 1).gallery() if network is not None and students else [],
         latency=warm_latencies(network, map(models.load, by_cut.values())) if network is not None and by_cut else [],
-        best={k: v for k, v in read_json(best).items() if k != "made"} if page.kind == "tuning" and best.exists() else None,
+        best={k: v for k, v in read_object(best).items() if k != "made"} if page.kind == "tuning" and best.exists() else None,
     )
 
 

@@ -133,6 +133,34 @@ def test_the_dashboard_is_not_exposed_and_the_token_is_asked_for() -> None:
         assert "0.0.0.0" not in text and cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+def test_whatever_listens_beyond_loopback_asks_for_the_token() -> None:
+    clusters = [one for one in walk(resources()) if "headGroupSpec" in one]
+    assert clusters
+    for cluster in clusters:  # in a pod, loopback would shut out the port-forward
+        assert cluster["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "0.0.0.0" and cluster["authOptions"] == {"mode": "token"}
+    submitters = [one for one in walk(resources()) if one.get("command", [])[:3] == ["ray", "job", "submit"]]
+    assert submitters
+    for submitter in submitters:
+        assert {"name": "RAY_AUTH_MODE", "value": "token"} in submitter["env"]
+    exposed = [path.name for path in all_files() if "0.0.0.0" in path.read_text()]
+    assert exposed == ["raycluster.yaml"]
+    for path in (AWS, ON_PREMISES):
+        assert "chmod 600 ~/.ray/auth_token" in load(path)[0]["setup_commands"]
+        assert f"ray dashboard {path.relative_to(ROOT)}" in GUIDE.read_text()  # through SSH
+    assert "kubectl port-forward service/igkd-head-svc 8265:8265" in GUIDE.read_text()
+
+
+def test_no_file_of_the_repository_holds_a_secret() -> None:
+    """Narrower than below: results are full of hashes."""
+    pattern = (
+        r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|(secret_access_key|auth_token|session_token)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+_-]{16,}"
+    )
+    command = ["git", "grep", "--untracked", "-I", "-i", "-l", "-E", pattern, "--", ".", ":!tests/cluster/test_files.py"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout == ""
+    command[-1] = "tests/cluster/test_files.py"  # whose examples it would find
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout != ""
+
+
 def test_secrets_are_named_and_not_written_down() -> None:
     for path in all_files():
         assert not SECRETS.search(path.read_text()), path

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import jobs  # noqa: F401  # sets what Ray reads when it is imported
 from igkd.config import PrecomputeConfig
 from tests.conftest import make_store
-
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = "shapes:train=100,test=30"
