@@ -6,6 +6,7 @@ from typing import Literal, TypeVar, get_args
 
 import tyro
 
+from igkd import lean
 from igkd.attribution import Engine, Method
 from igkd.errors import UserError
 from igkd.models import attention_layer
@@ -184,6 +185,9 @@ class DistillConfig:
     """What the student learns from besides the labels: kd = logits, ig = overlay of maps, at = attention."""
     cut: int = 5
     """Trailing layers removed from the teacher's architecture: 3, 5, 7, 9, 11, 13, 15 or 17."""
+    lean: str = ""
+    """Instead of a cut of the teacher, which --cut then does not say: a residual network made for speed, such as 2:32x1,64x1,96x2 (stride
+    of the stem, then WIDTHxBLOCKS of each stage); jobs.search finds good ones."""
     teacher: str | None = None
     """Directory of the teacher's checkpoint: for --live, and to compare the student with at the end."""
     optimizer: Optimizer = "adam"
@@ -241,12 +245,21 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise UserError(f"--share must be above 0 and at most 1, not {self.share}")
+        if self.lean:
+            lean.parse(self.lean)
+            if "at" in self.arm.split("+"):
+                raise UserError(
+                    f"a lean student has no layer that corresponds to one of its teacher's, so {self.arm} cannot transfer attention: "
+                    "choose an arm without at"
+                )
+            object.__setattr__(self, "cut", 0)  # one network has one cut, whatever --cut says that does not apply to it
 
     @property
     def label(self) -> str:
-        """What tells this student from others in a table: arm, control and recipe."""
+        """What tells this student from others in a table: arm, architecture where it is no cut, control and recipe."""
         content = "" if self.content == "own" or "ig" not in self.arm.split("+") else f", {self.content}"
-        return self.arm + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
+        family = f", lean {self.lean}" if self.lean else ""
+        return self.arm + family + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
 
     @property
     def training(self) -> Recipe:

@@ -1,4 +1,4 @@
-"""Teacher and students: a MobileNet-V2 for small images and what is left of it after a cut, with their checkpoints.
+"""Teacher and students: a MobileNet-V2 for small images, what is left of it after a cut, and lean students, with their checkpoints.
 
 A checkpoint is a directory of `model.safetensors` and `model.json`; the JSON holds the `ModelSpec` that rebuilds the
 network and whatever its maker wants to say about how it was made. Nothing is ever unpickled.
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
+from igkd import lean
 from igkd.errors import UserError
 from igkd.files import read_json, write_bytes, write_json
 from igkd.typed import short, typed
@@ -48,10 +49,21 @@ class ModelSpec:
     """Subtracted from pixels in [0, 1], per channel, before the network sees them."""
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     """Divides the pixels after that, per channel."""
+    lean: str = ""
+    """The architecture of a lean student, as `igkd.lean` names it: cut is then 0, width and stride say what the teacher has."""
 
     def __post_init__(self) -> None:
         if self.cut not in CUTS:
             raise UserError(f"cut {self.cut} is not one of {', '.join(map(str, CUTS))}")
+        if self.lean:
+            lean.parse(self.lean)
+            if self.cut:
+                raise UserError(f"a lean student has no layers of the teacher's to cut off: its cut is 0, not {self.cut}")
+
+    @property
+    def whole(self) -> "ModelSpec":
+        """The MobileNet-V2 of this width that a student is smaller than."""
+        return dataclasses.replace(self, cut=0, lean="")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelSpec":
@@ -97,18 +109,11 @@ class ImageClassifier(nn.Module, abc.ABC):
 
 
 class Classifier(ImageClassifier):
-    """A MobileNet-V2, whole or cut."""
+    """A MobileNet-V2, whole or cut, or a lean student."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        whole = MobileNetV2(
-            num_classes=len(spec.classes),
-            width_mult=spec.width,
-            inverted_residual_setting=[list(stage) for stage in STAGES],
-            dropout=0.0,
-        )
-        whole.features[0][0].stride = (spec.stride, spec.stride)
-        self.features = whole.features[: FEATURES - spec.cut]
+        self.features = lean.features(lean.parse(spec.lean)) if spec.lean else _mobilenet(spec)
         channels = next(m.num_features for m in reversed(list(self.features.modules())) if isinstance(m, nn.BatchNorm2d))
         self.classifier = nn.Linear(channels, len(spec.classes))
         nn.init.normal_(self.classifier.weight, 0, 0.01)
@@ -125,6 +130,19 @@ class Classifier(ImageClassifier):
             return self.from_normalised(self.normalise(pixels))
         tapped = self.features[: tap + 1](self.normalise(pixels))
         return self.classifier(self.features[tap + 1 :](tapped).mean(dim=(2, 3))), tapped
+
+
+def _mobilenet(spec: ModelSpec) -> nn.Sequential:
+    """The layers of a MobileNet-V2 before its classifier, less those that are cut off."""
+    whole = MobileNetV2(
+        num_classes=len(spec.classes),
+        width_mult=spec.width,
+        inverted_residual_setting=[list(stage) for stage in STAGES],
+        dropout=0.0,
+    )
+    whole.features[0][0].stride = (spec.stride, spec.stride)
+    kept: nn.Sequential = whole.features[: FEATURES - spec.cut]
+    return kept
 
 
 class Deployed(nn.Module):

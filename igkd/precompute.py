@@ -69,7 +69,7 @@ def make_plan(
     if config.limit is not None and config.limit < len(labels):
         ids = limited(labels, validation, config.limit)
     layer, tapped = None, torch.empty(1, 0, 0, 0)
-    if isinstance(model, Classifier):  # students are cut from this kind of network: only there do layers correspond
+    if isinstance(model, Classifier) and not model.spec.lean:  # students are cut from this kind of network: only there do layers correspond
         layer = attention_layer(config.cut)
         with torch.inference_mode():
             tapped = model(torch.zeros(1, 3, *shape), layer)[1]

@@ -100,7 +100,7 @@ class Showcase:
 def warm_latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> list[Latency]:
     """What `igkd.latency` tells, of the networks at hand, in this process and by one thread.
 
-    Students of one cut share an architecture, so one of them stands for all.
+    Students of one cut, or of one lean architecture, are alike, so one of them stands for all.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would wait for one another where other processes are at work
@@ -113,7 +113,8 @@ def warm_latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> 
 def _latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> list[Latency]:
     networks = {"teacher": teacher}
     for student in students:
-        networks.setdefault(f"student, cut {student.spec.cut}", student)
+        network = f"lean {student.spec.lean}" if student.spec.lean else f"cut {student.spec.cut}"
+        networks.setdefault(f"student, {network}", student)
     rows = []
     for batch in BATCHES:
         timings = take_turns({name: partial(timed, torch_call(network, batch)) for name, network in networks.items()}, ROUNDS)

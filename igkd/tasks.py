@@ -109,7 +109,9 @@ def distill_task(
         sample = train
 
     test = None if config.test_images is None else partial(read_test, config.test_images, plan.image_shape, plan.resize)
-    spec = ModelSpec(classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride)
+    spec = ModelSpec(
+        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean
+    )
     if config.normalise:
         mean, std = normalisation(sample)
         spec = replace(spec, mean=mean, std=std)

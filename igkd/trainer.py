@@ -110,7 +110,7 @@ def finish_run(
     """
     model = models.load(outcome / "model")
     parameters = models.parameter_count(model)
-    whole = models.parameter_count(models.Classifier(dataclasses.replace(model.spec, cut=0)))
+    whole = models.parameter_count(models.Classifier(model.spec.whole))
     row = {
         "job": name,
         "name": name,

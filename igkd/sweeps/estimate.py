@@ -27,6 +27,7 @@ class Kind:
     """What runs of the same speed have in common."""
 
     cut: int
+    lean: str
     live: bool
     attention: bool
     batch_size: int
@@ -46,7 +47,12 @@ def kind_of(config: DistillConfig) -> Kind:
     """The kind of a run."""
     objective = config.objective
     return Kind(
-        cut=config.cut, live=objective.live, attention=objective.gamma > 0, batch_size=config.batch_size, precision=config.precision
+        cut=config.cut,
+        lean=config.lean,
+        live=objective.live,
+        attention=objective.gamma > 0,
+        batch_size=config.batch_size,
+        precision=config.precision,
     )
 
 

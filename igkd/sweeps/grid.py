@@ -46,7 +46,8 @@ def make_cell(root: str, config: DistillConfig, label: str | None = None) -> Cel
     """A run under ROOT/students, named after all that tells it from others."""
     label = label or config.label
     share = "" if config.share == 1 else f"-share{100 * config.share:.0f}"
-    name = f"{re.sub(r'[^A-Za-z0-9+.]+', '-', label)}-cut{config.cut}{share}-seed{config.seed}"
+    cut = "" if config.lean else f"-cut{config.cut}"  # a lean student's label says what it is
+    name = f"{re.sub(r'[^A-Za-z0-9+.]+', '-', label)}{cut}{share}-seed{config.seed}"
     return Cell(label=label, config=replace(config, out=f"{root}/students/{name}"))
 
 

@@ -17,7 +17,8 @@ from igkd.stats import ALPHA, Comparison, compare, t_interval, wilson_interval
 
 Measure = Literal["test", "validation"]
 
-NO_SETTINGS = {"arm", "content", "recipe", "cut", "seed", "store", "test_images", "out", "teacher", "workers", "maps", "cell", "share"}
+NO_SETTINGS = {"arm", "content", "recipe", "cut", "lean", "seed", "store", "test_images", "out", "teacher", "workers", "maps", "cell"}
+NO_SETTINGS |= {"share"}
 """Entries of a configuration that name a run, or say where it runs, but not how it learns."""
 
 
@@ -58,6 +59,16 @@ class Group:
     @property
     def cut(self) -> int:
         return int(self.first["cut"])
+
+    @property
+    def lean(self) -> str:
+        """The architecture of lean students, whose cut is 0; "" of cut ones."""
+        return str(self.first.get("config", {}).get("lean", ""))
+
+    @property
+    def network(self) -> str:
+        """Which network they are."""
+        return f"lean {self.lean}" if self.lean else f"cut {self.cut}"
 
     @property
     def compression(self) -> float:
@@ -167,10 +178,9 @@ def grouped(rows: Sequence[Mapping[str, Any]], measure: Measure) -> list[Group]:
         if _repeats(members):
             raise ValueError(f"arm {label} at cut {cut} holds two results of one seed: they are no independent repeats")
     one_cut = len({cut for _, cut in found}) == 1
-    return [
-        Group(label=arm if one_cut else f"{arm}, cut {cut}", arm=arm, rows=members, measure=measure)
-        for (arm, cut), members in found.items()
-    ]
+    groups = [Group(label=arm, arm=arm, rows=members, measure=measure) for (arm, _), members in found.items()]
+    # The arm of a lean student names its network already.
+    return [group if one_cut or group.lean else replace(group, label=f"{group.arm}, cut {group.cut}") for group in groups]
 
 
 def families(groups: Sequence[Group]) -> list[Family]:
@@ -229,8 +239,8 @@ def _turned(c: Comparison) -> Comparison:
 
 
 def _partner(group: Group, base: str, members: Sequence[Group]) -> Group | None:
-    """The method `base` at the same cut: of the same varied settings, or the only one there is."""
-    found = [other for other in members if other.own and not other.undone and other.base == base and other.cut == group.cut]
+    """The method `base` of the same network: of the same varied settings, or the only one there is."""
+    found = [other for other in members if other.own and not other.undone and other.base == base and other.network == group.network]
     same = [other for other in found if _variant(other) == _variant(group)]
     return same[0] if same else found[0] if len(found) == 1 else None
 

@@ -55,7 +55,7 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
     network, card = (None, None) if teacher is None else open_teacher(teacher)
     made = {} if card is None else card["made"]
     students = shown_students(root, page.rows, page.kind)
-    by_cut = {row["cut"]: root / "students" / row["cell"] for row in page.done}
+    networks = {(row["cut"], str(row.get("config", {}).get("lean", ""))): root / "students" / row["cell"] for row in page.done}
     best = root / "best.json"
     return replace(
         page,
@@ -76,7 +76,7 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
             "provenance": made.get("provenance", {}),
         },
         gallery=Showcase(store, network, students, 1).gallery() if network is not None and students else [],
-        latency=warm_latencies(network, map(models.load, by_cut.values())) if network is not None and by_cut else [],
+        latency=warm_latencies(network, map(models.load, networks.values())) if network is not None and networks else [],
         best={k: v for k, v in read_object(best).items() if k != "made"} if page.kind == "tuning" and best.exists() else None,
     )
 

@@ -162,7 +162,7 @@ def render(report: SweepReport) -> str:
             fewest=FEWEST,
             trial_curves=Markup(_trial_curves(view, report)) if report.kind == "tuning" else "",
             spread=Markup(charts.dots(_spread(view.partial, places), MEANING[measure], "spread", box=True)) if view.partial else "",
-            sizes=list({row["cut"]: row for row in sorted(report.rows, key=lambda row: row["cut"]) if "parameters" in row}.values()),
+            sizes=_sizes(report.rows),
             shown=SHOWN,
             **source,
         )
@@ -259,7 +259,7 @@ def _speed(report: SweepReport, groups: Sequence[Group], places: Mapping[str, in
     times = {entry.model: entry.p50 for entry in report.latency if entry.batch == 1}
     trends = []
     for arm, place in places.items():
-        points = [(times[name], *g.interval) for g in groups if g.arm == arm and (name := f"student, cut {g.cut}") in times]
+        points = [(times[name], *g.interval) for g in groups if g.arm == arm and (name := f"student, {g.network}") in times]
         trends += [Trend(label=arm, place=place, points=points)] if points else []
     best = accuracy(report.teacher, report.measure) if report.teacher else math.nan
     teacher = (times["teacher"], best) if "teacher" in times and math.isfinite(best) else None
@@ -292,6 +292,12 @@ def _points(view: _View, pruned: Iterable[Mapping[str, Any]]) -> tuple[np.ndarra
     finished = [[(own := settings(row))["alpha"], own["temperature"], accuracy(row, "validation")] for row in view.trials]
     stopped = [[(own := settings(row))["alpha"], own["temperature"]] for row in pruned]
     return np.array(finished, dtype=float).reshape(-1, 3), np.array(stopped, dtype=float).reshape(-1, 2)
+
+
+def _sizes(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A row of each network."""
+    sized = sorted((row for row in rows if "parameters" in row), key=lambda row: int(row["cut"]))
+    return list({(row["cut"], str(row.get("config", {}).get("lean", ""))): row for row in sized}.values())
 
 
 def _cell(row: Mapping[str, Any]) -> str:
