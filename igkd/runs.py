@@ -25,7 +25,7 @@ STATE = "state.safetensors"
 PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "onnx", "onnxruntime", "pyarrow", "numpy")
 # Settings that say where things are or how fast a run is; what matters of them is in the fingerprints.
 NOT_IDENTITY = {"out", "workers", "min_workers", "images", "test_images", "store", "teacher"}
-NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price"}
+NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price", "budget", "candidates"}
 
 TEST = ("accuracy", "correct", "count")
 ROW: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """A grid of students: python -m jobs.ablate --store URI --test-images SRC --out DIR --grids arms controls --seeds 0 1 2"""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from igkd.errors import UserError
 from igkd.store import Store, hold
 from igkd.sweeps.config import AblateConfig
 from igkd.sweeps.grid import Cell, cells
-from igkd.sweeps.ledger import Ledger, Status, read_rows, read_status
+from igkd.sweeps.ledger import Kind, Ledger, Status, read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.runtime import run_job, start_ray
-from jobs.trials import Work, interruptible, persist, print_estimate, run_trials, slots
+from jobs.trials import Halving, Work, interruptible, persist, print_estimate, replay, run_trials, slots
 
 
 def look_up(found: dict[str, Cell], settings: dict[str, Any]) -> Cell:
@@ -44,8 +45,21 @@ def ablate(config: AblateConfig) -> int:
     return 0 if finished or (seconds is not None and not read_status(Path(config.out)).failures) else 1
 
 
-def train_cells(grid: list[Cell], out: str, runs_per_gpu: int, seconds: float | None = None, page: str = "report.html") -> bool:
+def train_cells(
+    grid: list[Cell],
+    out: str,
+    runs_per_gpu: int,
+    seconds: float | None = None,
+    page: str = "report.html",
+    kind: Kind = "ablation",
+    halving: Callable[[], Halving] | None = None,
+) -> bool:
     """Run the cells that have no result yet, on a cluster that is started where there is none; says whether all have one now.
+
+    Args:
+        page: name of the report.
+        kind: of the sweep.
+        halving: makes what stops runs that lag behind; without it, all run to their end.
 
     Raises:
         UserError: a cell's directory belongs to a run of other settings.
@@ -54,7 +68,7 @@ def train_cells(grid: list[Cell], out: str, runs_per_gpu: int, seconds: float | 
     start_ray()
     todo = sum(not (Path(cell.config.out) / "result.json").exists() for cell in grid)
     resources, at_once = slots(runs_per_gpu, todo)
-    return interruptible(partial(run_cells, grid, out, resources, at_once, seconds, page))
+    return interruptible(partial(run_cells, grid, out, resources, at_once, seconds, page, kind, halving))
 
 
 def check(grid: list[Cell]) -> None:
@@ -82,7 +96,16 @@ def claim(grid: list[Cell]) -> None:
         runs.claim(Path(cell.config.out), cell.config, identity)
 
 
-def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: int, seconds: float | None, page: str) -> bool:
+def run_cells(
+    grid: list[Cell],
+    out: str,
+    resources: dict[str, float],
+    at_once: int,
+    seconds: float | None,
+    page: str,
+    kind: Kind,
+    halving: Callable[[], Halving] | None,
+) -> bool:
     """Run the cells that have no result yet; says whether all have one now."""
     root, first = Path(out), grid[0].config
     work = Work(
@@ -102,6 +125,7 @@ def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: 
         deadline=None if seconds is None else time.time() + seconds,
         epochs={cell.name: cell.config.epochs for cell in grid},
         page=page,
+        kind=kind,
     )
     with hold(out):
         ledger = Ledger(root, status)
@@ -113,7 +137,10 @@ def run_cells(grid: list[Cell], out: str, resources: dict[str, float], at_once: 
         def attempt() -> None:
             if todo := left():
                 seconds = None if status.deadline is None else max(1.0, status.deadline - time.time())
-                run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds)
+                judge = None if halving is None else halving()
+                if judge is not None:
+                    replay(judge, ledger.rows)
+                run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds, halving=judge)
 
         print(f"sweep: {len(grid)} runs, {len(grid) - len(left())} done before, {at_once} at a time, in {out}", flush=True)
         try:

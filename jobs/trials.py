@@ -119,13 +119,20 @@ def train_cell(settings: Settings, work: Work) -> None:
 class Halving(ASHAScheduler):
     """ASHA (Li et al. 2020), which remembers whom it stopped, and learns from the rows of an earlier driver."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, spared: frozenset[str] = frozenset()) -> None:
+        """Args:
+        epochs: of a whole run.
+        spared: cells that it neither stops nor compares others with.
+        """
         super().__init__(
             time_attr="epoch", metric=METRIC, mode="max", max_t=epochs + 1, grace_period=max(1, epochs // 9), reduction_factor=3
         )
         self.stopped: set[str] = set()
+        self.spared = spared
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.config.get("cell") in self.spared:
+            return str(self.CONTINUE)
         action: str = super().on_trial_result(tune_controller, trial, result)
         if action == self.STOP:
             self.stopped.add(trial.trial_id)
@@ -136,7 +143,7 @@ def replay(halving: Halving, rows: list[dict[str, Any]]) -> None:
     """Tell ASHA how runs of an earlier driver went, so that new ones are compared with them."""
     nobody: Any = None  # ASHA does not look at Tune's controller
     for row in rows:
-        trial: Any = types.SimpleNamespace(trial_id=row["cell"])
+        trial: Any = types.SimpleNamespace(trial_id=row["cell"], config={"cell": row["cell"]})
         halving.on_trial_add(nobody, trial)
         for entry in row["history"]:
             halving.on_trial_result(nobody, trial, entry)

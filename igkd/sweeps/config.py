@@ -1,7 +1,7 @@
-"""Settings of jobs.ablate and jobs.tune."""
+"""Settings of jobs.ablate, jobs.tune and jobs.search."""
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from igkd.config import Arm, Content
@@ -127,3 +127,37 @@ class TuneConfig(SweepConfig):
         super().__post_init__()
         if self.trials < 1:
             raise UserError(f"--trials must be at least 1, not {self.trials}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(SweepConfig):
+    """Search for a student that is accurate and fast on the machine that this runs on: candidates are timed untrained, the largest of those
+    fast enough are trained, and judged on the validation split alone. OUT/best.json is a recipe for jobs.distill."""
+
+    teacher: str = field()
+    """Directory of the teacher's checkpoint: what students have to be faster than."""
+    budget: float = 8.0
+    """How many times as fast as the teacher, one image a pass, both by ONNX Runtime in int8 on one thread."""
+    candidates: int = 24
+    """Random architectures to time."""
+    trials: int = 8
+    """Of those that are fast enough, how many to train."""
+    parameters: int | None = None
+    """A student's, at most; by default those of the cut student."""
+    recipe: str = "strong"
+    """How all of them are trained: paper, paper-as-published, strong, or a JSON file of settings."""
+    arm: Arm = "kd"
+    """What they learn from; without at, which needs a cut of the teacher."""
+    cut: int = 5
+    """A cut student to compare them with."""
+    rounds: int = 20
+    """Turns of each network when it is timed, of 5 passes each."""
+    seed: int = 0
+    """Of the candidates and of every student."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.candidates, self.trials, self.rounds) < 1 or not 0 < self.budget < float("inf"):
+            raise UserError("--candidates, --trials and --rounds must be at least 1, --budget above 0")
+        if self.cut not in ATTENTION_DIVIDER:
+            raise UserError(f"--cut {self.cut} is not one of {', '.join(map(str, ATTENTION_DIVIDER))}")

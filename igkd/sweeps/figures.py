@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import ConvexHull, QhullError
 
-from igkd.figures import INK, LABEL, PALETTE, RULE, SOFT, WIDTH, chart, label_ends, pen, plain, svg
+from igkd.figures import DASHED, INK, LABEL, PALETTE, RULE, SOFT, WIDTH, chart, label_ends, pen, plain, svg
 
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}")
 COLOURS = "viridis"
@@ -45,6 +45,19 @@ class Trend:
     place: int
     points: Sequence[tuple[float, float, float, float]]
     hollow: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spot:
+    """A network in a chart of accuracy against speed; finite numbers."""
+
+    x: float
+    y: float
+    label: str
+    front: bool
+    """No other is better; the rest are faint."""
+    hollow: bool
+    """Of another family, to compare with."""
 
 
 def dots(rows: Sequence[Dots], title: str, name: str, *, box: bool = False) -> str:
@@ -124,6 +137,32 @@ def trends(
     axes.set_title(title, loc="left", color=SOFT, fontsize=10, pad=8)
     label_ends(axes, sorted(ends))
     return svg(figure, name)
+
+
+def front(spots: Sequence[Spot], budget: float) -> str:
+    """Accuracy against times as fast: the front as a line of numbered dots, what is behind it faint, what it is compared with hollow.
+
+    Args:
+        spots: at least one.
+        budget: drawn as a line upright.
+    """
+    figure, axes = chart(height=3.0, left=0.09, right=0.97)
+    axes.axvline(budget, color=SOFT, linewidth=1, linestyle=DASHED, zorder=0)
+    best = sorted((spot for spot in spots if spot.front), key=lambda spot: spot.x)
+    axes.plot([spot.x for spot in best], [spot.y for spot in best], color=PALETTE[0], linewidth=1.6, zorder=1)
+    for spot in spots:
+        colour = PALETTE[1] if spot.hollow else PALETTE[0]
+        face, faint = "none" if spot.hollow else colour, 1.0 if spot.front or spot.hollow else 0.35
+        axes.plot(spot.x, spot.y, linestyle="", marker="D" if spot.hollow else "o", markersize=7, color=colour, mfc=face, alpha=faint)
+        axes.annotate(spot.label, (spot.x, spot.y), (7, 4), textcoords="offset points", color=INK, alpha=faint, fontsize=10)
+    axes.margins(x=0.08, y=0.12)
+    axes.annotate("budget", (budget, 1.0), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points", va="top", color=SOFT)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.grid(axis="y", color=RULE, linewidth=0.7)
+    axes.set_xlabel("times as fast as the teacher, int8, one image, one thread", color=SOFT, fontsize=10)
+    axes.set_title("validation accuracy, %", loc="left", color=SOFT, fontsize=10, pad=8)
+    return svg(figure, "front")
 
 
 def surface(trials: NDArray[np.float64], stopped: NDArray[np.float64], names: tuple[str, str]) -> str:

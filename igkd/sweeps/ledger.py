@@ -22,7 +22,7 @@ SILENT_S = 60.0
 
 Row = dict[str, Any]
 Phase = Literal["running", "finished", "stopped"]
-Kind = Literal["ablation", "tuning"]
+Kind = Literal["ablation", "tuning", "search"]
 
 
 @dataclass(kw_only=True)
@@ -113,7 +113,7 @@ def read_status(root: Path) -> Status:
         UserError: there has never been a driver, or its file is none.
     """
     if not (root / STATUS).exists():
-        raise UserError(f"{root} is no sweep (it has no {STATUS}); jobs.ablate and jobs.tune make one")
+        raise UserError(f"{root} is no sweep (it has no {STATUS}); jobs.ablate, jobs.tune and jobs.search make one")
     try:
         status = typed(Status, read_object(root / STATUS))
         if status.page != Path(status.page).name or not status.page.endswith(".html"):  # it is written, so it must not lead elsewhere

@@ -12,6 +12,7 @@ from igkd.page import source_name
 from igkd.runs import read_object
 from igkd.showcase import Showcase, warm_latencies
 from igkd.store import Store
+from igkd.sweeps.front import publish_front
 from igkd.sweeps.ledger import Row, read_rows, read_status
 from igkd.sweeps.report import SweepReport, markdown, render, summary_table
 from igkd.teachers import open_teacher
@@ -32,6 +33,8 @@ def publish(root: Path) -> str:
         UserError: it is no sweep, or the store or the teacher are not where they were.
     """
     status, rows = read_status(root), read_rows(root)
+    if status.kind == "search":
+        return publish_front(root, status)
     page = SweepReport(
         title="Ablation" if status.kind == "ablation" else "Search",
         kind=status.kind,

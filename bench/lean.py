@@ -1,0 +1,41 @@
+"""Lean students, untrained, against a teacher in the same runtime: ONNX Runtime int8, one image a pass, one thread, in turns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from igkd import lean, models
+from igkd.config import parse
+from igkd.models import ModelSpec, parameter_count
+from igkd.store import Store
+from igkd.sweeps.lean import measured_latencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What jobs.search does before it trains, without training: no Ray, no runs."""
+
+    store: str
+    """Of any images of the teacher's size: int8's ranges are taken from them."""
+    out: str
+    """Directory for latencies.json; the same command goes on."""
+    teacher: str = "assets/cifar10-teacher"
+    """Directory of a checkpoint."""
+    candidates: int = 24
+    rounds: int = 20
+    """Turns of each model, of 5 passes each."""
+    seed: int = 0
+
+
+def main() -> None:
+    config = parse(Config, "bench.lean")
+    spec: ModelSpec = models.load(config.teacher).spec
+    cut = ModelSpec(**{**vars(spec), "cut": 5})
+    found = lean.candidates(parameter_count(models.Classifier(cut)), config.candidates, config.seed, len(spec.classes), spec.image_shape)
+    specs = [cut, *(ModelSpec(**{**vars(spec), "lean": str(one)}) for one in found)]
+    measured = measured_latencies(Path(config.out), specs, config.teacher, Store.open(config.store), config.rounds, 8.0)
+    for one in sorted(measured.measured, key=lambda one: -one.times_as_fast):
+        print(f"{one.times_as_fast:6.2f} {one.times_as_fast_as_eager:7.1f}  {one.milliseconds:.3f} ms  {one.parameters:7,}  {one.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""A search for a fast student: python -m jobs.search --store URI --teacher DIR --out DIR --budget 8 --candidates 24 --trials 8"""
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+
+from igkd import lean, models, runs
+from igkd.config import DistillConfig, parse
+from igkd.files import write_json
+from igkd.models import ModelSpec
+from igkd.recipes import distill_config, recipe_file
+from igkd.store import Store, hold
+from igkd.sweeps.config import SearchConfig
+from igkd.sweeps.front import best_row
+from igkd.sweeps.grid import Cell, make_cell
+from igkd.sweeps.lean import Measured, measured_latencies, within_budget
+from igkd.sweeps.ledger import read_rows, read_status
+from igkd.sweeps.publish import publish
+from igkd.tasks import fingerprints
+from igkd.teachers import open_teacher
+from jobs.ablate import check, train_cells
+from jobs.runtime import run_job, start_ray
+from jobs.trials import METRIC, Halving, print_estimate
+
+
+def base_of(config: SearchConfig) -> DistillConfig:
+    """What all students have in common, as the cut one. They have no test images: what is chosen here never saw them."""
+    common = {"store": config.store, "out": "", "arm": config.arm, "cut": config.cut, "seed": config.seed, "teacher": config.teacher}
+    return distill_config(config.recipe, **common, **({} if config.epochs is None else {"epochs": config.epochs}), lean="")
+
+
+def specs_of(config: SearchConfig, store: Store) -> list[ModelSpec]:
+    """The networks to time: the cut student, and the candidates. They normalise their pixels as the teacher does, which takes time, too.
+
+    Raises:
+        UserError: there are not so many candidates.
+    """
+    plan, teacher = store.plan, open_teacher(config.teacher)[0].spec
+    cut = ModelSpec(
+        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride,
+        mean=teacher.mean, std=teacher.std,
+    )  # fmt: skip
+    limit = config.parameters if config.parameters is not None else models.parameter_count(models.Classifier(cut))
+    found = lean.candidates(limit, config.candidates, config.seed, len(plan.classes), plan.image_shape)
+    return [cut, *(dataclasses.replace(cut, cut=0, lean=str(one)) for one in found)]
+
+
+def cells_of(config: SearchConfig, base: DistillConfig, chosen: list[Measured]) -> list[Cell]:
+    """The cut student's run, and those of the lean ones."""
+    students = [base, *(dataclasses.replace(base, lean=one.lean) for one in chosen)]
+    return [make_cell(config.out, student) for student in students]
+
+
+def search(config: SearchConfig) -> int:
+    """Time the candidates, train the most promising ones, and report; gives the exit status, 1 if runs failed.
+
+    Raises:
+        UserError: settings, store and teacher do not fit; or no candidate is fast enough.
+    """
+    seconds, began = config.seconds_left(runs.local_now()), time.monotonic()
+    base, store, root = base_of(config), Store.open(config.store), Path(config.out)
+    specs = specs_of(config, store)
+    check([make_cell(config.out, dataclasses.replace(base, lean=specs[1].lean))])
+    if config.dry_run:
+        start_ray()
+        print(f"{len(specs)} networks to time, and at most {config.trials + 1} to train: the largest candidates, if they are fast enough")
+        largest = sorted(specs[1:], key=lambda spec: -lean.parse(spec.lean).parameters(len(spec.classes)))[: config.trials]
+        students = [base, *(dataclasses.replace(base, lean=spec.lean) for spec in largest)]
+        print_estimate([make_cell(config.out, one) for one in students], config.runs_per_gpu, config.price)
+        return 0
+    identity = fingerprints(base)
+    runs.claim(root, config, identity)
+    with hold(config.out):  # before Ray is started: the machine is as quiet as it can be
+        latencies = measured_latencies(root, specs, config.teacher, store, config.rounds, config.budget)
+    wanted = {spec.lean for spec in specs[1:]}  # others may be there, of an earlier command with more candidates
+    chosen = within_budget([one for one in latencies.measured if one.lean in wanted], config.budget, config.trials)
+    grid = cells_of(config, base, chosen)
+    if seconds is not None:
+        seconds = max(1.0, seconds - (time.monotonic() - began))
+    halving = partial(Halving, base.epochs, frozenset({grid[0].name}))  # the cut student is here to compare with, and runs to its end
+    finished = train_cells(grid, config.out, config.runs_per_gpu, seconds, kind="search", halving=halving)
+    write_best(config, grid, chosen, identity["store_fingerprint"])
+    print(publish(root), flush=True)
+    return 0 if finished or (seconds is not None and not read_status(root).failures) else 1
+
+
+def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], store_fingerprint: str) -> None:
+    """Write OUT/best.json, the recipe of the most accurate student within the budget."""
+    root, cells = Path(config.out), {cell.name: cell for cell in grid}
+    rows = [row for row in read_rows(root) if row["cell"] in cells]  # others are of an earlier budget
+    best = best_row(rows)
+    if best is None:
+        return
+    student = cells[best["cell"]].config
+    measured = next(one for one in chosen if one.lean == student.lean)
+    accuracy = best["history"][-1][METRIC]
+    made = {"command": runs.command(), "trials": len(rows), "cell": best["cell"], METRIC: accuracy, "store_fingerprint": store_fingerprint}
+    made |= {"machine": runs.machine(), "times_as_fast": measured.times_as_fast, "budget": config.budget}
+    write_json(root / "best.json", recipe_file(student, made))
+    print(
+        f"best: {student.lean}, validation {accuracy:.1%}, {measured.times_as_fast:.1f} times as fast as the teacher; "
+        f"use it by --recipe {root / 'best.json'}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    return search(parse(SearchConfig, "jobs.search"))
+
+
+if __name__ == "__main__":
+    run_job(main)
