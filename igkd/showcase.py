@@ -113,8 +113,8 @@ def warm_latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> 
 def _latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> list[Latency]:
     networks = {"teacher": teacher}
     for student in students:
-        network = f"lean {student.spec.lean}" if student.spec.lean else f"cut {student.spec.cut}"
-        networks.setdefault(f"student, {network}", student)
+        kind = f"lean {student.spec.lean}" if student.spec.lean else f"cut {student.spec.cut}"
+        networks.setdefault(f"student, {kind}", student)
     rows = []
     for batch in BATCHES:
         timings = take_turns({name: partial(timed, torch_call(network, batch)) for name, network in networks.items()}, ROUNDS)

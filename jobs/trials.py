@@ -138,6 +138,10 @@ class Halving(ASHAScheduler):
             self.stopped.add(trial.trial_id)
         return action
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if trial.config.get("cell") not in self.spared:
+            super().on_trial_complete(tune_controller, trial, result)
+
 
 def replay(halving: Halving, rows: list[dict[str, Any]]) -> None:
     """Tell ASHA how runs of an earlier driver went, so that new ones are compared with them."""

@@ -90,8 +90,8 @@ def publish_front(root: Path, status: Status) -> str:
     latencies, rows = read_latencies(root), read_rows(root)
     if latencies is None:
         raise UserError(f"{root} has no {LATENCIES}; run the command of its search again")
-    config = next((row["config"] for row in rows if "config" in row), {})
-    note, teacher = "", {}
+    config: dict[str, Any] = next((row["config"] for row in rows if "config" in row), {})
+    note, teacher = "", dict[str, Any]()
     if isinstance(config.get("store"), str) and isinstance(config.get("teacher"), str):
         store = Store.open(config["store"])
         source = page.source_name(store.plan.images)

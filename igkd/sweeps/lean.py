@@ -53,7 +53,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Latencies:
-    """What OUT/latencies.json holds."""
+    """What OUT/latencies.json holds; what was timed on another machine is timed anew."""
 
     machine: str
     rounds: int
@@ -104,8 +104,7 @@ def measured_latencies(root: Path, specs: Sequence[ModelSpec], teacher: str, sto
 
     found, started = read_latencies(root), runs.now()
     if found is None or (found.machine, found.rounds) != (runs.machine(), rounds):
-        provenance = runs.provenance(runs.command(), 0, started)
-        found = Latencies(machine=runs.machine(), rounds=rounds, load=(), budget=budget, networks=[], provenance=provenance)
+        found = Latencies(machine=runs.machine(), rounds=rounds, load=(), budget=budget, networks=[], provenance={})
     found = dataclasses.replace(found, budget=budget)
     known = {(one.cut, one.lean) for one in found.measured}
     missing = [spec for spec in specs if (spec.cut, spec.lean) not in known]
@@ -124,7 +123,8 @@ def measured_latencies(root: Path, specs: Sequence[ModelSpec], teacher: str, sto
                         flush=True,
                     )
                 networks = [*found.networks, *map(dataclasses.asdict, group)]
-                found = dataclasses.replace(found, networks=networks, load=(*found.load, round(load, 2)))
+                made = runs.provenance(runs.command(), 0, started)
+                found = dataclasses.replace(found, networks=networks, load=(*found.load, round(load, 2)), provenance=made)
                 write_json(root / LATENCIES, dataclasses.asdict(found))
     write_json(root / LATENCIES, dataclasses.asdict(found))
     return found

@@ -16,10 +16,11 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)  # each of these 
     [
         ("teacher", ["--images", "--out", "--epochs", "--workers", "--seed"]),
         ("precompute", ["--images", "--split", "--teacher", "--store", "--limit", "--steps", "--bad-images"]),
-        ("distill", ["--store", "--test-images", "--arm", "--cut", "--seed", "--epochs", "--workers", "--out", "kd+ig+at"]),
+        ("distill", ["--store", "--test-images", "--arm", "--cut", "--lean", "--seed", "--epochs", "--workers", "--out", "kd+ig+at"]),
         ("pipeline", ["--preset", "demo", "cifar10", "--out", "--arms", "--seeds"]),
         ("ablate", ["--store", "--grids", "monte-carlo", "--until", "--dry-run", "--runs-per-gpu"]),
         ("tune", ["--store", "--trials", "--until", "--hours", "--recipe"]),
+        ("search", ["--store", "--teacher", "--budget", "--candidates", "--trials", "--until", "--recipe"]),
     ],
 )
 def test_help_names_the_flags(run_job: Run, job: str, flags: list[str]) -> None:
@@ -41,6 +42,7 @@ def test_help_names_the_flags(run_job: Run, job: str, flags: list[str]) -> None:
         ("ablate", ["--store", "OUT/none", "--out", "OUT/new", "--arms", "magic"], ["magic", "kd+ig+at"]),
         slow("tune", ["--store", "OUT/none", "--out", "OUT/new", "--until", "25:00"], ["--until 25:00 is no time", "07:00"]),
         slow("tune", ["--store", "OUT/none", "--out", "OUT/new", "--trials", "0"], ["--trials must be at least 1"]),
+        slow("search", ["--store", "OUT/none", "--teacher", "OUT/none", "--out", "OUT/new", "--budget", "0"], ["--budget above 0"]),
         ("pipeline", ["--preset", "demo", "--images", "nonsense", "--out", "OUT"], ["nonsense", "folder:PATH"]),
     ],
 )

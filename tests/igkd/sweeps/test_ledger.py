@@ -117,7 +117,7 @@ def test_status_command_says_so_by_its_exit_status(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-m", "igkd.sweeps", "status", str(tmp_path)], capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    assert asked() == (1, f"error: {tmp_path} is no sweep (it has no status.json); jobs.ablate and jobs.tune make one\n")
+    assert asked() == (1, f"error: {tmp_path} is no sweep (it has no status.json); jobs.ablate, jobs.tune and jobs.search make one\n")
     ledger = Ledger(tmp_path, status(updated=time.time(), running={"a": 0}))
     code, said = asked()
     assert code == 0 and "running: 0 of 3 runs done, 1 running" in said

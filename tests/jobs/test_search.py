@@ -1,0 +1,122 @@
+"""A search for a lean student on real Ray Tune: what it times, what it trains, what it leaves, and what it cannot reach."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igkd import models
+from igkd.config import DistillConfig
+from igkd.errors import UserError
+from igkd.recipes import distill_config
+from igkd.sweeps.config import SearchConfig
+from igkd.sweeps.lean import read_latencies
+from igkd.sweeps.ledger import read_rows, read_status
+from igkd.sweeps.publish import publish
+from jobs.distill import distill
+from jobs.search import search
+from tests.jobs.conftest import IMAGES
+
+
+def config(store: str, teacher: str, out: Path, **changes: Any) -> SearchConfig:
+    usual: dict[str, Any] = {"budget": 0.01, "candidates": 3, "trials": 2, "recipe": "paper", "epochs": 2, "rounds": 2}
+    return SearchConfig(store=store, teacher=teacher, out=str(out), **usual | changes)
+
+
+@pytest.fixture(scope="module")
+def searched(cluster: None, toy_store: str, teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("search") / "out"
+    assert search(config(toy_store, teacher, out)) == 0
+    return out
+
+
+def test_all_are_timed_and_the_largest_trained_beside_the_cut_one(searched: Path) -> None:
+    latencies = read_latencies(searched)
+    assert latencies is not None
+    cut, *lean = latencies.measured
+    assert (cut.cut, cut.lean) == (5, "") and len(lean) == 3 and all(one.times_as_fast > 0 and one.cut == 0 for one in lean)
+    assert all(cut.parameters / 2 <= one.parameters <= cut.parameters for one in lean)
+    rows = read_rows(searched)
+    largest = sorted(lean, key=lambda one: -one.parameters)[:2]
+    assert {row["config"]["lean"] for row in rows} == {"", *(one.lean for one in largest)}
+    by_lean = {row["config"]["lean"]: row for row in rows}
+    assert by_lean[""]["state"] == "done" and by_lean[""]["cut"] == 5
+    for one in largest:
+        row = by_lean[one.lean]
+        assert row["cut"] == 0 and f"lean {one.lean}" in row["arm"]
+        if row["state"] == "done":
+            assert row["parameters"] == one.parameters and row["compression"] > cut.parameters / one.parameters
+            assert models.load(searched / "students" / row["cell"]).spec.lean == one.lean
+    assert read_status(searched).kind == "search"
+
+
+def test_the_test_images_are_out_of_reach(searched: Path) -> None:
+    for row in read_rows(searched):
+        assert "test" not in row and row["config"]["test_images"] is None
+    assert "test_images" not in SearchConfig.__dataclass_fields__
+
+
+def test_the_report_draws_the_front(searched: Path) -> None:
+    page = (searched / "report.html").read_text()
+    assert 'aria-label="Chart of validation accuracy against times as fast' in page and "on the front" in page and "cut 5" in page
+    (searched / "report.html").unlink()
+    assert "students trained" in publish(searched)  # what `igkd.sweeps report` calls
+    assert (searched / "report.html").read_text() == page
+
+
+def test_the_same_command_computes_nothing_again(searched: Path, toy_store: str, teacher: str) -> None:
+    kept = [path for path in searched.rglob("*") if path.is_file() and ("students" in path.parts or path.name == "latencies.json")]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept}
+    assert search(config(toy_store, teacher, searched)) == 0
+    for path, (changed, data) in before.items():
+        assert path.read_bytes() == data and (path.name == "latencies.json" or path.stat().st_mtime_ns == changed)
+
+
+def test_its_best_is_a_recipe_for_jobs_distill(searched: Path, toy_store: str, tmp_path: Path) -> None:
+    best = json.loads((searched / "best.json").read_text())
+    done = [row for row in read_rows(searched) if row["state"] == "done" and row["config"]["lean"]]
+    assert best["made"]["validation_accuracy"] == max(row["history"][-1]["validation_accuracy"] for row in done)
+    settings = {"store": toy_store, "out": str(tmp_path / "one"), "test_images": IMAGES, "arm": "kd", "epochs": 1}
+    row = distill(distill_config(str(searched / "best.json"), **settings))
+    assert row["config"]["lean"] == best["lean"] and row["test"]["count"] == 30
+    assert sorted(os.listdir(tmp_path / "one"))[-3:] == ["model.json", "model.safetensors", "result.json"]
+
+
+def test_an_impossible_budget_names_the_fastest_and_trains_nothing(searched: Path, toy_store: str, teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("config.json", "latencies.json"):  # times do not hang on the budget
+        (out / name).write_bytes((searched / name).read_bytes())
+    with pytest.raises(UserError, match=r"none of 3 lean students is 1e\+06 times as fast .* the fastest, [124]:[0-9x,]+, is .* --budget"):
+        search(config(toy_store, teacher, out, budget=1e6))
+    assert not (out / "students").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arm": "kd+at"}, "cannot transfer attention"),
+        ({"parameters": 300}, "there are only 0 lean students"),
+        ({"store": "nowhere"}, "holds no attribution store"),
+        ({"teacher": "nowhere"}, "no checkpoint"),
+    ],
+)
+def test_bad_settings_are_one_sentence_before_anything_is_timed(
+    toy_store: str, teacher: str, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    given = {"store": toy_store, "teacher": teacher} | changes
+    with pytest.raises(UserError, match=message):
+        search(config(given.pop("store"), given.pop("teacher"), tmp_path / "out", **given))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes", [{"budget": 0.0}, {"budget": float("nan")}, {"trials": 0}, {"candidates": 0}, {"cut": 4}])
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        config("store", "teacher", Path("out"), **changes)
+
+
+def test_a_lean_student_and_a_cut_one_have_directories_of_their_own() -> None:
+    assert DistillConfig(store="s", out="o", lean="2:8x1").label != DistillConfig(store="s", out="o").label
