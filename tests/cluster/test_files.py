@@ -22,6 +22,7 @@ CONFIGS = {
     "pipeline": config.PipelineConfig,
     "ablate": sweeps.AblateConfig,
     "tune": sweeps.TuneConfig,
+    "search": sweeps.SearchConfig,
 }
 SECRETS = re.compile(
     r"AKIA[0-9A-Z]{16}|PRIVATE KEY|\b[0-9a-f]{32,}\b|(?i:(secret_access_key|password|token)\s*[:=]\s*[\"']?[A-Za-z0-9/+_-]{16,})"

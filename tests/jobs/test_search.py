@@ -74,6 +74,7 @@ def test_the_same_command_computes_nothing_again(searched: Path, toy_store: str,
         assert path.read_bytes() == data and (path.name == "latencies.json" or path.stat().st_mtime_ns == changed)
 
 
+@pytest.mark.slow
 def test_its_best_is_a_recipe_for_jobs_distill(searched: Path, toy_store: str, tmp_path: Path) -> None:
     best = json.loads((searched / "best.json").read_text())
     done = [row for row in read_rows(searched) if row["state"] == "done" and row["config"]["lean"]]
@@ -116,6 +117,20 @@ def test_bad_settings_are_one_sentence_before_anything_is_timed(
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         config("store", "teacher", Path("out"), **changes)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"machine": 3}', "{"])
+def test_damaged_latencies_are_refused_in_words(text: str, tmp_path: Path) -> None:
+    (tmp_path / "latencies.json").write_text(text)
+    with pytest.raises(UserError, match="latencies.json"):
+        read_latencies(tmp_path)
+
+
+def test_latencies_whose_networks_are_none_are_refused(tmp_path: Path) -> None:
+    whole = {"machine": "m", "rounds": 2, "load": [0.5], "budget": 8.0, "networks": [{"lean": "2:8x1"}], "provenance": {}}
+    (tmp_path / "latencies.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="not of a search of this version"):
+        read_latencies(tmp_path)
 
 
 def test_a_lean_student_and_a_cut_one_have_directories_of_their_own() -> None:
