@@ -78,7 +78,8 @@ def search(config: SearchConfig) -> int:
     grid = cells_of(config, base, chosen)
     if seconds is not None:
         seconds = max(1.0, seconds - (time.monotonic() - began))
-    halving = partial(Halving, base.epochs, frozenset({grid[0].name}))  # the cut student is here to compare with, and runs to its end
+    # The cut student is here to compare with, and runs to its end. Architectures that begin slowly have a third of the epochs to catch up.
+    halving = partial(Halving, base.epochs, frozenset({grid[0].name}), 3)
     finished = train_cells(grid, config.out, config.runs_per_gpu, seconds, kind="search", halving=halving)
     write_best(config, grid, chosen, identity["store_fingerprint"])
     print(publish(root), flush=True)

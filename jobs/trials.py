@@ -119,13 +119,14 @@ def train_cell(settings: Settings, work: Work) -> None:
 class Halving(ASHAScheduler):
     """ASHA (Li et al. 2020), which remembers whom it stopped, and learns from the rows of an earlier driver."""
 
-    def __init__(self, epochs: int, spared: frozenset[str] = frozenset()) -> None:
+    def __init__(self, epochs: int, spared: frozenset[str] = frozenset(), first: int = 9) -> None:
         """Args:
         epochs: of a whole run.
         spared: cells that it neither stops nor compares others with.
+        first: nobody is stopped before this fraction of the epochs, 1 / first.
         """
         super().__init__(
-            time_attr="epoch", metric=METRIC, mode="max", max_t=epochs + 1, grace_period=max(1, epochs // 9), reduction_factor=3
+            time_attr="epoch", metric=METRIC, mode="max", max_t=epochs + 1, grace_period=max(1, epochs // first), reduction_factor=3
         )
         self.stopped: set[str] = set()
         self.spared = spared
