@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
 from jobs.distill import distill
 from jobs.search import search
+from jobs.trials import Halving
 from tests.jobs.conftest import IMAGES
 
 
@@ -131,6 +133,21 @@ def test_latencies_whose_networks_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latencies.json").write_text(json.dumps(whole))
     with pytest.raises(UserError, match="not of a search of this version"):
         read_latencies(tmp_path)
+
+
+def test_the_cut_student_is_neither_stopped_nor_are_others_because_of_it() -> None:
+    rows = [
+        {"cell": name, "history": [{"epoch": n, "validation_accuracy": accuracy} for n in range(1, 4)]}
+        for name, accuracy in (("cut", 0.9), ("good", 0.5), ("cut", 0.1), ("bad", 0.2))
+    ]
+    halving, seen = Halving(9, frozenset({"cut"}), 3), []
+    nobody: Any = None
+    for number, row in enumerate(rows):
+        trial: Any = SimpleNamespace(trial_id=f"{row['cell']}{number}", config={"cell": row["cell"]})
+        halving.on_trial_add(nobody, trial)
+        seen.append([halving.on_trial_result(nobody, trial, entry) for entry in row["history"]])
+    go, stop = "CONTINUE", "STOP"
+    assert seen == [[go] * 3, [go] * 3, [go] * 3, [go, go, stop]] and halving.stopped == {"bad3"}
 
 
 def test_a_lean_student_and_a_cut_one_have_directories_of_their_own() -> None:
