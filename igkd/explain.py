@@ -401,14 +401,24 @@ def table(found: Explanation) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    config = parse(ExplainConfig, "igkd.explain")
+def write_page(config: ExplainConfig) -> tuple[Explanation, int]:
+    """Look, and write the page; gives what it shows and its bytes.
+
+    Raises:
+        UserError: as `explain` does; or the page could not be written, which is said before anything is computed.
+    """
     out = Path(config.out)
     check_writable(out)
     found = explain(config)
     data = render(found).encode(errors="replace")  # names of files may be no text
     write_bytes(out, data)
-    print("\n".join(filter(None, [table(found), f"written           {out}, {len(data) / 1e6:.2f} MB"])))
+    return found, len(data)
+
+
+def main() -> None:
+    config = parse(ExplainConfig, "igkd.explain")
+    found, written = write_page(config)
+    print("\n".join(filter(None, [table(found), f"written           {config.out}, {written / 1e6:.2f} MB"])))
 
 
 if __name__ == "__main__":
