@@ -260,6 +260,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"limit": 0}, "--steps and --limit must be at least 1"),
         ({"out": "page.png"}, "page.png is no page: its name must end in .html"),
         ({"out": "directory.html"}, "directory.html: it is a directory"),
+        ({"out": "directory.html", "checkpoint": "/nowhere"}, "directory.html: it is a directory"),  # before anything is computed
         ({"out": "text.jpg/page.html"}, "cannot write .*: .*text.jpg is no directory"),
     ],
 )
