@@ -165,6 +165,24 @@ def matching_samples(
     return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)
 
 
+def matching_teacher(text: str, model: ImageClassifier, name: str) -> tuple[ImageClassifier, dict[str, Any]]:
+    """A teacher to compare a network with, and its card, as `open_teacher` gives them.
+
+    Args:
+        text: as `open_teacher` takes it.
+        name: the network in messages.
+
+    Raises:
+        UserError: there is no such teacher, or its classes or the size of its images are not the network's.
+    """
+    teacher, card = open_teacher(text)
+    check_classes(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
+    if teacher.spec.image_shape != model.spec.image_shape:
+        size = " and the checkpoint on ".join(f"{h}x{w}" for h, w in (teacher.spec.image_shape, model.spec.image_shape))
+        raise UserError(f"the teacher {text} was trained on {size} pixels; give one of the same size")
+    return teacher, card
+
+
 def check_size(model: ImageClassifier, name: str, image_size: int | None) -> None:
     """Refuse an --image-size that is not the network's."""
     height, width = model.spec.image_shape
@@ -181,16 +199,11 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     started, device = runs.now(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = f"the checkpoint {config.checkpoint}"
     model, card = open_teacher(config.checkpoint)
-    shape = model.spec.image_shape
     check_size(model, name, config.image_size)
     source = open_images(config.images)
     labels = source.checked_labels(config.split)
-    teacher, teacher_card = (None, None) if config.teacher is None else open_teacher(config.teacher)
+    teacher, teacher_card = (None, None) if config.teacher is None else matching_teacher(config.teacher, model, name)
     if teacher is not None:
-        check_classes(teacher, f"the teacher {config.teacher}", name, model.spec.classes, "give one of the same classes")
-        if teacher.spec.image_shape != shape:
-            size = " and the checkpoint on ".join(f"{h}x{w}" for h, w in (teacher.spec.image_shape, shape))
-            raise UserError(f"the teacher {config.teacher} was trained on {size} pixels; give one of the same size")
         teacher = teacher.to(device).to(memory_format=torch.channels_last)
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):

@@ -6,7 +6,6 @@ images. `igkd.formats` says what goes in and what comes out.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from igkd import formats
 from igkd.config import BadImages, parse
 from igkd.errors import UserError, run_cli
 from igkd.evaluate import check_size, matching_samples, predict
-from igkd.files import write_bytes
+from igkd.files import check_writable, write_bytes
 from igkd.formats import SUFFIXES, Format, Logits, Pixels
 from igkd.images import ImageSource, open_images
 from igkd.models import ImageClassifier
@@ -119,11 +118,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             or cannot be written.
     """
     out, name = Path(config.out), f"the checkpoint {config.checkpoint}"
-    if out.is_dir():
-        raise UserError(f"cannot write {out}: it is a directory; name a file in it")
-    above = next(parent for parent in out.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):  # known now rather than after minutes of work
-        raise UserError(f"cannot write {out}: {above} is no directory that may be written to")
+    check_writable(out)
     model, card = open_teacher(config.checkpoint)
     check_size(model, name, config.image_size)
     source, resize = training_images(config, card)

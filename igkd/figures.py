@@ -36,25 +36,26 @@ LABEL = 26
 """Characters of an arm's name beside a chart."""
 
 LONGEST = 96
-"""Pixels; larger pictures of the gallery are shrunk to this side."""
+"""Pixels; larger pictures of a gallery are shrunk to this side."""
 
 
-def image_uri(image: NDArray[Any]) -> str:
-    """RGB picture (H, W, 3), uint8 or float in [0, 1], to a PNG data URI."""
+def image_uri(image: NDArray[Any], longest: int = LONGEST) -> str:
+    """RGB picture (H, W, 3), uint8 or float in [0, 1], to a PNG data URI of at most `longest` pixels a side."""
     if image.dtype != np.uint8:
         image = (np.nan_to_num(image.astype(np.float64)).clip(0, 1) * 255).round().astype(np.uint8)
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    picture.thumbnail((longest, longest), Image.Resampling.BOX)
     return _png(picture)
 
 
-def map_uri(values: NDArray[Any]) -> str:
-    """Map (H, W) to a PNG data URI: dark at its minimum, bright from its 99th percentile on, grey where it is not finite.
+def map_uri(values: NDArray[Any], longest: int = LONGEST) -> str:
+    """Map (H, W) to a PNG data URI of at most `longest` pixels a side: dark at its minimum, bright from its 99th percentile on, grey where
+    it is not finite.
 
     A constant map is dark throughout.
     """
     picture = Image.fromarray(np.where(np.isfinite(values), values, np.nan).astype(np.float32))
-    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    picture.thumbnail((longest, longest), Image.Resampling.BOX)
     values = np.asarray(picture, dtype=np.float64)
     finite = np.isfinite(values)
     low, high = (values[finite].min(), np.quantile(values[finite], 0.99)) if finite.any() else (0.0, 0.0)

@@ -130,6 +130,19 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a local file that could not be written, which is better known before minutes of work than after; writes nothing.
+
+    Raises:
+        UserError: it is a directory, or its directory cannot be made or written to.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a directory; name a file in it")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"cannot write {path}: {above} is no directory that may be written to")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -102,6 +102,32 @@ def open_images(spec: str) -> ImageSource:
     raise UserError(f"'{spec}' names no images; use cifar10, shapes, parquet:URI or folder:PATH")
 
 
+def loose_pictures(path: Path) -> "FolderImages":
+    """Pictures of no class, each with the label -1: a picture's file, or all files of a directory in the order of their names.
+
+    Raises:
+        UserError: nothing is there, it holds no file, or a file in it is a link to somewhere else.
+    """
+    try:
+        if path.is_file():
+            return FolderImages(str(path.parent), (), {"": ((path.name, -1, path.stat().st_size),)})
+        found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        _refuse_links(found, path)
+        if not found:
+            raise UserError(f"{path} holds no pictures; a directory that has one for each class is named folder:{path}")
+        return FolderImages(str(path), (), {"": tuple((p.name, -1, p.stat().st_size) for p in found)})
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {explain(error)}") from None
+
+
+def _refuse_links(found: Sequence[Path], root: Path) -> None:
+    """A directory that someone made must not make pictures from elsewhere on this machine part of a store or page."""
+    inside = root.resolve()
+    for path in found:
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(f"{path} is a link to {path.resolve()}, outside of {root}; put a copy there (cp -rL) if it belongs to it")
+
+
 def _fingerprint(*parts: object) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -206,14 +232,10 @@ class FolderImages(ImageSource):
         classes = tuple(sorted({d.name for s in splits for d in (root / s).iterdir() if d.is_dir() and not d.name.startswith(".")}))
         if not classes:
             raise UserError(f"folder:{root} holds no class directories; expected {root}/CLASS/*.png or {root}/train/CLASS/*.png")
-        files, inside = {}, root.resolve()
+        files = {}
         for split in splits:
             found = sorted(p for c in classes for p in (root / split / c).rglob("*") if p.is_file() and not p.name.startswith("."))
-            for path in found:
-                if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                    raise UserError(
-                        f"{path} is a link to {path.resolve()}, outside of {root}; put a copy there (cp -rL) if it belongs to it"
-                    )
+            _refuse_links(found, root)
             files[split] = tuple(
                 (str(p.relative_to(root)), classes.index(p.relative_to(root / split).parts[0]), p.stat().st_size) for p in found
             )

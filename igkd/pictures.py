@@ -56,6 +56,12 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
+def size(image: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of an encoded picture that `decode` takes, read from its header."""
+    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+        return opened.height, opened.width
+
+
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """uint8 (H, W, 3) to PNG bytes, lossless and deterministic."""
     buffer = io.BytesIO()

@@ -37,7 +37,8 @@ def compute_pipeline(
     """
     gpu = bool(ray.cluster_resources().get("GPU"))
     light: dict[str, Any] = {"num_cpus": READ_CPUS if gpu else 1}
-    heavy: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1, "runtime_env": ALL_GPUS} if gpu else light
+    # Unless told, Ray ends a process after a single task on a GPU: the teacher would be loaded anew for every part.
+    heavy: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1, "max_calls": 0, "runtime_env": ALL_GPUS} if gpu else light
     return (
         ray.data.from_items(parts, override_num_blocks=len(parts))
         .map(Read(source, work).__call__, **light)

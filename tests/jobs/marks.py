@@ -4,6 +4,7 @@ A program for tests: python -c "from tests.jobs.marks import main; main()" MARKS
 """
 
 import dataclasses
+import os
 import sys
 import time
 import uuid
@@ -28,12 +29,17 @@ SECONDS = 1.0
 
 
 def mark(place: str, what: str) -> None:
-    (Path(place) / f"{what}-{ray.get_runtime_context().get_node_id()}-{uuid.uuid4().hex}").touch()
+    (Path(place) / f"{what}-{ray.get_runtime_context().get_node_id()}-{os.getpid()}-{uuid.uuid4().hex}").touch()
 
 
 def marks(place: Path, what: str) -> list[str]:
     """Ids of the nodes that did it, one for each time."""
     return [path.name.split("-")[1] for path in place.glob(f"{what}-*")]
+
+
+def processes(place: Path, what: str) -> set[str]:
+    """That did it."""
+    return {path.name.split("-")[2] for path in place.glob(f"{what}-*")}
 
 
 @dataclasses.dataclass(frozen=True)

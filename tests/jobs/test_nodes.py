@@ -16,7 +16,7 @@ from igkd.store import verify
 from igkd.sweeps.ledger import read_rows
 from igkd.train import read_history
 from tests.jobs.conftest import IMAGES, ROOT
-from tests.jobs.marks import marks
+from tests.jobs.marks import marks, processes
 from tests.jobs.nodes import Nodes
 
 PARTS = 40
@@ -41,9 +41,9 @@ def started(command: list[str], nodes: Nodes, log: Path) -> "subprocess.Popen[by
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
 
-def precompute(place: Path, teacher: str, uri: str, nodes: Nodes) -> "subprocess.Popen[bytes]":
+def precompute(place: Path, teacher: str, uri: str, nodes: Nodes, parts: int = PARTS) -> "subprocess.Popen[bytes]":
     program = "from tests.jobs.marks import main; main()"
-    return started([sys.executable, "-c", program, str(place), teacher, uri, str(PARTS)], nodes, place.parent / "log")
+    return started([sys.executable, "-c", program, str(place), teacher, uri, str(parts)], nodes, place.parent / "log")
 
 
 def wait_until(job: "subprocess.Popen[bytes]", seen: Callable[[], bool], log: Path) -> None:
@@ -97,15 +97,16 @@ def test_a_node_that_joins_takes_part_and_one_that_leaves_costs_only_what_it_had
 @pytest.mark.slow
 def test_nodes_without_a_gpu_read_and_those_with_one_attribute(nodes: Nodes, place: Path, teacher: str, tmp_path: Path) -> None:
     """By Ray's books, which is what places tasks; there is no GPU here, and the processor does what it would."""
-    uri, log = str(tmp_path / "store"), tmp_path / "log"
-    reader, gpu = nodes.add(2), nodes.add(0, num_gpus=1)
-    job = precompute(place, teacher, uri, nodes)
+    uri, log, parts = str(tmp_path / "store"), tmp_path / "log", 30
+    reader, gpu = nodes.add(2), nodes.add(1, num_gpus=1)
+    job = precompute(place, teacher, uri, nodes, parts)
     wait_until(job, lambda: len(written(uri)) >= 2, log)
-    another = nodes.add(0, num_gpus=1)
+    another = nodes.add(1, num_gpus=1)
     finish(job, log)
     assert verify(uri) == []
-    assert set(marks(place, "read")) == {reader}
-    assert set(marks(place, "attribute")) == {gpu, another} and len(marks(place, "attribute")) == PARTS
+    assert reader in marks(place, "read")  # as are the processors of the others, which have nothing else to do
+    assert set(marks(place, "attribute")) == {gpu, another} and len(marks(place, "attribute")) == parts
+    assert len(processes(place, "attribute")) <= parts / 3  # which keep their teacher; one a GPU where nothing disturbs them
 
 
 @pytest.mark.slow
