@@ -18,6 +18,7 @@ import s3fs
 import torch
 from PIL import Image
 
+import jobs  # noqa: F401  # sets what Ray reads when it is imported, by whichever test is the first to do so
 from igkd import models, precompute, shapes, store
 from igkd.config import PrecomputeConfig
 from igkd.images import open_images

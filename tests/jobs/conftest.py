@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import jobs  # noqa: F401  # sets what Ray reads when it is imported
 from igkd.config import PrecomputeConfig
 from tests.conftest import make_store
 
