@@ -158,6 +158,7 @@ def measure(models: Sequence[str], batches: Sequence[int], threads: Sequence[int
     rows = []
     for batch in batches:
         for count in threads:
+            print(f"latency: batches of {batch} by {count} thread(s)", file=sys.stderr, flush=True)
             with processes(models, batch, count) as started:
                 timings = take_turns({name: process.timed for name, process in started.items()}, rounds)
             for name, timing in timings.items():

@@ -248,7 +248,7 @@ def checkpoint_card(directory: Path | str) -> dict[str, Any]:
     """The `model.json` of a checkpoint: spec, sha256 of the weights, sizes, how it was made."""
     path = Path(directory) / "model.json"
     if not path.is_file():
-        raise UserError(f"{directory} holds no checkpoint (no model.json there); train one with `python -m jobs.teacher --out {directory}`")
+        raise UserError(f"{directory} holds no checkpoint (no model.json there); make one with jobs.teacher or jobs.distill")
     card = read_json(path)
     if not isinstance(card, dict) or not {"spec", "sha256"} <= card.keys():
         raise UserError(f"{path} is not a checkpoint of this project: it names no spec and sha256")

@@ -94,7 +94,7 @@ def distill_task(
     Raises:
         UserError: the store is not there, unfinished, damaged, or lacks what the arm needs.
     """
-    store = open_store(config)
+    store = _fitting_store(config)
     plan = store.plan
     held_out = store.column("validation")
     if not held_out.any() or held_out.all():
@@ -103,7 +103,7 @@ def distill_task(
         train, validation = None, validation_of(store)
         sample = store.samples([0])[0]
     else:
-        samples, _ = rows or store.samples()
+        samples, held_out = rows or store.samples()
         train, validation = samples.select(~held_out), samples.select(held_out)
         train = train.select(some_of(train, config))
         sample = train
@@ -202,11 +202,23 @@ def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
 
 
 def open_store(config: DistillConfig) -> Store:
-    """Open the store that a student learns from; reads no row.
+    """Open the store that a student learns from, where a run begins; reads no row.
 
     Raises:
-        UserError: it is not there, unfinished, or lacks what the arm needs.
+        UserError: it is not there, unfinished, lacks what the arm needs, or is not the one that the recipe was found with.
     """
+    store = _fitting_store(config)
+    wanted = made_for(config.recipe)
+    if wanted is not None and wanted != store.fingerprint():
+        raise UserError(
+            f"the recipe {config.recipe} was found with another store than {config.store}; "
+            f'tune on this one, or delete "{MADE}" from the file to use it all the same'
+        )
+    return store
+
+
+def _fitting_store(config: DistillConfig) -> Store:
+    """The same without the recipe, whose file a worker need not see."""
     store = Store.open(config.store)
     tap = config.objective.tap
     if tap is not None and store.plan.attention_layer is None:
@@ -220,12 +232,6 @@ def open_store(config: DistillConfig) -> Store:
         )
     if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
-    wanted = made_for(config.recipe)
-    if wanted is not None and wanted != store.fingerprint():
-        raise UserError(
-            f"the recipe {config.recipe} was found with another store than {config.store}; "
-            f'tune on this one, or delete "{MADE}" from the file to use it all the same'
-        )
     if store.plan.split != "train":
         raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
     return store

@@ -132,6 +132,7 @@ def fill_store(
     uri = absolute(config.store)
     manifest = store.sound_manifest(uri, plan)
     if manifest is not None and not config.repair and not store.start(uri, plan):
+        print(f"precompute: {config.store} is already finished: {manifest['rows']} rows; igkd.store verify checks them", flush=True)
         return manifest
     with store.hold(uri) as lease:
         todo = store.start(uri, plan)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 from optuna.distributions import BaseDistribution
 from ray.tune.search.optuna import OptunaSearch
@@ -50,6 +51,7 @@ def accuracy(row: Row) -> float:
 
 def make_search(config: TuneConfig, base: DistillConfig, rows: list[Row], begun: list[Settings]) -> OptunaSearch:
     """TPE that knows the rows, and proposes first what was begun, or the recipe itself."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     ranges = space(base)
     own = settings_of(vars(base), ranges)
     first = begun or ([own] if not rows and inside(own, ranges) else [])

@@ -235,8 +235,8 @@ def pickled(directory: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing there": (lambda d: [f.unlink() for f in d.iterdir()], "no checkpoint.*jobs.teacher"),
-    "no card": (lambda d: (d / "model.json").unlink(), "no checkpoint.*jobs.teacher"),
+    "nothing there": (lambda d: [f.unlink() for f in d.iterdir()], "no checkpoint.*jobs.teacher or jobs.distill"),
+    "no card": (lambda d: (d / "model.json").unlink(), "no checkpoint.*jobs.teacher or jobs.distill"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "model.safetensors cannot be read.*incomplete"),
     "a bit flipped": (flip_a_bit, "does not match.*damaged"),
     "truncated": (truncate, "does not match.*damaged"),

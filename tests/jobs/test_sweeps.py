@@ -125,6 +125,16 @@ def test_a_recipe_of_another_store_is_refused_before_anything_runs(cluster: None
     assert cells(grid(toy_store, tmp_path / "out", recipes=(str(recipe),)), Store.open(toy_store))[0].config.alpha == 0.5
 
 
+def test_a_recipe_is_read_where_the_command_was_typed(
+    cluster: None, toy_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And there alone: a worker is elsewhere, perhaps on another machine."""
+    monkeypatch.chdir(tmp_path)
+    Path("best.json").write_text(json.dumps({"epochs": 1, "made": {"store_fingerprint": Store.open(toy_store).fingerprint()}}))
+    distill(distill_config("best.json", store=toy_store, out="out", arm="student"))
+    assert (tmp_path / "out" / "result.json").exists()
+
+
 def test_a_store_without_attention_is_refused_for_an_arm_that_needs_it(cluster: None, toy_store: str, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(toy_store, store)
@@ -161,6 +171,10 @@ def test_a_dry_run_prints_the_grid_its_time_and_cost_and_writes_nothing(
     assert ablate(grid(toy_store, tmp_path / "out", dry_run=True, price=3600.0)) == 0
     said = capsys.readouterr().out
     assert "4 runs, 0 done before" in said and "kd+ig" in said and "(as here)" in said and "cost" in said
+    small = tmp_path / "small.json"  # whose steps need only the first part of the store
+    small.write_text('{"batch_size": 2}')
+    assert ablate(grid(toy_store, tmp_path / "out", dry_run=True, recipes=(str(small),), seeds=(0,))) == 0
+    assert "2 runs, 0 done before" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
