@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import ray
 
 from tests.jobs.conftest import ROOT
@@ -40,6 +41,7 @@ for mode in ("token", "disabled"):
 """
 
 
+@pytest.mark.slow
 def test_it_takes_no_work_from_whoever_has_no_token(tmp_path: Path) -> None:
     """In a home where Ray has never been: the token is made. Ray's ports are open to the network, dashboard aside."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}

@@ -34,6 +34,7 @@ def searched(cluster: None, toy_store: str, teacher: str, tmp_path_factory: pyte
     return out
 
 
+@pytest.mark.slow
 def test_all_are_timed_and_the_largest_trained_beside_the_cut_one(searched: Path) -> None:
     latencies = read_latencies(searched)
     assert latencies is not None
@@ -54,12 +55,14 @@ def test_all_are_timed_and_the_largest_trained_beside_the_cut_one(searched: Path
     assert read_status(searched).kind == "search"
 
 
+@pytest.mark.slow
 def test_the_test_images_are_out_of_reach(searched: Path) -> None:
     for row in read_rows(searched):
         assert "test" not in row and row["config"]["test_images"] is None
     assert "test_images" not in SearchConfig.__dataclass_fields__
 
 
+@pytest.mark.slow
 def test_the_report_draws_the_front(searched: Path) -> None:
     page = (searched / "report.html").read_text()
     assert 'aria-label="Chart of validation accuracy against times as fast' in page and "on the front" in page and "cut 5" in page
@@ -68,6 +71,7 @@ def test_the_report_draws_the_front(searched: Path) -> None:
     assert (searched / "report.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_the_same_command_computes_nothing_again(searched: Path, toy_store: str, teacher: str) -> None:
     kept = [path for path in searched.rglob("*") if path.is_file() and ("students" in path.parts or path.name == "latencies.json")]
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept}
@@ -87,6 +91,7 @@ def test_its_best_is_a_recipe_for_jobs_distill(searched: Path, toy_store: str, t
     assert sorted(os.listdir(tmp_path / "one"))[-3:] == ["model.json", "model.safetensors", "result.json"]
 
 
+@pytest.mark.slow
 def test_an_impossible_budget_names_the_fastest_and_trains_nothing(searched: Path, toy_store: str, teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
