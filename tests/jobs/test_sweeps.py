@@ -125,6 +125,7 @@ def test_a_recipe_of_another_store_is_refused_before_anything_runs(cluster: None
     assert cells(grid(toy_store, tmp_path / "out", recipes=(str(recipe),)), Store.open(toy_store))[0].config.alpha == 0.5
 
 
+@pytest.mark.slow
 def test_a_recipe_is_read_where_the_command_was_typed(
     cluster: None, toy_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
