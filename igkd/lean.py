@@ -20,7 +20,7 @@ from igkd.typed import short
 MAX_WIDTH, MAX_BLOCKS, MAX_STAGES = 1024, 16, 6
 STEMS = (1, 2, 4)
 _STAGE = "[1-9][0-9]{0,3}x[1-9][0-9]?"
-_NAME = re.compile(f"[124]:{_STAGE}(?:,{_STAGE}){{0,{MAX_STAGES - 1}}}")
+_NAME = re.compile(f"[{''.join(map(str, STEMS))}]:{_STAGE}(?:,{_STAGE}){{0,{MAX_STAGES - 1}}}")
 LEAST_SHARE = 0.5
 """Of the limit that a candidate's parameters may not fall below: a smaller network is not what is asked for."""
 STEP = 8

@@ -146,6 +146,7 @@ def run_cells(
         try:
             persist(attempt)
         finally:
+            ledger.refresh()
             finished = not left()
             ledger.status.running.clear()
             ledger.write_status("finished" if finished else "stopped")

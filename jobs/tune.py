@@ -129,6 +129,7 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
         try:
             persist(attempt)
         finally:
+            ledger.refresh()
             ledger.status.running.clear()
             ledger.write_status("finished" if len(ledger.rows) >= config.trials else "stopped")
     write_best(root, base, ledger.rows, identity["store_fingerprint"], work.command)

@@ -67,10 +67,14 @@ class Ledger:
 
     def __init__(self, root: Path, status: Status) -> None:
         self.root, self.status = root, status
-        self.rows = read_rows(root)
-        # What was killed between a result and its line is put right here, and a line that broke off goes.
-        write_bytes(root / ROWS, b"".join(_line(row) for row in self.rows))
+        self.refresh()
         self.write_status()
+
+    def refresh(self) -> None:
+        """Make the lines anew from the runs' results: a driver may be killed between a result and its line, or within a line, and a run
+        may end while its driver is being stopped."""
+        self.rows = read_rows(self.root)
+        write_bytes(self.root / ROWS, b"".join(_line(row) for row in self.rows))
 
     def add(self, row: Row) -> None:
         """Append the row of a run that has its result.json by now."""

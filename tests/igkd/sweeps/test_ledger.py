@@ -57,6 +57,14 @@ def test_a_driver_killed_between_result_and_row_or_within_a_row_loses_and_repeat
     assert lines(tmp_path) == ["a", "bb", "ccc"] == [r["cell"] for r in read_rows(tmp_path)]
 
 
+def test_a_run_that_ends_while_its_driver_is_stopped_has_its_row(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, status())
+    ledger.add(finish(tmp_path, "a"))
+    finish(tmp_path, "bb")  # whose end nobody told the driver of
+    ledger.refresh()
+    assert lines(tmp_path) == ["a", "bb"] == [r["cell"] for r in ledger.rows]
+
+
 def test_a_run_that_is_concluded_has_a_result_and_no_state(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, status())
     (tmp_path / "students" / "a").mkdir(parents=True)
