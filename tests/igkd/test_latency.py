@@ -111,7 +111,7 @@ def command(*args: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_a_table_and_writes_the_row(files: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "latency.json"
     done = command(files["onnx"], files["checkpoint"], "--batches", "1", "--threads", "1", "--rounds", "1", "--out", str(out))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "latency: batches of 1 by 1 thread(s)\n")
     row = json.loads(out.read_text())
     assert done.stdout.rstrip("\n") == table(row["latency"]) and len(row["latency"]) == 2
     assert row["provenance"]["command"].startswith("python -m igkd.latency ") and row["provenance"]["versions"]["onnxruntime"]

@@ -123,6 +123,7 @@ def watched_worker(loop_config: dict[str, Any]) -> None:
     train_worker(loop_config)
 
 
+@pytest.mark.slow
 def test_a_stream_gives_every_image_once_an_epoch_in_another_order(cluster: None, toy_store: str, tmp_path: Path) -> None:
     config = DistillConfig(
         store=toy_store, test_images=IMAGES, out=str(tmp_path / "out"), arm="kd+ig+at", epochs=2, ingest="stream", workers=2, batch_size=16
