@@ -1,10 +1,10 @@
-"""A teacher and a cut student by torch, and in ONNX Runtime in float32 and static int8, side by side as igkd.latency times models."""
+"""A teacher, a cut and a lean student by torch and by ONNX Runtime in float32 and static int8, timed in turns as igkd.latency does."""
 
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,18 +16,20 @@ from igkd.images import open_images
 from igkd.latency import measure, table, usual_threads
 from igkd.samples import load_samples
 
-RUNTIMES = {"": "torch, float32", ".onnx": "ONNX Runtime, float32", "-int8.onnx": "ONNX Runtime, int8"}
-"""What a model's name ends in, and what runs it."""
+RUNTIMES: dict[Literal["onnx", "onnx-int8"], str] = {"onnx": "ONNX Runtime, float32", "onnx-int8": "ONNX Runtime, int8"}
+"""What runs a file of each format."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Latency and memory of teacher and student in each runtime; the student is untrained, which does not change how long it takes."""
+    """Latency and memory of teacher and students in each runtime; students are untrained, which does not change how long they take."""
 
     teacher: str = "assets/cifar10-teacher"
     """Directory of a checkpoint."""
     cut: int = 5
-    """Of the student; 5 has 4.1 times fewer parameters."""
+    """Of the first student; 5 has 4.1 times fewer parameters."""
+    lean: str = "4:32x2,48x2,96x2"
+    """Architecture of the second."""
     images: str | None = None
     """The teacher's training images: its files are then checked, int8's accuracy, too. By default int8 is calibrated on drawn shapes."""
     rounds: int = 20
@@ -36,33 +38,33 @@ class Config:
     """JSON file for the figures."""
 
 
-def build(config: Config, directory: Path) -> tuple[list[str], dict[str, Any]]:
-    """All models: their paths, teachers first, and the checks of the teacher's files where there are images for one."""
-    teacher, paths, checks = models.load(config.teacher), [config.teacher], {}
-    student = models.build(replace(teacher.spec, cut=config.cut), 0).eval()
-    models.save(student, directory / "student", {})
+def build(config: Config, directory: Path) -> tuple[dict[str, tuple[str, str]], dict[str, Any]]:
+    """All models: network and runtime of each path, the teacher by torch first; and the checks of its files where there are images."""
+    teacher = models.load(config.teacher)
     samples, _ = load_samples(open_images("shapes"), "train", np.arange(CALIBRATION), teacher.spec.image_shape, resize=True)
-    for name, model in (("teacher", teacher), ("student", student)):
-        paths += [str(directory / "student")] if name == "student" else []
-        for kind, ending in (("onnx", ".onnx"), ("onnx-int8", "-int8.onnx")):
-            path = directory / f"{name}{ending}"
-            paths.append(str(path))
-            if name == "teacher" and config.images is not None:
-                given = ExportConfig(checkpoint=config.teacher, format=kind, out=str(path), images=config.images)  # type: ignore[arg-type]
-                checks[kind] = export(given)["check"]
+    networks = {
+        "teacher": teacher,
+        f"cut {config.cut}": models.build(replace(teacher.spec, cut=config.cut), 0).eval(),
+        f"lean {config.lean}": models.build(replace(teacher.spec, lean=config.lean), 0).eval(),
+    }
+    built: dict[str, tuple[str, str]] = {}
+    checks: dict[str, Any] = {}
+    for number, (name, model) in enumerate(networks.items()):
+        checkpoint = config.teacher if model is teacher else str(directory / str(number))
+        if model is not teacher:
+            models.save(model, Path(checkpoint), {})
+        built[checkpoint] = name, "torch, float32"
+        for kind, runtime in RUNTIMES.items():
+            path = directory / f"{number}-{kind}.onnx"
+            built[str(path)] = name, runtime
+            if model is teacher and config.images is not None:
+                checks[kind] = export(ExportConfig(checkpoint=checkpoint, format=kind, out=str(path), images=config.images))["check"]
                 continue
             network = formats.to_onnx(model)
             if kind == "onnx-int8":
                 network = formats.to_int8(network, as_decoded(samples))
             write_bytes(path, formats.with_metadata(network, formats.describe(model.spec, {})))
-    return paths, checks
-
-
-def label(path: str, config: Config) -> tuple[str, str]:
-    """Which network and which runtime a path stands for."""
-    who = "teacher" if path == config.teacher or Path(path).name.startswith("teacher") else f"student, cut {config.cut}, untrained"
-    ending = next(ending for ending in ("-int8.onnx", ".onnx", "") if path.endswith(ending))
-    return who, RUNTIMES[ending]
+    return built, checks
 
 
 def against_teacher(rows: list[dict[str, Any]]) -> None:
@@ -77,18 +79,18 @@ def against_teacher(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     config, started = parse(Config, "bench.latency"), runs.now()
     with tempfile.TemporaryDirectory() as directory:
-        paths, checks = build(config, Path(directory))
-        rows = measure(paths, (1, 64), usual_threads(), config.rounds)
+        built, checks = build(config, Path(directory))
+        rows = measure(list(built), (1, 64), usual_threads(), config.rounds)
     for row in rows:
-        row["network"], row["runtime"] = label(row["model"], config)
+        row["network"], row["runtime"] = built[row["model"]]
         row["model"] = f"{row['network']}: {row['runtime']}"
     against_teacher(rows)
     print(table(rows))
-    print("\ntimes as fast as the teacher in the same runtime (the student's weights are untrained)")
+    print("\ntimes as fast as the teacher in the same runtime (the students are untrained)")
     for row in rows:
         if row["network"] != "teacher":
             ratio = row["times_as_fast_as_teacher_in_runtime"]
-            print(f"  {row['runtime']:22} batch {row['batch']:2}, {row['threads']} thread(s)  {ratio:.2f}")
+            print(f"  {row['network']:22} {row['runtime']:22} batch {row['batch']:2}, {row['threads']} thread(s)  {ratio:.2f}")
     if config.out:
         write_json(Path(config.out), {"latency": rows, "checks": checks} | runs.provenance(runs.command(), 0, started))
 
