@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from igkd import models, precompute, shapes, store
 from igkd.config import PrecomputeConfig
 from igkd.images import open_images
 
+# A script's background job ignores Ctrl-C and so would the jobs that tests stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 BAD = (5, *range(14, 21))

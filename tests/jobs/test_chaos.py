@@ -145,6 +145,7 @@ def disturb(kind: str, driver: "subprocess.Popen[bytes]", nodes: Nodes, tap: Tap
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_chaos(nodes: Nodes, tap: Tap, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address, log = nodes.cluster.address, tmp_path / "log"
 
