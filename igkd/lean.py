@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from igkd.errors import UserError
@@ -90,13 +92,28 @@ def features(lean: Lean) -> nn.Sequential:
     return network
 
 
+class Shortcut(nn.Conv2d):
+    """A 1x1 convolution with a stride, which has the pixels between left out before it when there may be a backward pass.
+
+    oneDNN's backward pass of the plain one, channels last and from fewer than 16 channels, writes beyond its memory: the process dies or
+    hangs (https://github.com/uxlfoundation/oneDNN/issues/6035, in torch 2.14). Without gradients, as in exported files, this is the plain
+    one.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(input)
+        down, right = self.stride
+        return F.conv2d(input[:, :, ::down, ::right], self.weight, self.bias)
+
+
 def _blocks(lean: Lean, before: int) -> Iterator[nn.Module]:
     for stage, (width, blocks) in enumerate(lean.stages):
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             beside = None
             if stride != 1 or before != width:
-                beside = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+                beside = nn.Sequential(Shortcut(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
             yield BasicBlock(before, width, stride, beside)
             before = width
 
