@@ -7,7 +7,7 @@ mark what it needs.
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,13 @@ def answers(teacher: nn.Module, samples: Samples) -> Tensor:
 
 
 def evaluate(
-    model: ImageClassifier, samples: Samples, *, teacher: ImageClassifier | None = None, maps: int = 0, steps: int = 50
+    model: ImageClassifier,
+    samples: Samples,
+    *,
+    teacher: ImageClassifier | None = None,
+    maps: int = 0,
+    steps: int = 50,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Everything that labelled images tell about a network, as JSON values.
 
@@ -57,6 +63,7 @@ def evaluate(
         teacher: to compare with; same classes in the same order, same size, same device.
         maps: how many images, stratified by class, maps are computed for: 0, or at least 2.
         steps: of integrated gradients.
+        progress: is told a line before anything that may take long.
 
     Returns:
         accuracy, correct, count, loss (mean, nats), calibration_error, per_class (name to accuracy, None where there are no images);
@@ -84,11 +91,13 @@ def evaluate(
         row["teacher_accuracy"] = metrics.correct(theirs, labels) / len(labels)
         row["agreement"] = metrics.agreement(logits, theirs)
     if maps:
-        row["maps"] = judge_maps(model, teacher, samples.select(stratified_choice(labels.numpy(), maps, 0, "maps")), steps)
+        row["maps"] = judge_maps(model, teacher, samples.select(stratified_choice(labels.numpy(), maps, 0, "maps")), steps, progress)
     return row
 
 
-def judge_maps(model: ImageClassifier, teacher: ImageClassifier | None, samples: Samples, steps: int) -> dict[str, Any]:
+def judge_maps(
+    model: ImageClassifier, teacher: ImageClassifier | None, samples: Samples, steps: int, progress: Callable[[str], None]
+) -> dict[str, Any]:
     """Integrated-gradients maps of the true labels: the student's against the teacher's, and both against random ones.
 
     Each network's maps start from its own baseline, 0 in its normalised space. Deletion and insertion ask the student alone, whoever made
@@ -103,7 +112,10 @@ def judge_maps(model: ImageClassifier, teacher: ImageClassifier | None, samples:
     networks = {"student": model} if teacher is None else {"student": model, "teacher": teacher}
     ids = torch.from_numpy(samples.ids)
     # Compiling a graph would take longer than so few images take without one.
-    looks = {name: attributor(n, "ig", "torch", steps)(samples.pixels, samples.labels, ids).ig.numpy() for name, n in networks.items()}
+    looks = {}
+    for name, network in networks.items():
+        progress(f"the {name}'s maps of {len(samples):,} images")
+        looks[name] = attributor(network, "ig", "torch", steps)(samples.pixels, samples.labels, ids).ig.numpy()
     row: dict[str, Any] = {"count": len(samples)}
     if teacher is not None:
         for name, similarity in SIMILARITIES.items():
@@ -111,6 +123,7 @@ def judge_maps(model: ImageClassifier, teacher: ImageClassifier | None, samples:
             control = similarity(looks["student"], np.roll(looks["teacher"], 1, axis=0))
             row[name] = {"mean": float(own.mean()), "standard_error": standard_error(own), "control": float(control.mean())}
     for name, values in (looks | {"random": random_maps(samples.ids, samples.shape)}).items():
+        progress(f"deletion and insertion curves by maps: {name}")
         curves = perturbation_curves(model, samples.pixels, samples.labels, values)
         row[name] = {
             kind: {"area": float(areas(c).mean()), "standard_error": standard_error(areas(c)), "curve": c.mean(axis=0).tolist()}
@@ -211,13 +224,19 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     resize = config.image_size is not None
     samples, left_out = matching_samples(model, name, source, config.split, ids, resize, config.bad_images)
     model = model.to(device).to(memory_format=torch.channels_last)
+
+    def progress(line: str) -> None:
+        print(f"evaluate: {line}", file=sys.stderr, flush=True)
+
+    progress(f"{len(samples):,} images")
     return {
         "job": "evaluate",
         "config": dataclasses.asdict(config),
         "checkpoint_sha256": card["sha256"],
         "teacher_sha256": teacher_card and teacher_card["sha256"],
         "images_fingerprint": source.fingerprint(config.split),
-        "evaluation": evaluate(model, samples, teacher=teacher, maps=config.maps, steps=config.steps) | {"left_out": left_out},
+        "evaluation": evaluate(model, samples, teacher=teacher, maps=config.maps, steps=config.steps, progress=progress)
+        | {"left_out": left_out},
         "provenance": runs.provenance(runs.command(), 0, started),
     }
 

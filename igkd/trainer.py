@@ -87,7 +87,7 @@ class Trainer:
             samples, left_out = task.test()
             for sentence in left_out:
                 self.progress(f"test images: {sentence}")
-            figures = evaluate(finished, samples, teacher=self.teacher, maps=min(task.maps, len(samples)))
+            figures = evaluate(finished, samples, teacher=self.teacher, maps=min(task.maps, len(samples)), progress=self.progress)
             outcome["test"] = figures | {"left_out": len(left_out)}
         write_json(directory / "outcome.json", outcome)
 

@@ -156,7 +156,10 @@ def test_the_command_prints_and_writes_what_evaluate_gives(student: str, teacher
     out = tmp_path / "new" / "judged.json"
     args = ["--checkpoint", student, "--images", IMAGES, "--teacher", teacher, "--maps", "4", "--steps", "3", "--out", str(out)]
     done = command(*args)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    progress = ["30 images", "the student's maps of 4 images", "the teacher's maps of 4 images"]
+    progress += [f"deletion and insertion curves by maps: {name}" for name in ("student", "teacher", "random")]
+    assert done.stderr.splitlines() == [f"evaluate: {line}" for line in progress]
     row = json.loads(out.read_text())
     figures = row["evaluation"]
     assert figures.pop("left_out") == 0
