@@ -24,9 +24,13 @@ from igkd import models, precompute, shapes, store
 from igkd.config import PrecomputeConfig
 from igkd.images import open_images
 
-# A script's background job ignores Ctrl-C and so would the jobs that tests stop by it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+def pytest_configure() -> None:
+    """A script's background job ignores Ctrl-C, and so would the jobs that tests stop by it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 BAD = (5, *range(14, 21))
 """Images of `parquet_images` that do not decode: one alone, and all seven of the third part."""
