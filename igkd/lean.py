@@ -96,8 +96,8 @@ class Shortcut(nn.Conv2d):
     """A 1x1 convolution with a stride, which has the pixels between left out before it when there may be a backward pass.
 
     oneDNN's backward pass of the plain one, channels last and from fewer than 16 channels, writes beyond its memory: the process dies or
-    hangs (https://github.com/uxlfoundation/oneDNN/issues/6035, in torch 2.14). Without gradients, as in exported files, this is the plain
-    one.
+    hangs (https://github.com/uxlfoundation/oneDNN/issues/6035; seen in torch 2.15). Without gradients, as in exported files, this is
+    the plain one.
     """
 
     def forward(self, input: Tensor) -> Tensor:
