@@ -46,6 +46,11 @@ class Lean:
         return f"{self.stem}:{','.join(f'{width}x{blocks}' for width, blocks in self.stages)}"
 
     @property
+    def kernel(self) -> int:
+        """Side of the stem's kernel: so wide that there are no pixels, between its steps or at the edge, which the network never sees."""
+        return max(3, 2 * self.stem - 1)
+
+    @property
     def last_width(self) -> int:
         """Channels of what it gives."""
         return self.stages[-1][0]
@@ -53,7 +58,7 @@ class Lean:
     def parameters(self, classes: int) -> int:
         """Trainable scalars of the whole classifier, without building it."""
         before = self.stages[0][0]
-        total = 3 * 9 * before + 2 * before
+        total = 3 * self.kernel**2 * before + 2 * before
         for stage, (width, blocks) in enumerate(self.stages):
             for block in range(blocks):
                 total += 9 * before * width + 9 * width * width + 4 * width
@@ -83,7 +88,8 @@ def parse(text: str) -> Lean:
 def features(lean: Lean) -> nn.Sequential:
     """The network before the classifier: float (B, 3, H, W) to (B, last_width, h, w), freshly initialised by torch's generator."""
     width = lean.stages[0][0]
-    stem = nn.Sequential(nn.Conv2d(3, width, 3, lean.stem, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+    first = nn.Conv2d(3, width, lean.kernel, lean.stem, lean.kernel // 2, bias=False)
+    stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
     layers: list[nn.Module] = [stem, *_blocks(lean, width)]
     network = nn.Sequential(*layers)
     for module in network.modules():

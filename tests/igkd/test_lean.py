@@ -165,6 +165,14 @@ def test_a_narrow_one_outlives_its_backward_pass() -> None:
     assert (ended.returncode, ended.stdout) == (0, "alive\n"), ended.stderr
 
 
+@pytest.mark.parametrize("stem", lean.STEMS)
+def test_every_pixel_is_seen(stem: int) -> None:
+    torch.manual_seed(0)
+    network, x = lean.features(Lean(stem, ((8, 1), (16, 2)))).eval(), torch.rand(2, 3, 17, 16, requires_grad=True)
+    network(x).sum().backward()
+    assert (x.grad != 0).any(0).all()
+
+
 @pytest.mark.parametrize("side", [7, 8])
 def test_a_shortcut_is_the_strided_convolution(side: int) -> None:
     torch.manual_seed(0)
