@@ -29,8 +29,8 @@ STEP = 8
 """Candidates' widths are multiples of it: what a processor computes side by side."""
 LAST_MAP = (2, 8)
 """Pixels a side of a candidate's last stage: the least and the most."""
-TRIES = 1000
-"""Drawn for each candidate before it is said that there are no more."""
+TRIES = 5000
+"""Drawn, however many candidates are asked for, before it is said that there are no more."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def candidates(limit: int, count: int, seed: int, classes: int, image_shape: tup
         for stages in range(2, MAX_STAGES + 1)
         if LAST_MAP[0] <= side // (stem * 2 ** (stages - 1)) <= LAST_MAP[1]
     ] or [(1, 2)]  # of tiny images
-    for _ in range(TRIES * count):
+    for _ in range(TRIES):
         if len(found) == count:
             break
         stem, stages = depths[rng.integers(len(depths))]
