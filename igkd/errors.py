@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 
 CREDENTIALS = "credentials are not typed, since command lines are kept in logs and results: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+STOPPED, INTERRUPTED = "stopped; the same command continues where this one ended", 130
+"""What Ctrl-C ends with: a sentence and a status."""
 _TYPED = re.compile(r"://[^/\s]*:[^\s]*@|://[^/\s]*@")
 
 
@@ -24,8 +26,8 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:
         sys.exit(141)
     except KeyboardInterrupt:
-        print("stopped; the same command continues where this one ended", file=sys.stderr)
-        sys.exit(130)
+        print(STOPPED, file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
-from igkd.errors import UserError, run_cli
+from igkd.errors import INTERRUPTED, STOPPED, UserError, run_cli
 
 # glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
 # Ray Train's own `print` says every line twice.
@@ -158,11 +159,18 @@ def fit(
 def in_thread(task: Callable[[], T]) -> T:
     """Run a function that calls `fit` in a thread, and give its result.
 
-    There Ray Train leaves Ctrl-C to us: stopping Ray ends whatever the thread waits for, and what was reported by then is kept.
+    There Ray Train leaves Ctrl-C to us. It ends this process at once, and what it started with it, as a `kill -9` would, which costs
+    nothing that was reported: Ray stopped under the thread that waits for it may end the process itself, with a status of its own.
     """
     pool = ThreadPoolExecutor(1)
+    future = pool.submit(task)
     try:
-        return pool.submit(task).result()
+        return future.result()
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
     except BaseException:
         ray.shutdown()
         raise
