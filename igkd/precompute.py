@@ -33,7 +33,7 @@ class Selection:
     validation: NDArray[np.bool_]
     """bool (n,): which of them are for validation."""
 
-    def part(self, plan: store.Plan, part: int) -> "Selection":
+    def part(self, plan: store.Layer, part: int) -> "Selection":
         rows = slice(part * plan.rows_per_file, (part + 1) * plan.rows_per_file)
         return Selection(self.ids[rows], self.validation[rows])
 

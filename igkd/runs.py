@@ -25,11 +25,13 @@ STATE = "state.safetensors"
 PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "onnx", "onnxruntime", "pyarrow", "numpy")
 # Settings that say where things are or how fast a run is; what matters of them is in the fingerprints.
 NOT_IDENTITY = {"out", "workers", "min_workers", "images", "test_images", "store", "teacher"}
+NOT_IDENTITY |= {"compile", "keep_epochs"}
 NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price", "budget", "candidates"}
 
 TEST = ("accuracy", "correct", "count")
 ROW: dict[str, Any] = {
-    **dict.fromkeys(("job", "name", "arm", "content", "recipe", "cell", "state", "error"), str),
+    **dict.fromkeys(("job", "name", "arm", "content", "recipe", "cell", "state", "error", "precision"), str),
+    "compiled": bool,
     **dict.fromkeys(("cut", "parameters", "multiply_adds"), int),
     **dict.fromkeys(("share", "compression"), float),
     **dict.fromkeys(("config", "images", "provenance", "test", "settings"), dict[str, Any]),

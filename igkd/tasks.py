@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from igkd.augment import deranged
-from igkd.config import DistillConfig, Objective, Recipe, TeacherConfig
+from igkd.config import DistillConfig, FewCrops, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
 from igkd.files import absolute
 from igkd.images import Record, open_images
 from igkd.models import ImageClassifier, ModelSpec
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.recipes import MADE, made_for
+from igkd.runs import read_object
 from igkd.samples import Samples, concatenate, load_samples
 from igkd.store import Store
 from igkd.teachers import open_teacher
@@ -45,6 +47,8 @@ class Task:
     seed: int
     teacher: ImageClassifier | None = None
     """Whose student this is, if it is at hand."""
+    keep_epochs: tuple[int, ...] = ()
+    """After which the network as it then is becomes a checkpoint of its own."""
     maps: int = 0
     """Test images whose maps are compared with the teacher's at the end."""
 
@@ -63,7 +67,9 @@ def teacher_task(config: TeacherConfig) -> Task:
     validation = validation_mask(labels)[samples.ids]
     train = samples.select(~validation)
     mean, std = normalisation(train)
-    spec = ModelSpec(classes=source.classes, image_shape=samples.shape, width=config.width, stride=config.stride, mean=mean, std=std)
+    spec = ModelSpec(
+        classes=source.classes, image_shape=samples.shape, width=config.width, stride=config.stride, lean=config.lean, mean=mean, std=std
+    )
 
     def test() -> tuple[Samples, tuple[str, ...]]:
         everything = np.arange(len(source.checked_labels("test")))
@@ -80,6 +86,7 @@ def teacher_task(config: TeacherConfig) -> Task:
         recipe=config.recipe,
         objective=Objective(),
         seed=config.seed,
+        keep_epochs=config.keep_epochs,
     )
 
 
@@ -99,11 +106,12 @@ def distill_task(
     held_out = store.column("validation")
     if not held_out.any() or held_out.all():
         raise UserError(f"{config.store} has {held_out.sum()} validation rows of {len(held_out)}; make a larger one (--limit)")
+    views = config.which_logits == "views"
     if ingest_of(config, store) == "stream":
         train, validation = None, validation_of(store)
         sample = store.samples([0])[0]
     else:
-        samples, held_out = rows or store.samples()
+        samples, held_out = rows or store.samples(views=views)
         train, validation = samples.select(~held_out), samples.select(held_out)
         train = train.select(some_of(train, config))
         sample = train
@@ -122,11 +130,36 @@ def distill_task(
         validation=validation,
         test=test,
         recipe=config.training,
-        objective=config.objective,
+        objective=replace(config.objective, crops=crops_of(store) if views else None),
         seed=config.seed,
         teacher=teacher,
         maps=config.maps,
     )
+
+
+def crops_of(store: Store) -> FewCrops | None:
+    """The crops that students keep to, where a store has the logits of only some."""
+    plan = store.views
+    return None if plan is None or plan.count is None else FewCrops(count=plan.count, seed=plan.seed)
+
+
+def decided(config: DistillConfig, store: Store) -> DistillConfig:
+    """The configuration with what it leaves to the store decided: as its run began, if it has begun, else by what the store has now.
+
+    Raises:
+        UserError: its directory's config.json is damaged.
+    """
+    if config.logits in ("image", "views"):
+        return config
+    earlier = Path(config.out) / "config.json"
+    begun = read_object(earlier) if earlier.exists() else {}
+    if begun.get("logits") in ("image", "views"):
+        views = begun["logits"] == "views"
+    else:
+        views = "kd" in config.arm.split("+") and not config.live and store.views is not None
+    if views:
+        return replace(config, logits="views")
+    return replace(config, logits="image", live=config.live or config.logits == "crop")
 
 
 @lru_cache(maxsize=1)
@@ -148,17 +181,25 @@ def places(config: DistillConfig) -> dict[str, Any]:
 
 
 def fingerprints(config: DistillConfig) -> dict[str, str]:
-    """What identifies a student's run besides its settings.
+    """What identifies the runs of students of a store besides their settings.
 
     Raises:
         UserError: the store or the test images are not there, or their classes differ.
     """
     store = Store.open(config.store)
     found = {"store_fingerprint": store.fingerprint()}
+    views = store.views_fingerprint()
+    if views is not None:
+        found["views_fingerprint"] = views
     if config.test_images is None:
         return found
     check_test_images(config.test_images, store.plan.classes)
     return found | {"test_fingerprint": open_images(config.test_images).fingerprint("test")}
+
+
+def identity(config: DistillConfig, found: dict[str, str]) -> dict[str, str]:
+    """Of what `fingerprints` found, what matters to a run: views may be added to a store without making others of those that use none."""
+    return {name: value for name, value in found.items() if name != "views_fingerprint" or config.which_logits == "views"}
 
 
 def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "stream"]:
@@ -170,7 +211,9 @@ def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "strea
     height, width = store.plan.image_shape
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows: int = store.manifest["rows"]
-    return "stream" if rows * height * width * BYTES_PER_PIXEL * config.workers > memory / 2 else "resident"
+    views = store.views if config.which_logits == "views" else None
+    each = height * width * BYTES_PER_PIXEL + (0 if views is None else 2 * views.crops * views.classes)
+    return "stream" if rows * each * config.workers > memory / 2 else "resident"
 
 
 def validation_of(store: Store) -> Samples:
@@ -185,7 +228,7 @@ def validation_of(store: Store) -> Samples:
 
 def training_rows(config: DistillConfig, store: Store, part: int) -> Samples:
     """The training images of one part, as the controls want them: another image's map is that of one of the same part."""
-    samples, validation = store.samples([part])
+    samples, validation = store.samples([part], views=config.which_logits == "views")
     return mixed_up(samples.select(~validation), config)
 
 
@@ -197,8 +240,8 @@ def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
     ig = None if samples.ig is None else samples.ig[partner]
     if config.aligned:
         return replace(samples, ig=ig)
-    logits, attention = (None if t is None else t[partner] for t in (samples.logits, samples.attention))
-    return replace(samples, ig=ig, logits=logits, attention=attention)
+    logits, views, attention = (None if t is None else t[partner] for t in (samples.logits, samples.views, samples.attention))
+    return replace(samples, ig=ig, logits=logits, views=views, attention=attention)
 
 
 def open_store(config: DistillConfig) -> Store:
@@ -232,9 +275,31 @@ def _fitting_store(config: DistillConfig) -> Store:
         )
     if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
+    check_views(config, store)
     if store.plan.split != "train":
         raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
     return store
+
+
+def check_views(config: DistillConfig, store: Store) -> None:
+    """Refuse a student that would see crops of which its store has no logits.
+
+    Raises:
+        UserError: saying which it has.
+    """
+    if config.which_logits != "views":
+        return
+    views = store.views
+    if views is None:
+        raise UserError(
+            f"{config.store} has no logits of crops, or not all of them yet: add them by its jobs.precompute command with --views all, "
+            "or choose --logits image"
+        )
+    if config.padding > views.padding or (views.count is not None and config.padding != views.padding):
+        raise UserError(
+            f"{config.store} has the logits of crops with a padding of {views.padding}, not {config.padding}: "
+            f"choose --padding {views.padding}, or --logits image"
+        )
 
 
 def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
@@ -246,8 +311,11 @@ def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
     if config.maps == 1 or config.maps < 0:
         raise UserError(f"--maps {config.maps} is too few: a map is compared with its own image's and with another's; use 0, or at least 2")
     if config.teacher is None:
-        if config.objective.live:
-            raise UserError("--live distils from the teacher itself: say where it is with --teacher DIR, or choose --no-live")
+        if config.which_logits == "live":
+            raise UserError(
+                "to distil from the teacher itself, say where it is with --teacher DIR; or add views to the store "
+                "(jobs.precompute --views all); or choose --logits image and --no-live"
+            )
         return None
     teacher, card = open_teacher(config.teacher)
     if card["sha256"] != Store.open(config.store).plan.teacher:

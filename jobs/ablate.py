@@ -14,10 +14,10 @@ from igkd.config import DistillConfig, parse
 from igkd.errors import UserError
 from igkd.store import Store, hold
 from igkd.sweeps.config import AblateConfig
-from igkd.sweeps.grid import Cell, cells
+from igkd.sweeps.grid import Cell, cells, settled
 from igkd.sweeps.ledger import Kind, Ledger, Status, read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of, places
+from igkd.tasks import fingerprints, identity, ingest_of, open_store, open_teacher_of, places
 from jobs.runtime import run_job, start_ray
 from jobs.trials import Halving, Work, interruptible, persist, print_estimate, replay, run_trials, slots
 
@@ -30,7 +30,8 @@ def look_up(found: dict[str, Cell], settings: dict[str, Any]) -> Cell:
 def ablate(config: AblateConfig) -> int:
     """Run what is not done yet; gives the exit status, 1 if runs failed."""
     seconds = config.seconds_left(runs.local_now())
-    grid = cells(config, Store.open(config.store))
+    store = Store.open(config.store)
+    grid = settled(cells(config, store), store)
     check(grid)
     if config.dry_run:
         start_ray()
@@ -80,7 +81,7 @@ def check(grid: list[Cell]) -> None:
     for cell in grid:
         if ingest_of(cell.config, open_store(cell.config)) == "stream":
             raise UserError(f"{cell.config.store} does not fit into memory, where sweeps keep it; use a smaller one, or jobs.distill")
-    for one in {(cell.config.teacher, cell.config.objective.live, cell.config.maps): cell.config for cell in grid}.values():
+    for one in {(cell.config.teacher, cell.config.objective.logits, cell.config.maps): cell.config for cell in grid}.values():
         open_teacher_of(one)
     fingerprints(grid[0].config)
 
@@ -91,9 +92,9 @@ def claim(grid: list[Cell]) -> None:
     Raises:
         UserError: one belongs to a run of other settings.
     """
-    identity = fingerprints(grid[0].config)
+    found = fingerprints(grid[0].config)
     for cell in grid:
-        runs.claim(Path(cell.config.out), cell.config, identity)
+        runs.claim(Path(cell.config.out), cell.config, identity(cell.config, found))
 
 
 def run_cells(

@@ -6,7 +6,8 @@ from typing import Any
 
 from igkd.config import DistillConfig
 from igkd.recipes import parse_distill
-from igkd.tasks import distill_task, fingerprints, ingest_of, open_store, open_teacher_of, places
+from igkd.store import Store
+from igkd.tasks import decided, distill_task, fingerprints, identity, ingest_of, open_store, open_teacher_of, places
 from jobs.ingest import training_dataset
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
@@ -14,14 +15,14 @@ from jobs.training import run_training
 
 def distill(config: DistillConfig) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row."""
+    config = decided(config, Store.open(config.store))
     store, teacher = open_store(config), open_teacher_of(config)
-    identity = fingerprints(config)
     ingest = ingest_of(config, store)  # for all workers, whose nodes may have another memory
     resolved = dataclasses.replace(config, **places(config), ingest=ingest)
     task = functools.partial(distill_task, resolved, teacher)
     stream = functools.partial(training_dataset, resolved, store) if ingest == "stream" else None
     made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
-    return run_training("distill", config, task, identity, made, stream)
+    return run_training("distill", config, task, identity(config, fingerprints(config)), made, stream)
 
 
 def main() -> None:

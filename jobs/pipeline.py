@@ -15,7 +15,7 @@ from igkd.showcase import Showcase, load_students
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import STATUS, read_rows
 from igkd.sweeps.publish import publish
-from igkd.tasks import check_test_images, ingest_of, open_store
+from igkd.tasks import check_test_images, decided, ingest_of, open_store
 from igkd.teachers import open_teacher
 from jobs.ablate import train_cells
 from jobs.distill import distill
@@ -50,7 +50,8 @@ def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
     Raises:
         UserError: some could not be trained.
     """
-    students = pipeline.students
+    opened = store.Store.open(pipeline.students[0].store)
+    students = tuple(decided(one, opened) for one in pipeline.students)
     if any(one.workers > 1 or ingest_of(one, open_store(one)) == "stream" for one in students):
         return [in_thread(functools.partial(distill, one)) for one in students]
     grid = [Cell(label=one.label, config=one) for one in students]

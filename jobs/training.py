@@ -40,6 +40,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if rank != 0:
             ray.train.report(history[-1])
             continue
+        if len(history) in task.keep_epochs:
+            trainer.write_snapshot(Path(loop_config["out"]) / f"epoch-{len(history)}", f"{loop_config['name']}, epoch {len(history)}")
         with tempfile.TemporaryDirectory() as temporary:
             directory = Path(temporary)
             trainer.save(directory)
@@ -74,7 +76,7 @@ def run_training(
     if finished is not None:
         print(f"{out} is already finished: {headline(finished)}", flush=True)
         return finished
-    loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None}
+    loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None, "out": str(out.resolve())}
     checkpoint = fit(train_worker, loop_config, out, config.workers, stream, config.min_workers)
     row = finish_run(name, config, out, checkpoint, runs.command(), started, made)
     print(f"{name} finished: {headline(row)}, in {out}", flush=True)
