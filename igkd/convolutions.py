@@ -37,6 +37,14 @@ class StridedDepthwise(nn.Conv2d):
             return super().forward(input.float()).to(torch.get_autocast_dtype("cpu"))
 
 
+def plain(network: nn.Module) -> nn.Module:
+    """Turn every `StridedDepthwise` of a network back into the plain layer, in place, for tools that know layers by type; gives it."""
+    for module in network.modules():
+        if type(module) is StridedDepthwise:
+            module.__class__ = nn.Conv2d
+    return network
+
+
 def avoid_slow_kernels(network: nn.Module) -> nn.Module:
     """Turn every strided depthwise convolution of a network into a `StridedDepthwise`, in place; gives the network."""
     for module in network.modules():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from igkd.attribution.base import Attribution, Engine, as_float, inputs_per_pass
+from igkd.convolutions import plain
 from igkd.models import ImageClassifier
 
 Gradients = Callable[[Tensor, Tensor], Tensor]
@@ -127,7 +128,7 @@ def folded(model: ImageClassifier) -> nn.Module:
 
     Equal to the model up to rounding; needs a model that torch.fx can trace, as torchvision's are.
     """
-    network: nn.Module = fuse(_FromNormalised(model).eval())
+    network: nn.Module = fuse(plain(copy.deepcopy(_FromNormalised(model)).eval()))
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     for name, module in list(network.named_modules()):
