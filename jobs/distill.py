@@ -1,12 +1,11 @@
 """Distil one student from a store: python -m jobs.distill --store URI --test-images SRC --arm kd+ig --out DIR"""
 
-import dataclasses
 import functools
 from typing import Any
 
 from igkd.config import DistillConfig
 from igkd.recipes import parse_distill
-from igkd.tasks import distill_task, fingerprints, ingest_of, open_store, open_teacher_of, places
+from igkd.tasks import decided, distill_task, fingerprints, for_workers, open_store, open_teacher_of, unseen_by_student
 from jobs.ingest import training_dataset
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
@@ -15,13 +14,13 @@ from jobs.training import run_training
 def distill(config: DistillConfig) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row."""
     store, teacher = open_store(config), open_teacher_of(config)
-    identity = fingerprints(config)
-    ingest = ingest_of(config, store)  # for all workers, whose nodes may have another memory
-    resolved = dataclasses.replace(config, **places(config), ingest=ingest)
+    config = decided(config, store)  # for all workers, whose nodes may have another memory
+    resolved = for_workers(config)
     task = functools.partial(distill_task, resolved, teacher)
-    stream = functools.partial(training_dataset, resolved, store) if ingest == "stream" else None
+    stream = functools.partial(training_dataset, resolved, store) if config.ingest == "stream" else None
     made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
-    return run_training("distill", config, task, identity, made, stream)
+    unseen = functools.partial(unseen_by_student, config, store)
+    return run_training("distill", config, task, fingerprints(config), made, stream, unseen, store.plan.teacher_parameters)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.tasks import fingerprints
 from igkd.teachers import open_teacher
-from jobs.ablate import check, train_cells
+from jobs.ablate import check, resident, train_cells
 from jobs.runtime import run_job, start_ray
 from jobs.trials import METRIC, Halving, print_estimate
 
@@ -61,6 +61,7 @@ def search(config: SearchConfig) -> int:
     seconds, began = config.seconds_left(runs.local_now()), time.monotonic()
     base, store, root = base_of(config), Store.open(config.store), Path(config.out)
     specs = specs_of(config, store)
+    base = resident([make_cell(config.out, base)], store)[0].config
     check([make_cell(config.out, dataclasses.replace(base, lean=specs[1].lean))])
     if config.dry_run:
         start_ray()
