@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igkd.config import Content, Objective, Recipe
+from igkd.config import Content, FewCrops, Objective, Recipe
 from igkd.losses import normalise_map
 from igkd.randomness import shuffled, uniform
 from igkd.samples import Samples
@@ -43,10 +43,46 @@ def draw_view(seed: int, epoch: int, ids: NDArray[np.int64], padding: int) -> Vi
     def draw(purpose: str) -> NDArray[np.float64]:
         return uniform(seed, f"epoch {epoch} {purpose}", ids)
 
-    def offset(purpose: str) -> Tensor:
-        return torch.from_numpy(np.floor(draw(purpose) * (2 * padding + 1)).astype(np.int64) - padding)
+    return _view(draw("dy"), draw("dx"), draw("flip"), padding)
 
-    return View(offset("dy"), offset("dx"), torch.from_numpy(draw("flip") < 0.5))
+
+def _view(dy: NDArray[np.float64], dx: NDArray[np.float64], flip: NDArray[np.float64], padding: int) -> View:
+    """The view that uniform numbers in [0, 1) stand for."""
+
+    def moved(u: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(np.floor(u * (2 * padding + 1)).astype(np.int64) - padding)
+
+    return View(moved(dy), moved(dx), torch.from_numpy(flip < 0.5))
+
+
+def every_crop(padding: int) -> View:
+    """All crops and flips that a padding allows, (2p + 1)^2 * 2 of them, in the order of `Samples.views`: dy, dx, flip."""
+    moves = torch.arange(-padding, padding + 1)
+    dy, dx, flip = torch.meshgrid(moves, moves, torch.arange(2), indexing="ij")
+    return View(dy.flatten(), dx.flatten(), flip.flatten() == 1)
+
+
+def few_crops(crops: FewCrops, ids: NDArray[np.int64], padding: int) -> View:
+    """The crops of which a store has logits: fields of shape (B, K), a function of (crops.seed, id) alone."""
+    keys = ids[:, None] * crops.count + np.arange(crops.count)
+    dy, dx, flip = (uniform(crops.seed, f"stored {purpose}", keys) for purpose in ("dy", "dx", "flip"))
+    return _view(dy, dx, flip, padding)
+
+
+def logits_of_crops(views: Tensor, draws: "Draws") -> Tensor:
+    """What the teacher says of the crops that are seen.
+
+    Args:
+        views: (B, 2p + 1, 2p + 1, 2, classes) with p at least the padding of the draws, or (B, K, classes).
+
+    Returns:
+        float32 (B, classes).
+    """
+    image = torch.arange(len(views), device=views.device)
+    if views.dim() == 3:
+        return views[image, draws.crop].float()
+    padding, view = views.shape[1] // 2, draws.view
+    return views[image, view.dy + padding, view.dx + padding, view.flip.long()].float()
 
 
 def crop_flip(images: Tensor, view: View) -> Tensor:
@@ -80,9 +116,9 @@ def move_attention(maps: Tensor, view: View, image_shape: tuple[int, int]) -> Te
     Returns:
         float (B, h, w).
     """
-    sign = torch.where(view.flip, -1.0, 1.0)
-    theta = torch.zeros(len(maps), 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = sign, 1.0
+    view = view.to(maps.device)
+    theta = torch.zeros(len(maps), 2, 3, device=maps.device)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(view.flip, -1.0, 1.0), 1.0
     theta[:, 0, 2] = view.dx * 2.0 / image_shape[1]
     theta[:, 1, 2] = view.dy * 2.0 / image_shape[0]
     grid = F.affine_grid(theta.to(maps), [len(maps), 1, *maps.shape[1:]], align_corners=False)
@@ -165,6 +201,8 @@ class Draws:
     """int64: row of the centre of the cutout's square."""
     hidden_x: Tensor
     """int64: its column."""
+    crop: Tensor
+    """int64: which of its few crops an image is seen at; 0 where they are not few."""
 
     def select(self, index: Tensor) -> "Draws":
         """Those at the given positions."""
@@ -185,10 +223,16 @@ def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], 
     probability = overlay_probability(objective, (epoch - 0.5) / recipe.epochs)
     overlaid, exponent = draw_overlay(seed, epoch, ids, probability, objective.exponents)
 
-    def place(purpose: str, side: int) -> Tensor:
-        return torch.from_numpy((uniform(seed, f"epoch {epoch} {purpose}", ids) * side).astype(np.int64))
+    def place(purpose: str, places: int) -> Tensor:
+        return torch.from_numpy((uniform(seed, f"epoch {epoch} {purpose}", ids) * places).astype(np.int64))
 
-    return Draws(draw_view(seed, epoch, ids, recipe.padding), overlaid, exponent, place("hidden y", shape[0]), place("hidden x", shape[1]))
+    crop = place("crop", 1 if objective.crops is None else objective.crops.count)
+    if objective.crops is None:
+        view = draw_view(seed, epoch, ids, recipe.padding)
+    else:
+        few = few_crops(objective.crops, ids, recipe.padding)
+        view = View(*(getattr(few, field.name).gather(1, crop[:, None])[:, 0] for field in fields(few)))
+    return Draws(view, overlaid, exponent, place("hidden y", shape[0]), place("hidden x", shape[1]), crop)
 
 
 def overlay_probability(objective: Objective, progress: float) -> float:

@@ -18,7 +18,18 @@ Schedule = Literal["constant", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Content = Literal["own", "other", "black", "noise", "mask", "brightness"]
 BadImages = Literal["refuse", "skip"]
+Logits = Literal["image", "views", "live"]
 Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewCrops:
+    """Some random crops of each image, drawn once for all runs: those of which a store has the teacher's logits."""
+
+    count: int
+    """Of each image."""
+    seed: int
+    """From which, with the image's id, their places follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +53,21 @@ class Recipe:
     averaging: float = 0.0
     """Decay by step of an exponential moving average of the weights, which is then the network; 0 for none."""
     precision: Precision = "auto"
-    """Of the forward pass in training; auto is bfloat16 autocast on GPUs and float32 on processors."""
+    """Of the forward pass in training; auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32."""
     low_resolution_epochs: int = 0
     """Epochs at the start trained at 3/4 of the resolution: nearly twice as fast (progressive resizing)."""
+    label_smoothing: float = 0.0
+    """Share of a label's weight that is spread evenly over all classes (Szegedy et al. 2016)."""
+    compile: bool = False
+    """Compile the training step by torch.compile."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0 or not 0 <= self.low_resolution_epochs <= self.epochs:
             raise UserError(
                 "epochs and batch-size must be at least 1, the learning rate above 0, low-resolution epochs at most all of them"
             )
-        if self.cutout < 0 or not 0 <= self.averaging < 1:
-            raise UserError("cutout must be at least 0, averaging at least 0 and below 1")
+        if self.cutout < 0 or not 0 <= self.averaging < 1 or not 0 <= self.label_smoothing < 1:
+            raise UserError("cutout must be at least 0, averaging and label smoothing at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +91,11 @@ class Objective:
     """The probability over a run: as it is, or linearly from 0 to twice as much, or back; its mean is the same."""
     uncropped_maps: bool = False
     """Leave the map as it is where the image is cropped and flipped, as the published code does."""
-    live: bool = False
-    """Distil from what the teacher says of the same crop, not from its stored logits of the whole image."""
+    logits: Logits = "image"
+    """What the teacher says of: the whole image, as the store has it; the crop that the student sees, as the store has it (views); or that
+    crop, asked in training (live)."""
+    crops: FewCrops | None = None
+    """The crops of which one is seen in each epoch; None: any that the padding allows."""
     tap: int | None = None
     """Index of the layer whose attention is transferred; needed where gamma is above 0."""
 
@@ -94,7 +112,7 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Train a teacher: a whole MobileNet-V2, by one-cycle SGD, on all training images but the validation split."""
+    """Train a teacher: a whole MobileNet-V2 or a residual network, by one-cycle SGD, on all training images but the validation split."""
 
     images: str
     """cifar10, shapes, parquet:URI or folder:PATH."""
@@ -108,6 +126,21 @@ class TeacherConfig:
     """Images a step, over all workers together."""
     low_resolution_epochs: int = 0
     """Epochs at the start trained at 3/4 of the resolution: nearly twice as fast."""
+    label_smoothing: float = 0.0
+    """Share of a label's weight that is spread evenly over all classes; a teacher smoothed so tells its students less."""
+    averaging: float = 0.0
+    """Decay by step of a moving average of the weights, which is then the teacher; 0 for none."""
+    cutout: int = 0
+    """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
+    precision: Precision = "auto"
+    """auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32; decided once, when a run begins."""
+    compile: bool = False
+    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
+    keep_epochs: tuple[int, ...] = ()
+    """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
+    lean: str = ""
+    """Instead of a MobileNet-V2, for which --width and --stride are: a residual network, such as 1:64x2,128x2,256x2 (stride of the stem,
+    then WIDTHxBLOCKS of each stage)."""
     width: float = 1.0
     """Width multiplier of the network."""
     stride: Literal[1, 2] = 1
@@ -122,6 +155,12 @@ class TeacherConfig:
     min_workers: int | None = None
     """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
 
+    def __post_init__(self) -> None:
+        if self.lean:
+            lean.parse(self.lean)
+        if not all(1 <= epoch <= self.epochs for epoch in self.keep_epochs):
+            raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: they must be between 1 and --epochs {self.epochs}")
+
     @property
     def recipe(self) -> Recipe:
         return Recipe(
@@ -132,6 +171,11 @@ class TeacherConfig:
             epochs=self.epochs,
             batch_size=self.batch_size,
             low_resolution_epochs=self.low_resolution_epochs,
+            label_smoothing=self.label_smoothing,
+            averaging=self.averaging,
+            cutout=self.cutout,
+            precision=self.precision,
+            compile=self.compile,
         )
 
 
@@ -159,6 +203,11 @@ class PrecomputeConfig:
     """Student cut whose attention layer is tapped."""
     precision: Literal["float16", "float32"] = "float16"
     """How maps are stored."""
+    views: str = "none"
+    """The teacher's logits of crops, too, for students to learn from as if it were asked in training: all that --padding allows, or a
+    number of random ones for each image. May be added to a finished store, by the same command."""
+    padding: int = 4
+    """Pixels of random crop on each side that these views allow."""
     rows_per_file: int | None = None
     """Images in one Parquet file: the unit of work, of a retry and of resumption; by default 250, less for large images."""
     image_size: int | None = None
@@ -208,13 +257,21 @@ class DistillConfig:
     """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
     averaging: float = 0.0
     """Decay by step of a moving average of the weights, which is then the student; 0 for none."""
+    low_resolution_epochs: int = 0
+    """Epochs at the start trained at 3/4 of the resolution; the teacher's logits stay those of the whole crop."""
     precision: Precision = "auto"
-    """auto is bfloat16 autocast on GPUs and float32 on processors."""
+    """auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32; decided once, when a run begins."""
+    compile: bool = False
+    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
     alpha: float = 0.01
     """Weight of distillation in the arms with kd."""
     temperature: float = 2.5
+    logits: Literal["auto", "image", "views", "crop"] = "auto"
+    """Which of the store's logits to learn from: those of the whole image, or those of the crop that the student sees (views), which is
+    as if the teacher were asked in training, but costs nothing. auto: views where the store has them, else image; crop: views where the
+    store has them, else --live."""
     live: bool = False
-    """Distil from what the teacher says of the same crop; needs --teacher."""
+    """Distil from what the teacher says of the same crop, asked in training; needs --teacher."""
     gamma: float = 0.8
     """Weight of attention transfer in the arms with at; Zagoruyko and Komodakis use 1000."""
     overlay: float = 0.1
@@ -245,6 +302,8 @@ class DistillConfig:
     """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
 
     def __post_init__(self) -> None:
+        if self.live and self.logits == "views":
+            raise UserError("--live asks the teacher in training, --logits views takes its answers from the store: give one of them")
         if not 0 < self.share <= 1:
             raise UserError(f"--share must be above 0 and at most 1, not {self.share}")
         if self.lean:
@@ -264,6 +323,13 @@ class DistillConfig:
         return self.arm + family + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
 
     @property
+    def which_logits(self) -> Logits:
+        """What logits the run learns from. Of a configuration that leaves it to the store (auto, crop), as if the store had no views."""
+        if "kd" not in self.arm.split("+"):
+            return "image"
+        return "live" if self.live or self.logits == "crop" else "views" if self.logits == "views" else "image"
+
+    @property
     def training(self) -> Recipe:
         return Recipe(
             optimizer=self.optimizer,
@@ -276,6 +342,8 @@ class DistillConfig:
             cutout=self.cutout,
             averaging=self.averaging,
             precision=self.precision,
+            low_resolution_epochs=self.low_resolution_epochs,
+            compile=self.compile,
         )
 
     @property
@@ -292,7 +360,7 @@ class DistillConfig:
             content=self.content,
             overlay_schedule=self.overlay_schedule,
             uncropped_maps=not self.aligned,
-            live=self.live and "kd" in parts,
+            logits=self.which_logits,
             tap=attention_layer(self.cut) if "at" in parts else None,
         )
 

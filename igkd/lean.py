@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from igkd.convolutions import Shortcut
 from igkd.errors import UserError
 from igkd.typed import short
 
@@ -96,21 +95,6 @@ def features(lean: Lean) -> nn.Sequential:
         if isinstance(module, nn.Conv2d):  # as torchvision's residual networks are
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network
-
-
-class Shortcut(nn.Conv2d):
-    """A 1x1 convolution with a stride, which has the pixels between left out before it when there may be a backward pass.
-
-    oneDNN's backward pass of the plain one, channels last and from fewer than 16 channels, writes beyond its memory: the process dies or
-    hangs (https://github.com/uxlfoundation/oneDNN/issues/6035; seen in torch 2.15). Without gradients, as in exported files, this is
-    the plain one.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(input)
-        down, right = self.stride
-        return F.conv2d(input[:, :, ::down, ::right], self.weight, self.bias)
 
 
 def _blocks(lean: Lean, before: int) -> Iterator[nn.Module]:

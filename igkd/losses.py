@@ -37,6 +37,14 @@ def normalise_map(maps: Tensor) -> Tensor:
     return F.normalize(maps.flatten(1), dim=1).view_as(maps)
 
 
+def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, h, w) attention maps interpolated to another size and back at norm 1; of the same size they stay as they are."""
+    if tuple(maps.shape[1:]) == size:
+        return maps
+    resized = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False, antialias=True)
+    return normalise_map(resized[:, 0])
+
+
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over batch and positions of the squared difference of two (B, h, w) attention maps: a scalar."""
     return torch.mean((teacher - student) ** 2)

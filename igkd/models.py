@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
 from igkd import lean
+from igkd.convolutions import avoid_slow_kernels
 from igkd.errors import UserError
 from igkd.files import read_json, write_bytes, write_json
 from igkd.typed import short, typed
@@ -137,6 +138,7 @@ def _mobilenet(spec: ModelSpec) -> nn.Sequential:
     )
     whole.features[0][0].stride = (spec.stride, spec.stride)
     kept: nn.Sequential = whole.features[: FEATURES - spec.cut]
+    avoid_slow_kernels(kept)
     return kept
 
 

@@ -36,7 +36,7 @@ class Selection:
     numbers: NDArray[np.int64]
     """int64 (classes,): the store's number of each of the source's classes."""
 
-    def part(self, plan: store.Plan, part: int) -> "Selection":
+    def part(self, plan: store.Layer, part: int) -> "Selection":
         rows = slice(part * plan.rows_per_file, (part + 1) * plan.rows_per_file)
         return Selection(self.ids[rows], self.validation[rows], self.numbers)
 

@@ -26,7 +26,7 @@ STRONG: dict[str, Any] = {
     "averaging": 0.999,
     "alpha": 0.9,
     "temperature": 4.0,
-    "live": True,
+    "logits": "crop",
 }
 MADE = "made"
 """Entry of a recipe's file that says how it was found, and is no setting."""
@@ -36,7 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper-as-published": {"aligned": False},
     "strong": STRONG,
     # The same for a night of two cores: some hundred steps instead of 70,000, in which a live teacher was of no use (results/choices).
-    "strong-night": STRONG | {"epochs": 10, "batch_size": 64, "learning_rate": 0.05, "averaging": 0.99, "live": False},
+    "strong-night": STRONG | {"epochs": 10, "batch_size": 64, "learning_rate": 0.05, "averaging": 0.99, "logits": "auto"},
 }
 
 

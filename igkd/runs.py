@@ -27,11 +27,13 @@ PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "onnx", "onnxruntim
 NOT_IDENTITY = {"out", "workers", "min_workers", "images", "test_images", "store", "teacher"}
 # What is judged at the end changes nothing about training, nor does it which images may be left out: those that are, say so.
 NOT_IDENTITY |= {"maps", "bad_images"}
+NOT_IDENTITY |= {"compile", "keep_epochs"}
 NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price", "budget", "candidates"}
 
 TEST = ("accuracy", "correct", "count")
 ROW: dict[str, Any] = {
-    **dict.fromkeys(("job", "name", "arm", "content", "recipe", "cell", "state", "error"), str),
+    **dict.fromkeys(("job", "name", "arm", "content", "recipe", "cell", "state", "error", "precision"), str),
+    "compiled": bool,
     **dict.fromkeys(("cut", "parameters", "multiply_adds"), int),
     **dict.fromkeys(("share", "compression"), float),
     **dict.fromkeys(("config", "images", "provenance", "test", "settings"), dict[str, Any]),

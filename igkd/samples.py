@@ -30,6 +30,8 @@ class Samples:
     """float32 (N, H, W)."""
     logits: Tensor | None = None
     """float32 (N, classes), of the teacher."""
+    views: Tensor | None = None
+    """float16, of the teacher: logits of every crop, (N, 2p + 1, 2p + 1, 2, classes), or of some crops, (N, K, classes)."""
     attention: Tensor | None = None
     """float32 (N, h, w), of the teacher."""
     mask: Tensor | None = None
@@ -39,6 +41,11 @@ class Samples:
         return len(self.ids)
 
     @property
+    def signals(self) -> dict[str, Tensor | None]:
+        """What the store knows about them, by field."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[3:]}
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(H, W) in pixels."""
         return (self.pixels.shape[2], self.pixels.shape[3])
@@ -46,15 +53,15 @@ class Samples:
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_], index: Tensor | None = None) -> "Samples":
         """The given positions, or those where a mask is True; `index` is the same on the device, if that is at hand."""
         index = torch.from_numpy(rows) if index is None else index
-        rest = (None if t is None else t[index] for t in (self.ig, self.logits, self.attention, self.mask))
-        return Samples(self.ids[rows], self.pixels[index], self.labels[index], *rest)
+        rest = {name: None if t is None else t[index] for name, t in self.signals.items()}
+        return Samples(self.ids[rows], self.pixels[index], self.labels[index], **rest)
 
     def to(self, device: torch.device) -> "Samples":
         """The same samples with their tensors on a device."""
         if self.pixels.device == device:
             return self
-        tensors = (None if t is None else t.to(device, non_blocking=True) for t in (self.ig, self.logits, self.attention, self.mask))
-        return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), *tensors)
+        rest = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self.signals.items()}
+        return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), **rest)
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """Every field that is there, as an array with a row for each image."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from igkd.augment import deranged
 from igkd.classes import renumbering
-from igkd.config import BadImages, DistillConfig, Objective, Recipe, TeacherConfig
+from igkd.config import BadImages, DistillConfig, FewCrops, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
 from igkd.files import absolute
 from igkd.images import Record, open_images
@@ -49,6 +49,8 @@ class Task:
     seed: int
     teacher: ImageClassifier | None = None
     """Whose student this is, if it is at hand."""
+    keep_epochs: tuple[int, ...] = ()
+    """After which the network as it then is becomes a checkpoint of its own."""
     maps: int = 0
     """Test images whose maps are compared with the teacher's at the end."""
     test: Callable[[], "Unseen"] | None = None
@@ -110,7 +112,9 @@ def teacher_task(config: TeacherConfig) -> Task:
     moments = Moments()
     moments.add(train.pixels[:: every(len(train))])
     mean, std = moments.normalisation()
-    spec = ModelSpec(classes=source.classes, image_shape=samples.shape, width=config.width, stride=config.stride, mean=mean, std=std)
+    spec = ModelSpec(
+        classes=source.classes, image_shape=samples.shape, width=config.width, stride=config.stride, lean=config.lean, mean=mean, std=std
+    )
     return Task(
         spec=spec,
         train=train,
@@ -120,6 +124,7 @@ def teacher_task(config: TeacherConfig) -> Task:
         recipe=config.recipe,
         objective=Objective(),
         seed=config.seed,
+        keep_epochs=config.keep_epochs,
     )
 
 
@@ -139,11 +144,12 @@ def distill_task(
     held_out = store.column("validation")
     if not held_out.any() or held_out.all():
         raise UserError(f"{config.store} has {held_out.sum()} validation rows of {len(held_out)}; make a larger one (--limit)")
+    views = config.which_logits == "views"
     if ingest_of(config, store) == "stream":
         train = None
         validation, moments = look_through(store, every(int((~held_out).sum())))
     else:
-        samples, held_out = rows or store.samples()
+        samples, held_out = rows or store.samples(views=views)
         train, validation = samples.select(~held_out), samples.select(held_out)
         train, moments = train.select(some_of(train, config)), Moments()
         moments.add(train.pixels[:: every(len(train))])
@@ -160,11 +166,38 @@ def distill_task(
         count=int((~held_out).sum()) if train is None else len(train),
         validation=validation,
         recipe=config.training,
-        objective=config.objective,
+        objective=replace(config.objective, crops=crops_of(store) if views else None),
         seed=config.seed,
         teacher=teacher,
         maps=config.maps,
     )
+
+
+def crops_of(store: Store) -> FewCrops | None:
+    """The crops that students keep to, where a store has the logits of only some."""
+    plan = store.views
+    return None if plan is None or plan.count is None else FewCrops(count=plan.count, seed=plan.seed)
+
+
+def decided(config: DistillConfig, store: Store) -> DistillConfig:
+    """The configuration with what it leaves to store and machine decided: as its run began, if it has begun, be it on a machine with
+    another memory; else by what store and machine have now.
+
+    Raises:
+        UserError: its directory's config.json is damaged, or a share of the rows cannot be streamed.
+    """
+    earlier = Path(config.out) / "config.json"
+    begun = read_object(earlier) if earlier.exists() else {}
+    if config.logits not in ("image", "views"):
+        if begun.get("logits") in ("image", "views"):
+            views = begun["logits"] == "views"
+        else:
+            views = "kd" in config.arm.split("+") and not config.live and store.views is not None
+        live = config.live or (config.logits == "crop" and not views)
+        config = replace(config, logits="views" if views else "image", live=live)
+    if config.ingest == "auto" and begun.get("ingest") in ("resident", "stream"):
+        return replace(config, ingest=begun["ingest"])
+    return replace(config, ingest=ingest_of(config, store))
 
 
 def unseen_by_teacher(config: TeacherConfig) -> Unseen:
@@ -231,12 +264,15 @@ def for_workers(config: DistillConfig) -> DistillConfig:
 
 
 def fingerprints(config: DistillConfig) -> dict[str, str]:
-    """What identifies a student's run besides its settings. Test images do not: nothing is learned from them.
+    """What identifies the runs of students of a store besides their settings. Test images do not: nothing is learned from them.
 
     Raises:
         UserError: the store is not there.
     """
-    return {"store_fingerprint": Store.open(config.store).fingerprint()}
+    store = Store.open(config.store)
+    found = {"store_fingerprint": store.fingerprint()}
+    views = store.views_fingerprint()
+    return found if views is None else found | {"views_fingerprint": views}
 
 
 def judged_otherwise(rows: Iterable[tuple[Mapping[str, Any], TeacherConfig | DistillConfig]]) -> list[str]:
@@ -265,15 +301,9 @@ def judged_otherwise(rows: Iterable[tuple[Mapping[str, Any], TeacherConfig | Dis
     return found
 
 
-def decided(config: DistillConfig, store: Store) -> DistillConfig:
-    """The configuration with `ingest` decided: by the run's directory if it was begun before, be it on a machine with another memory.
-
-    Raises:
-        UserError: a share of the rows cannot be streamed.
-    """
-    begun = Path(config.out) / "config.json"
-    earlier = read_object(begun).get("ingest") if config.ingest == "auto" and begun.exists() else None
-    return replace(config, ingest=earlier if earlier in ("resident", "stream") else ingest_of(config, store))
+def identity(config: DistillConfig, found: dict[str, str]) -> dict[str, str]:
+    """Of what `fingerprints` found, what matters to a run: views may be added to a store without making others of those that use none."""
+    return {name: value for name, value in found.items() if name != "views_fingerprint" or config.which_logits == "views"}
 
 
 def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "stream"]:
@@ -285,7 +315,9 @@ def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "strea
     height, width = store.plan.image_shape
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows: int = store.manifest["rows"]
-    return "stream" if rows * height * width * BYTES_PER_PIXEL * config.workers > memory / 2 else "resident"
+    views = store.views if config.which_logits == "views" else None
+    each = height * width * BYTES_PER_PIXEL + (0 if views is None else 2 * views.crops * views.classes)
+    return "stream" if rows * each * config.workers > memory / 2 else "resident"
 
 
 def look_through(store: Store, step: int) -> tuple[Samples, Moments]:
@@ -304,18 +336,18 @@ def look_through(store: Store, step: int) -> tuple[Samples, Moments]:
 def training_rows(config: DistillConfig, store: Store, part: int) -> Samples:
     """The training images of one part, as the controls want them: another image's map is that of one of the same part, or, where the
     part has no other, of a later one."""
-    train = _training(store, part)
+    train = _training(config, store, part)
     if len(train) != 1 or mixed_up(train, config) is train:
         return mixed_up(train, config)
-    later = (_training(store, (part + offset) % store.plan.parts) for offset in range(1, store.plan.parts))
+    later = (_training(config, store, (part + offset) % store.plan.parts) for offset in range(1, store.plan.parts))
     other = next((samples for samples in later if len(samples)), None)
     if other is None:
         raise UserError(f"{config.store} has one training image: there is no other whose map could be laid over it; make a larger one")
     return mixed_up(concatenate([train, other.select(np.arange(1))]), config).select(np.arange(1))
 
 
-def _training(store: Store, part: int) -> Samples:
-    samples, validation = store.samples([part])
+def _training(config: DistillConfig, store: Store, part: int) -> Samples:
+    samples, validation = store.samples([part], views=config.which_logits == "views")
     return samples.select(~validation)
 
 
@@ -327,8 +359,8 @@ def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
     ig = None if samples.ig is None else samples.ig[partner]
     if config.aligned:
         return replace(samples, ig=ig)
-    logits, attention = (None if t is None else t[partner] for t in (samples.logits, samples.attention))
-    return replace(samples, ig=ig, logits=logits, attention=attention)
+    logits, views, attention = (None if t is None else t[partner] for t in (samples.logits, samples.views, samples.attention))
+    return replace(samples, ig=ig, logits=logits, views=views, attention=attention)
 
 
 def open_store(config: DistillConfig) -> Store:
@@ -362,9 +394,31 @@ def _fitting_store(config: DistillConfig) -> Store:
         )
     if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
+    check_views(config, store)
     if store.plan.split != "train":
         raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
     return store
+
+
+def check_views(config: DistillConfig, store: Store) -> None:
+    """Refuse a student that would see crops of which its store has no logits.
+
+    Raises:
+        UserError: saying which it has.
+    """
+    if config.which_logits != "views":
+        return
+    views = store.views
+    if views is None:
+        raise UserError(
+            f"{config.store} has no logits of crops, or not all of them yet: add them by its jobs.precompute command with --views all, "
+            "or choose --logits image"
+        )
+    if config.padding > views.padding or (views.count is not None and config.padding != views.padding):
+        raise UserError(
+            f"{config.store} has the logits of crops with a padding of {views.padding}, not {config.padding}: "
+            f"choose --padding {views.padding}, or --logits image"
+        )
 
 
 def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
@@ -376,8 +430,11 @@ def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
     if config.maps == 1 or config.maps < 0:
         raise UserError(f"--maps {config.maps} is too few: a map is compared with its own image's and with another's; use 0, or at least 2")
     if config.teacher is None:
-        if config.objective.live:
-            raise UserError("--live distils from the teacher itself: say where it is with --teacher DIR, or choose --no-live")
+        if config.which_logits == "live":
+            raise UserError(
+                "to distil from the teacher itself, say where it is with --teacher DIR; or add views to the store "
+                "(jobs.precompute --views all); or choose --logits image and --no-live"
+            )
         return None
     (teacher, card), store = open_teacher(config.teacher), Store.open(config.store)
     if card["sha256"] != store.plan.teacher:

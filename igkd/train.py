@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from igkd.augment import augment, move_attention
+from igkd.augment import augment, logits_of_crops, move_attention
 from igkd.config import Objective, Recipe
 from igkd.errors import UserError
+from igkd.execution import Forward, autocast
 from igkd.feed import Batch, Feed
 from igkd.files import parse_json, write_bytes
-from igkd.losses import attention_map, attention_transfer, distillation
+from igkd.losses import attention_map, attention_transfer, distillation, resize_map
 from igkd.runs import STATE, is_history
 from igkd.samples import Samples
+from igkd.typed import fits
 
 History = list[dict[str, Any]]
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -74,14 +76,8 @@ def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)  # type: ignore[arg-type]
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The context of a forward pass in the recipe's precision."""
-    rounded = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=rounded)
-
-
 def compute_loss(
-    model: nn.Module,
+    model: Forward,
     batch: Batch,
     recipe: Recipe,
     objective: Objective,
@@ -95,9 +91,10 @@ def compute_loss(
 
     Args:
         model: maps (pixels, tap) to logits or (logits, features), as `Classifier.forward` does.
-        batch: on the model's device; its samples have `ig`, `logits`, `attention` where the objective needs them.
+        batch: on the model's device; its samples have `ig`, `logits`, `views`, `attention` where the objective needs them.
         teacher: for a live objective, which takes logits and attention from it and not from the samples.
-        scale: factor on image sides (progressive resizing).
+        scale: factor on the sides of the images that the student sees (progressive resizing), when overlay and cutout are on them. The
+            teacher always sees the whole crop: so live and stored views stay the same. Attention of another size is interpolated.
 
     Returns:
         scalar loss (mean over the batch) and logits, both float32, logits (B, classes).
@@ -109,30 +106,42 @@ def compute_loss(
         pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
     with autocast(recipe, pixels.device):
         logits, features = forward(model, pixels, tap)
-        if objective.live:
-            assert teacher is not None
-            with torch.no_grad():
-                wanted, shown = forward(teacher, clean, tap)
     logits = logits.float()
-    loss = (1 - objective.alpha) * F.cross_entropy(logits, samples.labels)
-    if objective.alpha > 0:
-        if not objective.live:
-            assert samples.logits is not None
-            wanted = samples.logits
-        loss = loss + objective.alpha * distillation(logits, wanted.float(), objective.temperature)
-    if objective.gamma > 0:
-        assert features is not None
-        if objective.live:
-            assert shown is not None
-            theirs = attention_map(shown.float())
-        else:
-            assert samples.attention is not None
-            theirs = move_attention(samples.attention, batch.draws.view, samples.shape)
-        loss = loss + objective.gamma * attention_transfer(attention_map(features.float()), theirs)
+    loss = (1 - objective.alpha) * F.cross_entropy(logits, samples.labels, label_smoothing=recipe.label_smoothing)
+    if objective.alpha > 0 or objective.gamma > 0:
+        wanted, shown = teach(batch, clean, recipe, objective, teacher)
+        if objective.alpha > 0:
+            assert wanted is not None
+            loss = loss + objective.alpha * distillation(logits, wanted, objective.temperature)
+        if objective.gamma > 0:
+            assert features is not None and shown is not None
+            mine = attention_map(features.float())
+            loss = loss + objective.gamma * attention_transfer(mine, resize_map(shown, (mine.shape[1], mine.shape[2])))
     return loss, logits
 
 
-def forward(model: nn.Module, pixels: Tensor, tap: int | None) -> tuple[Tensor, Tensor | None]:
+def teach(
+    batch: Batch, clean: Tensor, recipe: Recipe, objective: Objective, teacher: nn.Module | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the teacher says of the crops of a batch: logits float32 (B, classes) and attention float32 (B, h, w), where they are needed.
+
+    Args:
+        clean: float (B, 3, H, W), the crops without overlay and cutout.
+    """
+    samples, draws = batch.samples, batch.draws
+    tap = objective.tap if objective.gamma > 0 else None
+    if objective.logits == "live":
+        assert teacher is not None
+        with torch.no_grad(), autocast(recipe, clean.device):
+            wanted, features = forward(teacher, clean, tap)
+        return wanted.float(), None if features is None else attention_map(features.float())
+    shown = None if tap is None or samples.attention is None else move_attention(samples.attention, draws.view, samples.shape)
+    if objective.logits == "views":
+        return None if samples.views is None else logits_of_crops(samples.views, draws), shown
+    return samples.logits, shown
+
+
+def forward(model: Forward, pixels: Tensor, tap: int | None) -> tuple[Tensor, Tensor | None]:
     """Logits and, where a layer is tapped, its features."""
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return (model(pixels), None) if tap is None else model(pixels, tap)
@@ -175,6 +184,7 @@ def train(
     history: History,
     average: AveragedModel | None = None,
     teacher: nn.Module | None = None,
+    compiled: Forward | None = None,
     rank: int = 0,
     world: int = 1,
     progress: Callable[[str], None] = print,
@@ -188,6 +198,7 @@ def train(
         history: rows of the epochs done before; training goes on behind them.
         average: moving average of the weights, kept up to date; it is what is evaluated.
         teacher: in evaluation mode on the same device, for a live objective.
+        compiled: the model's forward pass in training, where that is another than the model's own.
 
     Yields:
         the history after each epoch, one row longer than the last.
@@ -209,7 +220,7 @@ def train(
         for step, batch in enumerate(feed.epoch(epoch)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, (epoch - 1 + step / feed.steps) / recipe.epochs)
-            loss, logits = compute_loss(model, batch, recipe, objective, seed=seed, epoch=epoch, teacher=teacher, scale=scale)
+            loss, logits = compute_loss(compiled or model, batch, recipe, objective, seed=seed, epoch=epoch, teacher=teacher, scale=scale)
             optimizer.zero_grad()
             mine = len(batch.samples)
             # Gradients are averaged over workers: weighting by the share of the batch makes that the mean over images.
@@ -253,15 +264,38 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def save_state(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: History, average: AveragedModel | None = None
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: History,
+    average: AveragedModel | None = None,
+    decided: Mapping[str, str] | None = None,
 ) -> None:
-    """Write everything that `load_state` needs to go on, as one safetensors file that appears whole or not at all."""
+    """Write everything that `load_state` needs to go on, as one safetensors file that appears whole or not at all.
+
+    Args:
+        decided: what was decided when the run began and stays so, wherever it goes on; `read_decided` gives it back.
+    """
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v.detach().cpu().contiguous() for k, v in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v.detach().cpu().contiguous() for k, v in state.items() if v is not None}
-    write_bytes(directory / STATE, safetensors.torch.save(tensors, metadata={"history": json.dumps(history)}))
+    metadata = {"history": json.dumps(history), "decided": json.dumps(dict(decided or {}))}
+    write_bytes(directory / STATE, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def read_decided(directory: Path) -> dict[str, str]:
+    """What was decided when the run began whose state is in a directory.
+
+    Raises:
+        UserError: there is no state, or it is damaged.
+    """
+    with _state_of(directory), safetensors.safe_open(directory / STATE, "pt") as file:
+        decided = parse_json(file.metadata()["decided"].encode())
+        if not fits(decided, dict[str, str]):
+            raise ValueError("what was decided is not there")
+        return dict(decided)
 
 
 def read_history(directory: Path) -> History:

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from igkd import models, runs
+from igkd.config import Precision
 from igkd.evaluate import evaluate
+from igkd.execution import Compiled, choose_precision, multiplies_in_bfloat16
 from igkd.feed import Feed, Resident
 from igkd.files import read_json, write_json
 from igkd.parallel import share_batch_norms
 from igkd.tasks import Task
-from igkd.train import History, load_state, make_average, make_optimizer, save_state, train, unwrapped
+from igkd.train import History, load_state, make_average, make_optimizer, read_decided, save_state, train, unwrapped
 
 
 class Trainer:
@@ -44,14 +47,24 @@ class Trainer:
         self.average = make_average(unwrapped(self.model), task.recipe)
         self.teacher = None if task.teacher is None else task.teacher.to(self.device).eval()
         self.history: History = []
+        # Decided once, by the first worker, and kept wherever the run goes on: other rounding in mid-run would be another run.
+        self.precision: Precision = _agreed(choose_precision(task.recipe.precision, self.device), world)
+        self.compiled = None
+        if task.recipe.compile and world > 1:
+            progress("goes on without torch.compile, which is for one worker")
+        elif task.recipe.compile:
+            self.compiled = Compiled(self.model, progress)
 
     def load(self, directory: Path) -> None:
-        """Go on from what `save` wrote."""
+        """Go on from what `save` wrote, in the precision with which the run began."""
+        decided = read_decided(directory)
         self.history = load_state(directory, unwrapped(self.model), self.optimizer, self.average)
+        self.precision = "bfloat16" if decided.get("precision") == "bfloat16" else "float32"
 
     def save(self, directory: Path) -> None:
         """Write all that `load` needs, in one file that appears whole or not at all."""
-        save_state(directory, unwrapped(self.model), self.optimizer, self.history, self.average)
+        decided = {"precision": self.precision}
+        save_state(directory, unwrapped(self.model), self.optimizer, self.history, self.average, decided)
 
     @property
     def finished(self) -> bool:
@@ -64,24 +77,38 @@ class Trainer:
             self.progress(sentence)
         if self.history:
             self.progress(f"going on after epoch {len(self.history)}")
+        if self.precision == "bfloat16" and not multiplies_in_bfloat16(self.device):
+            self.progress("trains in bfloat16, which this processor only emulates: about ten times slower than float32")
+        recipe = dataclasses.replace(task.recipe, precision=self.precision)
         if feed is None:
             assert task.train is not None
             feed = Resident(task.train, task.recipe, task.objective, task.seed, self.device, self.rank, self.world)
         rows = train(
-            self.model, feed, task.validation, task.recipe, task.objective,
+            self.model, feed, task.validation, recipe, task.objective,
             seed=task.seed, optimizer=self.optimizer, history=self.history, average=self.average, teacher=self.teacher,
-            rank=self.rank, world=self.world, progress=self.progress,
+            compiled=self.compiled, rank=self.rank, world=self.world, progress=self.progress,
         )  # fmt: skip
         for self.history in rows:
             yield self.history
 
+    @property
+    def network(self) -> models.Classifier:
+        """What the run has made so far: the averaged network, if its recipe averages."""
+        network = unwrapped(self.model) if self.average is None else self.average.module
+        assert isinstance(network, models.Classifier)
+        return network
+
+    def write_snapshot(self, directory: Path, name: str) -> None:
+        """Write the network as it is after the last epoch, as a checkpoint."""
+        models.save(self.network, directory, {"name": name, "history": self.history})
+
     def write_outcome(self, directory: Path) -> None:
         """Write the finished network and its figures; here, and only here, it is judged by the test images, if the task has any."""
-        network, task = unwrapped(self.model) if self.average is None else self.average.module, self.task
-        assert isinstance(network, models.Classifier)
-        models.save(network, directory / "model", {})
+        task = self.task
+        models.save(self.network, directory / "model", {})
         images = {"train": task.count, "validation": len(task.validation), "left_out": len(task.left_out)}
-        outcome: dict[str, Any] = {"history": self.history, "images": images}
+        outcome: dict[str, Any] = {"history": self.history, "images": images, "precision": self.precision}
+        outcome["compiled"] = self.compiled is not None and self.compiled.active
         if task.test is not None:
             finished = models.load(directory / "model").to(self.device)  # with torch's own batch normalisation
             unseen = task.test()
@@ -89,6 +116,14 @@ class Trainer:
             figures = evaluate(finished, unseen.samples, teacher=self.teacher, maps=maps, progress=self.progress)
             outcome["test"] = figures | {"left_out": len(unseen.left_out), "images_fingerprint": unseen.fingerprint}
         write_json(directory / "outcome.json", outcome)
+
+
+def _agreed(value: Precision, world: int) -> Precision:
+    """What the first worker says, for all."""
+    said: list[Precision] = [value]
+    if world > 1 and dist.is_initialized():
+        dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def finish_run(

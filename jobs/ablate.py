@@ -1,6 +1,5 @@
 """A grid of students: python -m jobs.ablate --store URI --test-images SRC --out DIR --grids arms controls --seeds 0 1 2"""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,10 +15,10 @@ from igkd.errors import UserError
 from igkd.files import absolute
 from igkd.store import Store, hold
 from igkd.sweeps.config import AblateConfig
-from igkd.sweeps.grid import Cell, cells
+from igkd.sweeps.grid import Cell, cells, settled
 from igkd.sweeps.ledger import Kind, Ledger, Status, read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.tasks import Unseen, decided, fingerprints, judged_otherwise, open_store, open_teacher_of, unseen_by_student
+from igkd.tasks import Unseen, fingerprints, identity, judged_otherwise, open_store, open_teacher_of, unseen_by_student
 from jobs.runtime import run_job, start_ray
 from jobs.training import tell
 from jobs.trials import Halving, Work, interruptible, persist, print_estimate, replay, run_trials, slots
@@ -34,7 +33,7 @@ def ablate(config: AblateConfig) -> int:
     """Run what is not done yet; gives the exit status, 1 if runs failed."""
     seconds = config.seconds_left(runs.local_now())
     store = Store.open(config.store)
-    grid = resident(cells(config, store), store)
+    grid = resident(settled(cells(config, store), store), store)
     check(grid)
     if config.dry_run:
         start_ray()
@@ -76,12 +75,11 @@ def train_cells(
 
 
 def resident(grid: list[Cell], store: Store) -> list[Cell]:
-    """The cells with their ingest decided, which in a sweep is resident.
+    """The cells, whose ingest is decided, and in a sweep is resident.
 
     Raises:
         UserError: the store does not fit into memory.
     """
-    grid = [dataclasses.replace(cell, config=decided(cell.config, store)) for cell in grid]
     if any(cell.config.ingest == "stream" for cell in grid):
         raise UserError(f"{store.uri} does not fit into memory, where sweeps keep it; use a smaller one, or jobs.distill")
     return grid
@@ -95,7 +93,7 @@ def check(grid: list[Cell]) -> None:
     """
     for cell in grid:
         open_store(cell.config)
-    for one in {(cell.config.teacher, cell.config.objective.live, cell.config.maps): cell.config for cell in grid}.values():
+    for one in {(cell.config.teacher, cell.config.objective.logits, cell.config.maps): cell.config for cell in grid}.values():
         open_teacher_of(one)
     unseen_by(grid)
 
@@ -112,9 +110,9 @@ def claim(grid: list[Cell]) -> None:
     Raises:
         UserError: one belongs to a run of other settings.
     """
-    identity = fingerprints(grid[0].config)
+    found = fingerprints(grid[0].config)
     for cell in grid:
-        runs.claim(Path(cell.config.out), cell.config, identity)
+        runs.claim(Path(cell.config.out), cell.config, identity(cell.config, found))
 
 
 def run_cells(

@@ -5,7 +5,8 @@ from typing import Any
 
 from igkd.config import DistillConfig
 from igkd.recipes import parse_distill
-from igkd.tasks import decided, distill_task, fingerprints, for_workers, open_store, open_teacher_of, unseen_by_student
+from igkd.store import Store
+from igkd.tasks import decided, distill_task, fingerprints, for_workers, identity, open_store, open_teacher_of, unseen_by_student
 from jobs.ingest import training_dataset
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
@@ -13,14 +14,15 @@ from jobs.training import run_training
 
 def distill(config: DistillConfig) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row."""
+    config = decided(config, Store.open(config.store))
     store, teacher = open_store(config), open_teacher_of(config)
-    config = decided(config, store)  # for all workers, whose nodes may have another memory
     resolved = for_workers(config)
     task = functools.partial(distill_task, resolved, teacher)
     stream = functools.partial(training_dataset, resolved, store) if config.ingest == "stream" else None
     made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
     unseen = functools.partial(unseen_by_student, config, store)
-    return run_training("distill", config, task, fingerprints(config), made, stream, unseen, store.plan.teacher_parameters)
+    found = identity(config, fingerprints(config))
+    return run_training("distill", config, task, found, made, stream, unseen, store.plan.teacher_parameters)
 
 
 def main() -> None:

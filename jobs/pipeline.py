@@ -66,7 +66,10 @@ def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
     Raises:
         UserError: some could not be trained.
     """
-    grid = [Cell(label=one.label, config=decided(one, open_store(one))) for one in pipeline.students]
+    opened = store.Store.open(pipeline.students[0].store)
+    grid = [Cell(label=one.label, config=decided(one, opened)) for one in pipeline.students]
+    for cell in grid:
+        open_store(cell.config)
     claim(grid)  # all of them, so that what is decided now is kept
     if any(cell.config.workers > 1 or cell.config.ingest == "stream" for cell in grid):
         return [in_thread(functools.partial(distill, cell.config)) for cell in grid]

@@ -1,17 +1,18 @@
 """Compute the attribution store: python -m jobs.precompute --images SRC --teacher DIR --store URI"""
 
 import dataclasses
+import functools
 import gc
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 import ray
 import ray.data
 
-from igkd import precompute, store
+from igkd import precompute, store, views
 from igkd.attribution import FAST_ENGINES
 from igkd.config import PrecomputeConfig, parse
 from igkd.errors import UserError
@@ -20,11 +21,25 @@ from igkd.images import ImageSource, open_images
 from igkd.models import ImageClassifier
 from igkd.teachers import open_teacher
 from jobs.runtime import READ_CPUS, run_job, start_ray, user_error
-from jobs.stages import ALL_GPUS, Attribute, Check, Read, Work, Write
+from jobs.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write
 
 PARTS_PER_CHECK = 16
 # Ray Data keeps some 50 KB of the driver's memory for every block of a run until the run is over.
 PARTS_AT_ONCE = 1000
+Pipeline = Callable[[list[int]], Any]
+"""Makes the Ray Dataset that computes and writes some parts."""
+Compute = Callable[[Work, list[int], store.Lease], dict[int, store.Entry]]
+
+
+def has_gpu() -> bool:
+    """Whether the cluster has GPUs."""
+    return bool(ray.cluster_resources().get("GPU"))
+
+
+def heavy_task() -> dict[str, Any]:
+    """What a task takes in which the teacher computes: a GPU where there are GPUs, else a processor."""
+    # Unless told, Ray ends a process after a single task on a GPU: the teacher would be loaded anew for every part.
+    return {"num_cpus": 0, "num_gpus": 1, "max_calls": 0, "runtime_env": ALL_GPUS} if has_gpu() else {"num_cpus": 1}
 
 
 def compute_pipeline(
@@ -35,14 +50,12 @@ def compute_pipeline(
     Without GPUs a part is one task from its images to its file: Ray Data fuses stages that ask for the same. Otherwise it would set
     processors aside for each of them, and on two processors one would attribute. With GPUs all processors read and write for these.
     """
-    gpu = bool(ray.cluster_resources().get("GPU"))
-    light: dict[str, Any] = {"num_cpus": READ_CPUS if gpu else 1}
-    # Unless told, Ray ends a process after a single task on a GPU: the teacher would be loaded anew for every part.
-    heavy: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1, "max_calls": 0, "runtime_env": ALL_GPUS} if gpu else light
+    light: dict[str, Any] = {"num_cpus": READ_CPUS if has_gpu() else 1}
+    heavy = heavy_task()
     return (
         ray.data.from_items(parts, override_num_blocks=len(parts))
         .map(Read(source, work).__call__, **light)
-        .map(stage(model, work.plan).__call__, **heavy)
+        .map(stage(model, work).__call__, **heavy)
         .map(Write(work).__call__, **light)
     )
 
@@ -78,39 +91,84 @@ def check_parts(work: Work, parts: list[int], sha256: list[str] | None) -> tuple
     return entries, damage
 
 
-def compute_parts(
-    source: ImageSource, model: ImageClassifier, work: Work, parts: list[int], stage: type[Attribute], lease: store.Lease
-) -> dict[int, store.Entry]:
-    """Compute and write parts on the cluster, with a line of progress after each; gives their entries."""
-    begin, done, asked = time.monotonic(), 0, rows_in(work.plan, parts)
-    print(f"precompute: {asked} images, {work.plan.steps} steps, {len(parts)} parts", flush=True)
-    entries, given, network = {}, ray.put(source), ray.put(model)
+def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease: store.Lease, what: str) -> dict[int, store.Entry]:
+    """Compute and write parts on the cluster, with a line of progress after each; gives their entries.
+
+    Args:
+        pipeline: the Ray Dataset that computes and writes some parts, and gives a row with `part` and `entry` for each.
+        what: images are, in words.
+    """
+    begin, done, asked = time.monotonic(), 0, rows_in(plan, parts)
+    entries: dict[int, store.Entry] = {}
     waves = (parts[start : start + PARTS_AT_ONCE] for start in range(0, len(parts), PARTS_AT_ONCE))
-    for row in chain.from_iterable(rows_of(compute_pipeline(given, network, work, wave, stage)) for wave in waves):
+    for row in chain.from_iterable(rows_of(pipeline(wave)) for wave in waves):
         lease.check()
         entry = entries[row["part"]] = json.loads(row["entry"])
         done += entry["rows"] + len(entry["skipped"])
         rate = done / (time.monotonic() - begin)
         left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
-        print(f"precompute: {done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
+        print(f"precompute: {what}{done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
     return entries
 
 
-def rows_in(plan: store.Plan, parts: Iterable[int]) -> int:
+def rows_in(plan: store.Layer, parts: Iterable[int]) -> int:
     """Images asked for of these parts."""
     return sum(min(plan.rows_per_file, plan.rows - part * plan.rows_per_file) for part in parts)
 
 
 def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
-    """Compute a store, or what is missing of it; gives its manifest."""
+    """Compute a store and its views, or what is missing of them; gives the store's manifest."""
     source = open_images(config.images)
     model, card = open_teacher(config.teacher)
     start_ray()
     begun = store.engine_of(absolute(config.store))
     if config.engine == "fast" and begun is not None and begun in FAST_ENGINES:  # perhaps where another is the fastest
         config = dataclasses.replace(config, engine=begun)
-    plan, selection = precompute.make_plan(config, source, model, card["sha256"], gpu=bool(ray.cluster_resources().get("GPU")))
-    return fill_store(config, source, model, plan, selection)
+    plan, selection = precompute.make_plan(config, source, model, card["sha256"], gpu=has_gpu())
+    asked = views_asked_for(config, plan)
+    manifest = fill_store(config, source, model, plan, selection)
+    if asked is not None:
+        add_views(config, model, asked, selection)
+    return manifest
+
+
+def views_asked_for(config: PrecomputeConfig, plan: store.Plan) -> store.ViewsPlan | None:
+    """The views that a store is to have, whose engine is not yet chosen unless they were begun; None for none.
+
+    Raises:
+        UserError: they are impossible, or there is no room for them: before hours are spent on the maps.
+    """
+    uri = absolute(config.store)
+    begun = store.views_plan_of(uri)
+    if config.views == "none":
+        return begun if config.repair else None
+    asked = views.make_views_plan(config.views, config.padding, plan, "torch" if begun is None else begun.engine)
+    if begun is None:
+        views.check_space(uri, asked)
+    return asked
+
+
+def add_views(config: PrecomputeConfig, model: ImageClassifier, asked: store.ViewsPlan, selection: precompute.Selection) -> dict[str, Any]:
+    """Bring the views of a finished store from whatever state they are in to their plan; gives their manifest."""
+    uri = absolute(config.store)
+    opened = store.Store.open(uri)
+    if store.views_plan_of(uri) is None:
+        few = range(min(opened.plan.parts, -(-views.COMPARED // opened.plan.rows_per_file)))
+        asked = dataclasses.replace(asked, engine=views.choose_forwards(model, opened.samples(few)[0].pixels, has_gpu()))
+
+    def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
+        print(f"precompute: logits of {asked.crops} crops of each image by {asked.engine}, {len(parts)} parts", flush=True)
+        stage = Views(ray.put(model), work, ray.put(opened)).__call__
+
+        def pipeline(wave: list[int]) -> Any:
+            return ray.data.from_items(wave, override_num_blocks=len(wave)).map(stage, **heavy_task())
+
+        return compute_parts(pipeline, asked, parts, lease, "views of ")
+
+    manifest, computed = fill_layer(config, asked, selection, compute)
+    if computed:
+        print(f"precompute: the teacher's logits of {asked.crops} crops of each of {manifest['rows']} rows, in {config.store}", flush=True)
+    return manifest
 
 
 def fill_store(
@@ -129,11 +187,41 @@ def fill_store(
     Raises:
         UserError: a part of an unfinished store is damaged and `config.repair` is not set, or an image cannot be used.
     """
+
+    def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
+        print(f"precompute: {rows_in(plan, parts)} images, {plan.steps} steps, {len(parts)} parts", flush=True)
+        pipeline = functools.partial(compute_pipeline, ray.put(source), ray.put(model), work, stage=stage)
+        return compute_parts(pipeline, plan, parts, lease, "")
+
+    manifest, computed = fill_layer(config, plan, selection, compute)
+    if not computed:
+        return manifest
+    for skipped in manifest["skipped"]:
+        print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)
+    print(f"precompute: {manifest['rows']} rows, {len(manifest['skipped'])} image(s) left out, in {config.store}", flush=True)
+    return manifest
+
+
+def fill_layer(
+    config: PrecomputeConfig, plan: store.Layer, selection: precompute.Selection, compute: Compute
+) -> tuple[dict[str, Any], bool]:
+    """Bring the files of a store, or of another layer of it, from whatever state they are in to their plan.
+
+    Args:
+        compute: computes and writes parts, and gives their entries.
+
+    Returns:
+        their manifest, and whether anything was left to do.
+
+    Raises:
+        UserError: a part that is there is damaged and `config.repair` is not set.
+    """
     uri = absolute(config.store)
     manifest = store.sound_manifest(uri, plan)
     if manifest is not None and not config.repair and not store.start(uri, plan):
-        print(f"precompute: {config.store} is already finished: {manifest['rows']} rows; igkd.store verify checks them", flush=True)
-        return manifest
+        what = "is" if isinstance(plan, store.Plan) else "has its views and is"
+        print(f"precompute: {config.store} {what} already finished: {manifest['rows']} rows; igkd.store verify checks them", flush=True)
+        return manifest, False
     with store.hold(uri) as lease:
         todo = store.start(uri, plan)
         store.remove_unfinished_files(uri)
@@ -149,14 +237,10 @@ def fill_store(
         if kept:
             print(f"precompute: kept {rows_in(plan, entries):,} of {plan.rows:,} rows ({len(entries)} of {plan.parts} parts)", flush=True)
         if manifest is not None and not todo:
-            return manifest
-        store.discard(uri, sorted(damage))
-        entries |= compute_parts(source, model, work, todo, stage, lease)
-        manifest = store.finish(uri, plan, entries.values())
-    for skipped in manifest["skipped"]:
-        print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)
-    print(f"precompute: {manifest['rows']} rows, {len(manifest['skipped'])} image(s) left out, in {config.store}", flush=True)
-    return manifest
+            return manifest, False
+        store.discard(uri, plan, sorted(damage))
+        entries |= compute(work, todo, lease)
+        return store.finish(uri, plan, entries.values()), True
 
 
 def main() -> None:

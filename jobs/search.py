@@ -17,7 +17,7 @@ from igkd.sweeps.grid import Cell, make_cell
 from igkd.sweeps.lean import Measured, measured_latencies, within_budget
 from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.tasks import fingerprints
+from igkd.tasks import decided, fingerprints
 from igkd.teachers import open_teacher
 from jobs.ablate import check, resident, train_cells
 from jobs.runtime import run_job, start_ray
@@ -59,7 +59,8 @@ def search(config: SearchConfig) -> int:
         UserError: settings, store and teacher do not fit; or no candidate is fast enough.
     """
     seconds, began = config.seconds_left(runs.local_now()), time.monotonic()
-    base, store, root = base_of(config), Store.open(config.store), Path(config.out)
+    store, root = Store.open(config.store), Path(config.out)
+    base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), store), out="")
     specs = specs_of(config, store)
     base = resident([make_cell(config.out, base)], store)[0].config
     check([make_cell(config.out, dataclasses.replace(base, lean=specs[1].lean))])

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import torch
 
-from igkd import precompute, store
+from igkd import precompute, store, views
 from igkd.attribution import Attributor
 from igkd.images import ImageSource
 from igkd.models import ImageClassifier
@@ -31,13 +31,19 @@ class Work:
     """What all stages know: a small value, however many rows there are."""
 
     uri: str
-    plan: store.Plan
+    plan: store.Layer
     selection: ray.ObjectRef[precompute.Selection]
 
     def images(self, part: int) -> precompute.Selection:
         """The images asked for of a part."""
         chosen: precompute.Selection = fetched(self.selection)
         return chosen.part(self.plan, part)
+
+
+def plan_of(work: Work) -> store.Plan:
+    """The plan of a store's own rows."""
+    assert isinstance(work.plan, store.Plan)
+    return work.plan
 
 
 class Check:
@@ -55,6 +61,22 @@ class Check:
         return {"part": part, "entry": json.dumps(entry), "damage": ""}
 
 
+class Views:
+    """The teacher's logits of crops of a part's images, which are read from the store and written beside it: one task, one file."""
+
+    def __init__(self, model: ray.ObjectRef[ImageClassifier], work: Work, opened: ray.ObjectRef[store.Store]) -> None:
+        self.model, self.work, self.opened = model, work, opened
+
+    def __call__(self, row: Part) -> Part:
+        part, work = row["item"], self.work
+        assert isinstance(work.plan, store.ViewsPlan)
+        opened: store.Store = fetched(self.opened)
+        rows = views.views_of_part(ready_to_answer(self.model, work.plan.engine, own_device()), opened, work.plan, part)
+        asked = set(work.images(part).ids.tolist())
+        skipped = [image for image in opened.manifest["skipped"] if image["image_id"] in asked]
+        return {"part": part, "entry": json.dumps(store.write_part(work.uri, work.plan, part, rows, skipped))}
+
+
 class Read:
     """Stage 1: the images of a part."""
 
@@ -63,7 +85,7 @@ class Read:
 
     def __call__(self, row: Part) -> Part:
         part = row["item"]
-        return {"part": part, "rows": pickle.dumps(precompute.read_rows(fetched(self.source), self.work.plan, self.work.images(part)))}
+        return {"part": part, "rows": pickle.dumps(precompute.read_rows(fetched(self.source), plan_of(self.work), self.work.images(part)))}
 
 
 class Attribute:
@@ -73,8 +95,8 @@ class Attribute:
     tasks go to every node that joins, and anywhere when one leaves.
     """
 
-    def __init__(self, model: ray.ObjectRef[ImageClassifier], plan: store.Plan) -> None:
-        self.model, self.plan = model, plan
+    def __init__(self, model: ray.ObjectRef[ImageClassifier], work: Work) -> None:
+        self.model, self.plan = model, plan_of(work)
 
     def __call__(self, row: Part) -> Part:
         return {"part": row["part"], "rows": pickle.dumps(self.attributed(pickle.loads(row["rows"])))}
@@ -92,7 +114,7 @@ class Write:
 
     def __call__(self, row: Part) -> Part:
         part, work = row["part"], self.work
-        entry = precompute.write_rows(work.uri, work.plan, part, work.images(part).ids, pickle.loads(row["rows"]))
+        entry = precompute.write_rows(work.uri, plan_of(work), part, work.images(part).ids, pickle.loads(row["rows"]))
         return {"part": part, "entry": json.dumps(entry)}
 
 
@@ -101,6 +123,12 @@ def ready(model: ray.ObjectRef[ImageClassifier], plan: store.Plan, device: str) 
     """The teacher and its attributor, made once in a process, which Ray uses for one task after the other."""
     network = ray.get(model).to(device).eval()
     return network, precompute.plan_attributor(network, plan)
+
+
+@functools.lru_cache(maxsize=1)
+def ready_to_answer(model: ray.ObjectRef[ImageClassifier], engine: store.Forwards, device: str) -> views.Answer:
+    """The teacher's forward pass, made once in a process."""
+    return views.answering(ray.get(model).to(device).eval(), engine)
 
 
 ALL_GPUS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}

@@ -46,6 +46,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if rank != 0:
             ray.train.report(history[-1])
             continue
+        if len(history) in task.keep_epochs:
+            trainer.write_snapshot(Path(loop_config["out"]) / f"epoch-{len(history)}", f"{loop_config['name']}, epoch {len(history)}")
         with tempfile.TemporaryDirectory() as temporary:
             directory = Path(temporary)
             trainer.save(directory)
@@ -86,7 +88,7 @@ def run_training(
         for sentence in judged_otherwise([(finished, config)]):
             print(sentence, flush=True)
         return finished
-    loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None}
+    loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None, "out": str(out.resolve())}
     found = unseen()  # before the first epoch: what is wrong with them should not be said after the last
     if found is not None:
         tell(found)

@@ -43,7 +43,7 @@ from igkd.store import Store
 from igkd.sweeps import estimate
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import Ledger, duration, remaining_seconds
-from igkd.tasks import Unseen, distill_task, for_workers, open_teacher_of
+from igkd.tasks import Unseen, distill_task, for_workers, identity, open_teacher_of
 from igkd.train import Diverged, read_history
 from igkd.trainer import Trainer, finish_run
 from jobs.runtime import fetched
@@ -82,9 +82,9 @@ class Work:
 
 
 @functools.lru_cache(maxsize=1)
-def stored_samples(uri: str, fingerprint: str) -> tuple[Samples, NDArray[np.bool_]]:
+def stored_samples(uri: str, fingerprint: str, views: bool) -> tuple[Samples, NDArray[np.bool_]]:
     """All rows of a store, decoded once in a process that runs many students one after the other."""
-    return Store.open(uri).samples()
+    return Store.open(uri).samples(views=views)
 
 
 def train_cell(settings: Settings, work: Work) -> None:
@@ -100,13 +100,13 @@ def run_cell(settings: Settings, work: Work) -> None:
     """One run: goes on from the state in its directory, tells Tune every epoch, and leaves its result."""
     cell = work.cell_of(settings)
     config, out, started = cell.config, work.here / cell.config.out, runs.now()
-    finished = runs.claim(out, config, work.fingerprints)
+    finished = runs.claim(out, config, identity(config, work.fingerprints))
     if finished is not None:  # retried after its last report was lost
         ray.tune.report(finished["history"][-1])
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolved = for_workers(dataclasses.replace(config, store=work.store))
-    rows = stored_samples(work.store, work.fingerprints["store_fingerprint"])
+    rows = stored_samples(work.store, work.fingerprints["store_fingerprint"], config.which_logits == "views")
     task = distill_task(resolved, fetched(work.teacher), rows)
     if work.unseen is not None:
         task = dataclasses.replace(task, test=functools.partial(fetched, work.unseen))

@@ -1,9 +1,9 @@
 """A search for good settings: python -m jobs.tune --store URI --out DIR --trials 50 --until 07:00"""
 
+import dataclasses
 import hashlib
 import json
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from igkd.errors import UserError
 from igkd.files import absolute, write_json
 from igkd.recipes import distill_config, recipe_file
 from igkd.runs import read_object
-from igkd.store import hold
+from igkd.store import Store, hold
 from igkd.sweeps.config import TuneConfig
 from igkd.sweeps.grid import Cell, make_cell
 from igkd.sweeps.ledger import Ledger, Row, Status, read_rows
 from igkd.sweeps.publish import publish
 from igkd.sweeps.space import inside, settings_of, space, tuned
-from igkd.tasks import fingerprints, ingest_of, open_store, open_teacher_of
+from igkd.tasks import decided, fingerprints, ingest_of, open_store, open_teacher_of
 from jobs.runtime import run_job, start_ray
 from jobs.trials import METRIC, Halving, Settings, Work, interruptible, persist, print_estimate, replay, run_trials, slots
 
@@ -66,10 +66,9 @@ def make_search(config: TuneConfig, base: DistillConfig, rows: list[Row], begun:
 def tune(config: TuneConfig) -> int:
     """Search until all trials are done or the time is up; gives the exit status, 1 if trials are missing that nobody stopped."""
     seconds = config.seconds_left(runs.local_now())
-    base = base_of(config)
+    base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), Store.open(config.store)), out="")
     if ingest_of(base, open_store(base)) == "stream":
         raise UserError(f"{config.store} does not fit into memory, where a search keeps it; use a smaller one")
-    base = replace(base, ingest="resident")
     open_teacher_of(base)
     if config.dry_run:
         start_ray()

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import openvino
@@ -12,6 +13,7 @@ from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from igkd.errors import UserError
+from igkd.models import ImageClassifier
 
 aten = torch.ops.aten
 ACTIVATIONS = [
@@ -23,6 +25,10 @@ ACTIVATIONS = [
     aten.hardswish_backward,
     aten.hardsigmoid_backward,
 ]
+
+
+SHARE = 32
+"""Inputs of one request of a forward pass, on however many threads: rounding depends on it."""
 
 
 def has_bfloat16() -> bool:
@@ -48,19 +54,10 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backwar
     with torch.no_grad():
         chosen = torch.zeros_like(network(x))
     graph = gradient_graph(network, x, chosen, backward)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of torch.jit, by which OpenVINO reads a graph
-        try:
-            converted = openvino.convert_model(graph, example_input=(x, chosen), input=[list(x.shape), list(chosen.shape)])
-        except openvino.frontend.OpConversionFailure as error:
-            raise UserError(f"OpenVINO cannot differentiate this network ({str(error).splitlines()[-1]}); take --engine torch") from None
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # as the graph is written
-        "INFERENCE_NUM_THREADS": streams,
-        "NUM_STREAMS": streams,  # one thread a stream: whole inputs are shared out, not the work within a layer, which waits more
-        "ENABLE_CPU_PINNING": False,  # processes side by side would all be pinned to the first core
-    }
-    compiled = openvino.Core().compile_model(converted, "CPU", settings)
+    try:
+        compiled = _compiled(graph, (x, chosen), streams)
+    except openvino.frontend.OpConversionFailure as error:
+        raise UserError(f"OpenVINO cannot differentiate this network ({str(error).splitlines()[-1]}); take --engine torch") from None
     requests = [(compiled.create_infer_request(), torch.zeros_like(x), torch.zeros_like(chosen)) for _ in range(streams)]
 
     def gradients(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -75,6 +72,52 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backwar
         return torch.cat([torch.from_numpy(r.get_output_tensor(0).data[: len(some)].copy()) for (r, _, _), some, _ in parts])
 
     return gradients
+
+
+def compiled_forward(model: ImageClassifier, size: int, shape: tuple[int, int], bfloat16: bool = False) -> Callable[[Tensor], Tensor]:
+    """A network's forward pass.
+
+    Args:
+        model: in evaluation mode, on the processor.
+        size: inputs in a pass.
+        shape: (H, W).
+        bfloat16: compute in it, where the network allows; else in float32.
+
+    Returns:
+        a function of uint8 (size, 3, H, W) to logits float32 (size, classes).
+    """
+    share = min(size, SHARE)
+    compiled = _compiled(model, (torch.zeros(share, 3, *shape),), max(1, torch.get_num_threads()), "bf16" if bfloat16 else "f32")
+    requests = [(compiled.create_infer_request(), torch.zeros(share, 3, *shape)) for _ in range(-(-size // share))]
+
+    def forward(pixels: Tensor) -> Tensor:
+        parts = list(zip(requests, pixels.split(share), strict=False))
+        for (one, x), some in parts:
+            x[: len(some)] = some.float().div(255)
+            one.start_async([x.numpy()], share_inputs=True)
+        for (one, _), _ in parts:
+            one.wait()
+        return torch.cat([torch.from_numpy(one.get_output_tensor(0).data[: len(some)].copy()) for (one, _), some in parts])
+
+    return forward
+
+
+def _compiled(network: nn.Module, inputs: tuple[Tensor, ...], streams: int, precision: str = "f32") -> Any:
+    """A network compiled for inputs of these shapes, with a stream for each thread.
+
+    Raises:
+        OpConversionFailure: OpenVINO does not know an operation of it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of torch.jit, by which OpenVINO reads a graph
+        converted = openvino.convert_model(network, example_input=inputs, input=[list(x.shape) for x in inputs])
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": streams,
+        "NUM_STREAMS": streams,  # one thread a stream: whole inputs are shared out, not the work within a layer, which waits more
+        "ENABLE_CPU_PINNING": False,  # processes side by side would all be pinned to the first core
+    }
+    return openvino.Core().compile_model(converted, "CPU", settings)
 
 
 def gradient_graph(network: nn.Module, x: Tensor, chosen: Tensor, backward: torch.dtype) -> torch.fx.GraphModule:

@@ -1,8 +1,9 @@
 """The attribution store: one row holds all about one training image.
 
 A directory, local or on S3, of Parquet files `part-NNNNN.parquet`, a `plan.json` that says what is being computed, and, once all is
-there, a `manifest.json`: a store without one is unfinished. Every file is a function of the plan alone and appears whole or not at all,
-so a part that exists is done, and whoever writes it twice writes the same.
+there, a `manifest.json`: a store without one is unfinished. The teacher's logits of crops, where they are wanted, are in files
+beside these, `views-NNNNN.parquet`, with a plan and a manifest of their own, so that they can be added to a finished store. Every file
+is a function of its plan alone and appears whole or not at all, so a part that exists is done, and whoever writes it twice writes the same.
 
     python -m igkd.store verify URI        every byte, id and hash; names what is wrong, exit status 1
     python -m igkd.store describe URI      counts, classes, completeness error, sizes
@@ -10,7 +11,7 @@ so a part that exists is done, and whoever writes it twice writes the same.
 
 from igkd.store.check import describe, verify
 from igkd.store.lease import Lease, hold
-from igkd.store.plan import VERSION, Plan, ids_hash, part_name
+from igkd.store.plan import VERSION, Forwards, Layer, Plan, ViewsPlan, ids_hash, part_name
 from igkd.store.read import Store, to_numpy
 from igkd.store.write import (
     DamagedPart,
@@ -23,6 +24,7 @@ from igkd.store.write import (
     remove_unfinished_files,
     sound_manifest,
     start,
+    views_plan_of,
     write_part,
 )
 
@@ -30,9 +32,12 @@ __all__ = [
     "VERSION",
     "DamagedPart",
     "Entry",
+    "Forwards",
+    "Layer",
     "Lease",
     "Plan",
     "Store",
+    "ViewsPlan",
     "check_part",
     "describe",
     "discard",
@@ -47,5 +52,6 @@ __all__ = [
     "start",
     "to_numpy",
     "verify",
+    "views_plan_of",
     "write_part",
 ]

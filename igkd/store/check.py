@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from igkd.errors import UserError
 from igkd.files import filesystem, list_names, parse_json, read_file
 from igkd.images import BadImage, decode, pixel_hash
-from igkd.store.plan import Plan, ids_hash, part_name
-from igkd.store.read import Store, part_table, skipped_of, to_numpy
+from igkd.store.plan import Layer, Plan, ViewsPlan, ids_hash, part_name
+from igkd.store.read import Store, part_table, read_manifest, skipped_of, to_numpy
 
 
 def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -28,11 +28,39 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
         UserError: there is no store, it is unfinished, or its manifest is damaged.
     """
     store = Store.open(uri)
-    fs, root = filesystem(uri)
     problems = _check_directory(store)
+    wrong, found, skipped = _check_parts(uri, store.plan, store.manifest, say)
+    problems += wrong + list(_repeated(found))
+    if not problems:
+        if skipped != store.manifest["skipped"]:
+            problems.append("the manifest's list of skipped images is not that of the parts")
+        left_out = np.array([s["image_id"] for s in skipped], dtype=np.int64)
+        if ids_hash(np.sort(np.concatenate([*found, left_out]))) != store.plan.ids_sha256:
+            problems.append("the ids in the store are not the ids that were asked for")
+    try:
+        if store.views is not None:
+            views, manifest = read_manifest(uri, ViewsPlan)
+            wrong, theirs, _ = _check_parts(uri, views, manifest, say)
+            pairs = zip(theirs, found, strict=False)
+            problems += wrong or [
+                f"{views.part_name(part)} has other images than {part_name(part)}"
+                for part, (ids, own) in enumerate(pairs)
+                if not np.array_equal(ids, own)
+            ]
+    except UserError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _check_parts(
+    uri: str, plan: Layer, manifest: dict[str, Any], say: Callable[[str], None]
+) -> tuple[list[str], list[NDArray[np.int64]], list[dict[str, Any]]]:
+    """Read all parts of a layer; gives what is wrong, the ids of each part, and the images that it left out."""
+    fs, root = filesystem(uri)
+    problems: list[str] = []
     found: list[NDArray[np.int64]] = []
     skipped: list[dict[str, Any]] = []
-    for file in store.manifest["files"]:
+    for file in manifest["files"]:
         name = file["name"]
         try:
             data = read_file(fs, f"{root}/{name}")
@@ -40,7 +68,7 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
                 raise ValueError(f"was changed: it has {len(data)} bytes instead of {file['bytes']}")
             if hashlib.sha256(data).hexdigest() != file["sha256"]:
                 raise ValueError("was changed: its sha256 is not the manifest's")
-            table = part_table(data, store.plan)
+            table = part_table(data, plan)
         except FileNotFoundError:
             problems.append(f"{name} is missing")
         except UserError as error:
@@ -50,21 +78,17 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
         else:
             if len(table) != file["rows"]:
                 problems.append(f"{name} has {len(table)} rows instead of {file['rows']}")
-            problems += _check_rows(name, table, store.plan)
+            if isinstance(plan, Plan):
+                problems += _check_rows(name, table, plan)
+            else:
+                problems += _check_finite(name, table, ["views"])
             found.append(to_numpy(table.column("image_id")))
             skipped += skipped_of(table)
             say(f"{name}: {len(table)} rows")
             continue
         found.append(np.empty(0, np.int64))
         say(f"{name}: not usable")
-    problems += _repeated(found)
-    if not problems:
-        if skipped != store.manifest["skipped"]:
-            problems.append("the manifest's list of skipped images is not that of the parts")
-        left_out = np.array([s["image_id"] for s in skipped], dtype=np.int64)
-        if ids_hash(np.sort(np.concatenate([*found, left_out]))) != store.plan.ids_sha256:
-            problems.append("the ids in the store are not the ids that were asked for")
-    return problems
+    return problems, found, skipped
 
 
 def _check_directory(store: Store) -> list[str]:
@@ -74,6 +98,8 @@ def _check_directory(store: Store) -> list[str]:
     try:
         names = {file["name"] for file in store.manifest["files"]}
         there = sorted(list_names(fs, root))
+        if ViewsPlan.plan_name in there:  # perhaps unfinished
+            names |= {ViewsPlan.part_name(part) for part in range(store.plan.parts)}
         problems += [f"{name} is not in the manifest" for name in there if name.endswith(".parquet") and name not in names]
         written = parse_json(read_file(fs, f"{root}/plan.json"))
         if written | {"images": store.plan.images} != store.plan.to_json():  # data that moved in between has another name
@@ -99,7 +125,6 @@ def _repeated(found: list[NDArray[np.int64]]) -> Iterator[str]:
 
 def _check_rows(name: str, table: pa.Table, plan: Plan) -> Iterator[str]:
     """Problems with the rows of one part."""
-    ids = to_numpy(table.column("image_id"))
     for row in table.select(["image_id", "image", "image_sha", "label"]).to_pylist():
         where = f"{name}, image {row['image_id']}"
         if not 0 <= row["label"] < len(plan.classes):
@@ -112,7 +137,13 @@ def _check_rows(name: str, table: pa.Table, plan: Plan) -> Iterator[str]:
                 yield f"{where}: the picture is {picture.shape[0]}x{picture.shape[1]}, not {plan.image_shape[0]}x{plan.image_shape[1]}"
         except BadImage as error:
             yield f"{where}: the picture {error}"
-    for column in ("ig", "ig_delta", "logits", *(["attention"] if plan.attention_layer is not None else [])):
+    yield from _check_finite(name, table, ["ig", "ig_delta", "logits", *(["attention"] if plan.attention_layer is not None else [])])
+
+
+def _check_finite(name: str, table: pa.Table, columns: list[str]) -> Iterator[str]:
+    """Values of a part that are no numbers."""
+    ids = to_numpy(table.column("image_id"))
+    for column in columns:
         values = to_numpy(table.column(column)).astype(np.float32)
         finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         yield from (f"{name}, image {i}: {column} is not finite" for i in ids[~finite])
@@ -153,5 +184,16 @@ def describe(uri: str) -> dict[str, Any]:
         "method": plan.method,
         "quadrature": plan.quadrature,
         "steps": plan.steps,
+        **_describe_views(store),
         "completeness_error": {f"p{q}": float(f"{v:.4g}") for q, v in zip(quantiles, errors, strict=True)},
     }
+
+
+def _describe_views(store: Store) -> dict[str, Any]:
+    """Figures of the views, where there are some."""
+    views = store.views
+    if views is None:
+        return {}
+    size = sum(file["bytes"] for file in read_manifest(store.uri, ViewsPlan)[1]["files"])
+    crops = f"all {views.crops}" if views.count is None else f"{views.crops} random ones, seed {views.seed}"
+    return {"views": {"crops": crops, "padding": views.padding, "engine": views.engine, "bytes": size}}

@@ -1,10 +1,12 @@
-"""What a store is made of: its plan, its columns, the names of its files."""
+"""What a store is made of: its plans, its columns, the names of its files."""
 
+import abc
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +16,65 @@ from igkd.attribution import Engine, Method
 from igkd.models import MAX_SIDE
 from igkd.typed import short, typed
 
+Forwards = Literal["torch", "openvino", "openvino-bf16"]
+
 VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a store is made of and made from: the identity of every row in it."""
+class Layer(abc.ABC):
+    """Parquet files of a store, one for each part of its images, and the plan that says what is in them: the identity of every row.
+
+    The first layer, `Plan`, is the store itself. Others add columns to its rows; they are files of their own, so that adding one leaves
+    the rest as it is, byte for byte.
+    """
+
+    kind: ClassVar[str]
+    """Begins the names of its files."""
+    plan_name: ClassVar[str]
+    manifest_name: ClassVar[str]
+
+    ids_sha256: str
+    """Hash of the int64 ids asked for, in order."""
+    rows: int
+    """Number of these ids."""
+    rows_per_file: int
+    version: int = VERSION
+
+    @property
+    def parts(self) -> int:
+        """Number of Parquet files."""
+        return -(-self.rows // self.rows_per_file)
+
+    @classmethod
+    def part_name(cls, part: int) -> str:
+        """File name of a part."""
+        return f"{cls.kind}-{part:05d}.parquet"
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values, tuples as lists."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What `to_json` gave; raises TypeError for settings missing, unknown or of another type, ValueError for impossible ones."""
+        plan = typed(cls, data)
+        if plan.rows < 0 or plan.rows_per_file < 1:
+            raise ValueError("its sizes are impossible")
+        return plan
+
+    @abc.abstractmethod
+    def schema(self) -> pa.Schema:
+        """Arrow schema of every part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Layer):
+    """The rows of a store: a picture, its label, and what the teacher makes of it."""
+
+    kind = "part"
+    plan_name = "plan.json"
+    manifest_name = "manifest.json"
 
     images: str
     """The source as the user named it."""
@@ -54,32 +109,21 @@ class Plan:
     """Index into the teacher's `features`; None: a teacher of another kind than the students, no attention is kept."""
     attention_shape: tuple[int, ...]
     has_mask: bool
-    ids_sha256: str
-    """Hash of the int64 ids asked for, in order."""
-    rows: int
-    """Number of these ids."""
-    rows_per_file: int
-    version: int = VERSION
-
-    @property
-    def parts(self) -> int:
-        """Number of Parquet files."""
-        return -(-self.rows // self.rows_per_file)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values, tuples as lists."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Plan":
-        """What `to_json` gave; raises TypeError for settings missing, unknown or of another type, ValueError for impossible ones."""
-        plan = typed(cls, data)
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        plan = super().from_json(data)
         sizes = (*plan.image_shape, *plan.attention_shape)
-        if plan.rows < 0 or plan.rows_per_file < 1 or len(plan.attention_shape) != 2 or not all(0 <= side <= MAX_SIDE for side in sizes):
+        if len(plan.attention_shape) != 2 or not all(0 <= side <= MAX_SIDE for side in sizes):
             raise ValueError("its sizes are impossible")
         if plan.precision not in ("float16", "float32"):
             raise ValueError(f"precision cannot be {short(plan.precision)}")
         return plan
+
+    @property
+    def identity(self) -> str:
+        """sha256 of what a store is, wherever its images are."""
+        return hashlib.sha256(json.dumps(self.to_json() | {"images": ""}, sort_keys=True).encode()).hexdigest()
 
     def schema(self) -> pa.Schema:
         """Arrow schema of every part."""
@@ -101,11 +145,60 @@ class Plan:
         return pa.schema(fields)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ViewsPlan(Layer):
+    """The teacher's logits of crops of the images: of all that a padding allows, each mirrored, too, or of some random ones."""
+
+    kind = "views"
+    plan_name = "views-plan.json"
+    manifest_name = "views-manifest.json"
+
+    store: str
+    """`Plan.identity` of the store whose images and teacher these are."""
+    teacher: str
+    """sha256 of the teacher's weights."""
+    classes: int
+    padding: int
+    """Pixels of crop on each side, at most."""
+    count: int | None
+    """Crops of each image; None: all of them."""
+    seed: int
+    """From which, with an image's id, the places of `count` crops follow."""
+    engine: Forwards
+    """What computes the forward passes, and whether in float32 or bfloat16."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        plan = super().from_json(data)
+        if not (0 <= plan.padding <= MAX_SIDE and plan.classes >= 1 and (plan.count is None or plan.count >= 1)):
+            raise ValueError("its sizes are impossible")
+        return plan
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's logits: (2p + 1, 2p + 1, 2, classes) for down, right, mirrored; or (count, classes)."""
+        side = 2 * self.padding + 1
+        return (side, side, 2, self.classes) if self.count is None else (self.count, self.classes)
+
+    @property
+    def crops(self) -> int:
+        """Crops of each image."""
+        return 2 * (2 * self.padding + 1) ** 2 if self.count is None else self.count
+
+    def schema(self) -> pa.Schema:
+        return pa.schema(
+            [
+                pa.field("image_id", pa.int64(), nullable=False),
+                pa.field("views", pa.fixed_shape_tensor(pa.float16(), self.shape), nullable=False),
+            ]
+        )
+
+
 def ids_hash(ids: NDArray[np.int64]) -> str:
     """sha256 of int64 ids as little-endian bytes."""
     return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
 
 
 def part_name(part: int) -> str:
-    """File name of a part."""
-    return f"part-{part:05d}.parquet"
+    """File name of a part of the store itself."""
+    return Plan.part_name(part)

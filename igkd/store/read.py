@@ -3,8 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import repeat
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,9 @@ from igkd.files import STORAGE_ERRORS, explain, filesystem, is_damage, list_name
 from igkd.images import BadImage, decode, pixel_hash
 from igkd.parquet import check_group, check_repeats
 from igkd.samples import Samples, concatenate
-from igkd.store.plan import VERSION, Plan, part_name
+from igkd.store.plan import VERSION, Layer, Plan, ViewsPlan
+
+L = TypeVar("L", bound=Layer)
 
 
 @dataclass(frozen=True)
@@ -35,41 +39,56 @@ class Store:
         Raises:
             UserError: there is no store, it is unfinished, or it is of another version.
         """
-        fs, root = filesystem(uri)
-        try:
-            manifest = parse_json(read_file(fs, f"{root}/manifest.json"))
-            given = manifest["plan"]
-            if given["version"] != VERSION:
-                raise UserError(f"{uri} has store version {given['version']}, this program reads version {VERSION}; compute it anew")
-            plan = Plan.from_json(given)
-            if len(manifest["files"]) != plan.parts or [file["name"] for file in manifest["files"]] != [
-                part_name(part) for part in range(plan.parts)
-            ]:
-                raise ValueError(f"it does not list the {plan.parts} parts of its plan")
-            if not sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == plan.rows - len(manifest["skipped"]):
-                raise ValueError("its numbers of rows do not add up")
-        except FileNotFoundError:
-            raise UserError(_why_no_manifest(uri)) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{uri}/manifest.json is damaged or not ours ({error!r}); run the same jobs.precompute command again") from None
+        plan, manifest = read_manifest(uri, Plan)
         return cls(uri, plan, manifest)
+
+    @cached_property
+    def views(self) -> ViewsPlan | None:
+        """What crops the store has logits of; None where there are none, or not all of them yet.
+
+        Raises:
+            UserError: they are damaged, or of another store.
+        """
+        return None if self._views is None else self._views[0]
+
+    @cached_property
+    def _views(self) -> tuple[ViewsPlan, dict[str, Any]] | None:
+        """Plan and manifest of the views."""
+        fs, root = filesystem(self.uri)
+        if ViewsPlan.manifest_name not in list_names(fs, root):
+            return None
+        views, manifest = read_manifest(self.uri, ViewsPlan)
+        if views.store != self.plan.identity:
+            raise UserError(
+                f"the views in {self.uri} are of another store or teacher; delete its {ViewsPlan.kind}-* files and make them anew"
+            )
+        return views, manifest
+
+    def views_fingerprint(self) -> str | None:
+        """sha256 of the views' manifest; None without views."""
+        return None if self._views is None else hashlib.sha256(json.dumps(self._views[1], sort_keys=True).encode()).hexdigest()
 
     def fingerprint(self) -> str:
         """sha256 of the manifest, which holds those of all parts: changes when anything in the store does."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
-    def tables(self, columns: Sequence[str] | None = None, parts: Iterable[int] | None = None) -> Iterator[pa.Table]:
+    def tables(self, columns: Sequence[str] | None = None, parts: Iterable[int] | None = None, views: bool = False) -> Iterator[pa.Table]:
         """The parts' rows, read one part at a time.
 
         Args:
             columns: these columns only, of which each page is checked; None reads all and checks the part's sha256.
             parts: these parts only.
+            views: those of the views, which the store must have, instead of the store's own.
 
         Raises:
             UserError: a part is missing or damaged.
         """
         fs, root = filesystem(self.uri)
+        plan: Layer = self.plan
         files = self.manifest["files"]
+        if views:
+            assert self._views is not None
+            plan, files = self._views[0], self._views[1]["files"]
         for file in files if parts is None else [files[part] for part in parts]:
             path = f"{root}/{file['name']}"
             try:
@@ -77,10 +96,10 @@ class Store:
                     data = read_file(fs, path)
                     if hashlib.sha256(data).hexdigest() != file["sha256"]:
                         raise ValueError("its sha256 is not the manifest's")
-                    table = part_table(data, self.plan)
+                    table = part_table(data, plan)
                 else:
                     with open_ranges(fs, path) as opened:
-                        table = _sound(pq.ParquetFile(opened, page_checksum_verification=True), self.plan, columns).read(list(columns))
+                        table = _sound(pq.ParquetFile(opened, page_checksum_verification=True), plan, columns).read(list(columns))
                 if len(table) != file["rows"]:
                     raise ValueError(f"{len(table)} rows instead of {file['rows']}")
             except FileNotFoundError:
@@ -95,15 +114,28 @@ class Store:
         """One column over all rows, in the store's order; tensors as (rows, ...)."""
         return np.concatenate([to_numpy(table.column(name)) for table in self.tables([name])])
 
-    def samples(self, parts: Iterable[int] | None = None) -> tuple[Samples, NDArray[np.bool_]]:
+    def samples(self, parts: Iterable[int] | None = None, views: bool = False) -> tuple[Samples, NDArray[np.bool_]]:
         """All rows, or those of some parts, decoded in memory, and which of them are for validation, bool (N,).
+
+        Args:
+            parts: these parts only.
+            views: with the views' logits, which the store must have.
 
         Raises:
             UserError: a part is damaged, or a picture is not the one that was attributed: its pixels do not have the row's hash.
         """
         found, validation = [], []
-        for table in self.tables(parts=parts):
-            found.append(self._decoded(table))
+        parts = range(self.plan.parts) if parts is None else list(parts)
+        beside = self.tables(parts=parts, views=True) if views else repeat(None)
+        for table, more in zip(self.tables(parts=parts), beside, strict=False):
+            samples = self._decoded(table)
+            if more is not None:
+                if not np.array_equal(to_numpy(more.column("image_id")), samples.ids):
+                    raise UserError(
+                        f"the views in {self.uri} are of other images than its rows; see `python -m igkd.store verify {self.uri}`"
+                    )
+                samples = replace(samples, views=torch.from_numpy(to_numpy(more.column("views"))))
+            found.append(samples)
             validation.append(to_numpy(table.column("validation")))
         return concatenate(found), np.concatenate(validation)
 
@@ -142,7 +174,35 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     return np.array(combined.to_numpy(zero_copy_only=False))
 
 
-def part_table(data: bytes, plan: Plan) -> pa.Table:
+def read_manifest(uri: str, layer: type[L]) -> tuple[L, dict[str, Any]]:
+    """The manifest of a store, or of another layer of it, and the plan in it.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of another version.
+    """
+    fs, root = filesystem(uri)
+    try:
+        manifest = parse_json(read_file(fs, f"{root}/{layer.manifest_name}"))
+        given = manifest["plan"]
+        if given["version"] != VERSION:
+            raise UserError(f"{uri} has store version {given['version']}, this program reads version {VERSION}; compute it anew")
+        plan = layer.from_json(given)
+        if len(manifest["files"]) != plan.parts or [file["name"] for file in manifest["files"]] != [
+            plan.part_name(part) for part in range(plan.parts)
+        ]:
+            raise ValueError(f"it does not list the {plan.parts} parts of its plan")
+        if not sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == plan.rows - len(manifest["skipped"]):
+            raise ValueError("its numbers of rows do not add up")
+    except FileNotFoundError:
+        raise UserError(_why_no_manifest(uri)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{uri}/{layer.manifest_name} is damaged or not ours ({error!r}); run the same jobs.precompute command again"
+        ) from None
+    return plan, manifest
+
+
+def part_table(data: bytes, plan: Layer) -> pa.Table:
     """The rows of a part's bytes.
 
     Raises:
@@ -150,9 +210,10 @@ def part_table(data: bytes, plan: Plan) -> pa.Table:
     """
     try:
         file = _sound(pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True), plan)
-        pictures = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["image"])
-        for group in range(pictures.num_row_groups):
-            check_repeats(pictures.read_row_group(group, ["image"]).column(0))
+        if "image" in file.schema_arrow.names:
+            pictures = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["image"])
+            for group in range(pictures.num_row_groups):
+                check_repeats(pictures.read_row_group(group, ["image"]).column(0))
         table = file.read()
         skipped_of(table)
     except _OtherColumns as error:
@@ -166,7 +227,7 @@ class _OtherColumns(ValueError):
     pass
 
 
-def _sound(file: pq.ParquetFile, plan: Plan, columns: Sequence[str] | None = None) -> pq.ParquetFile:
+def _sound(file: pq.ParquetFile, plan: Layer, columns: Sequence[str] | None = None) -> pq.ParquetFile:
     """The file, if it has the columns of a part, whose types hold nothing that Ray's Arrow types would unpickle, and fits into memory.
 
     Raises:

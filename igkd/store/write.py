@@ -17,8 +17,8 @@ from igkd.attribution import Engine
 from igkd.errors import UserError
 from igkd.files import filesystem, is_local, list_names, parse_json, read_file, remove_file, write_file
 from igkd.store.lease import LEASE
-from igkd.store.plan import Plan, part_name
-from igkd.store.read import Store, part_table, skipped_of, to_numpy
+from igkd.store.plan import Layer, Plan, ViewsPlan
+from igkd.store.read import part_table, read_manifest, skipped_of, to_numpy
 
 Columns = Mapping[str, Any]
 """Rows of one part by column: numpy arrays, and bytes objects for `image` and `image_sha`."""
@@ -30,13 +30,13 @@ class DamagedPart(UserError):
     """A part that is not there, or not what it has to be: it has to be computed anew."""
 
 
-def part_bytes(plan: Plan, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> bytes:
+def part_bytes(plan: Layer, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> bytes:
     """One part as a Parquet file.
 
     Args:
         plan: its schema.
         columns: n rows by column name: int64 (n,) image_id and label, bool (n,) validation, float32 (n,) ig_delta, n bytes each of image
-            and image_sha, arrays (n, ...) for the tensors.
+            and image_sha, arrays (n, ...) for the tensors; those of the plan's schema.
         skipped: images left out, as {"image_id", "name", "reason"}; kept in the file's metadata.
 
     Returns:
@@ -58,8 +58,8 @@ def part_bytes(plan: Plan, columns: Columns, skipped: Sequence[Mapping[str, Any]
     return buffer.getvalue()
 
 
-def start(uri: str, plan: Plan) -> list[int]:
-    """Begin a store, or go on with one.
+def start(uri: str, plan: Layer) -> list[int]:
+    """Begin a store or another layer of one, or go on with it.
 
     Returns:
         the parts that are still to be computed.
@@ -71,22 +71,28 @@ def start(uri: str, plan: Plan) -> list[int]:
     wanted = plan.to_json()
     present = list_names(fs, root)
     try:
-        if "plan.json" in present:
-            earlier = parse_json(read_file(fs, f"{root}/plan.json"))
+        if plan.plan_name in present:
+            earlier = parse_json(read_file(fs, f"{root}/{plan.plan_name}"))
             if not isinstance(earlier, dict):
-                raise ValueError("plan.json holds no plan")
+                raise ValueError(f"{plan.plan_name} holds no plan")
             # Where the images are is not what they are: that is in their fingerprint.
             differing = sorted(k for k in wanted.keys() | earlier.keys() if k != "images" and wanted.get(k) != earlier.get(k))
             if differing:
                 changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {wanted.get(k)!r}" for k in differing)
+                if isinstance(plan, ViewsPlan):
+                    raise UserError(
+                        f"{uri} holds views of other settings ({changes}); leave --views out, or delete its {plan.kind}-* files"
+                    )
                 raise UserError(f"{uri} holds a store with other settings ({changes}); choose another --store or delete it")
-        elif any(name != LEASE and not name.endswith(".tmp") for name in present):  # a killed job may leave its lease, or a .tmp
+        elif isinstance(plan, Plan) and any(
+            name != LEASE and not name.endswith(".tmp") for name in present
+        ):  # a killed job may leave its lease, or a .tmp
             raise UserError(f"{uri} exists and is not a store (it has no plan.json); choose another --store")
         else:
-            write_file(fs, f"{root}/plan.json", (json.dumps(wanted, indent=1) + "\n").encode())
+            write_file(fs, f"{root}/{plan.plan_name}", (json.dumps(wanted, indent=1) + "\n").encode())
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{uri} cannot be used as a store: {error}; choose another --store") from None
-    return [part for part in range(plan.parts) if part_name(part) not in present]
+    return [part for part in range(plan.parts) if plan.part_name(part) not in present]
 
 
 def engine_of(uri: str) -> Engine | None:
@@ -99,7 +105,24 @@ def engine_of(uri: str) -> Engine | None:
     return engine
 
 
-def write_part(uri: str, plan: Plan, part: int, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> Entry:
+def views_plan_of(uri: str) -> ViewsPlan | None:
+    """The plan of the views that a store was given, finished or not; None where it was given none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    fs, root = filesystem(uri)
+    try:
+        return ViewsPlan.from_json(parse_json(read_file(fs, f"{root}/{ViewsPlan.plan_name}")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{uri}/{ViewsPlan.plan_name} is damaged ({error}); delete the store's {ViewsPlan.kind}-* files and make them anew"
+        ) from None
+
+
+def write_part(uri: str, plan: Layer, part: int, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> Entry:
     """Write one part; it appears whole or not at all.
 
     Returns:
@@ -107,11 +130,11 @@ def write_part(uri: str, plan: Plan, part: int, columns: Columns, skipped: Seque
     """
     fs, root = filesystem(uri)
     data = part_bytes(plan, columns, skipped)
-    write_file(fs, f"{root}/{part_name(part)}", data)
-    return _entry(part, data, len(columns["image_id"]), skipped)
+    write_file(fs, f"{root}/{plan.part_name(part)}", data)
+    return _entry(plan.part_name(part), data, len(columns["image_id"]), skipped)
 
 
-def check_part(uri: str, plan: Plan, part: int, ids: NDArray[np.int64], sha256: str | None = None) -> Entry:
+def check_part(uri: str, plan: Layer, part: int, ids: NDArray[np.int64], sha256: str | None = None) -> Entry:
     """Read back a part that somebody wrote earlier.
 
     Args:
@@ -127,7 +150,7 @@ def check_part(uri: str, plan: Plan, part: int, ids: NDArray[np.int64], sha256: 
     """
     fs, root = filesystem(uri)
     try:
-        data = read_file(fs, f"{root}/{part_name(part)}")
+        data = read_file(fs, f"{root}/{plan.part_name(part)}")
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("its sha256 is not the manifest's")
         table = part_table(data, plan)
@@ -136,19 +159,19 @@ def check_part(uri: str, plan: Plan, part: int, ids: NDArray[np.int64], sha256: 
         if not np.array_equal(np.sort(found), ids):
             raise ValueError(f"its {len(table)} rows and {len(skipped)} skipped images are not the {len(ids)} images that were asked for")
     except FileNotFoundError:
-        raise DamagedPart(f"{root}/{part_name(part)} is missing") from None
+        raise DamagedPart(f"{root}/{plan.part_name(part)} is missing") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedPart(f"{root}/{part_name(part)} is damaged ({error})") from None
-    return _entry(part, data, len(table), skipped)
+        raise DamagedPart(f"{root}/{plan.part_name(part)} is damaged ({error})") from None
+    return _entry(plan.part_name(part), data, len(table), skipped)
 
 
-def _entry(part: int, data: bytes, rows: int, skipped: Sequence[Mapping[str, Any]]) -> Entry:
+def _entry(name: str, data: bytes, rows: int, skipped: Sequence[Mapping[str, Any]]) -> Entry:
     digest = hashlib.sha256(data).hexdigest()
-    return {"name": part_name(part), "rows": rows, "bytes": len(data), "sha256": digest, "skipped": list(skipped)}
+    return {"name": name, "rows": rows, "bytes": len(data), "sha256": digest, "skipped": list(skipped)}
 
 
-def finish(uri: str, plan: Plan, entries: Iterable[Entry]) -> dict[str, Any]:
-    """Write the manifest: the store is complete from here on.
+def finish(uri: str, plan: Layer, entries: Iterable[Entry]) -> dict[str, Any]:
+    """Write the manifest: the store, or the layer, is complete from here on.
 
     Args:
         entries: of all parts, in any order, from `write_part` or `check_part`; no part is read again.
@@ -163,30 +186,32 @@ def finish(uri: str, plan: Plan, entries: Iterable[Entry]) -> dict[str, Any]:
     ordered = sorted(entries, key=lambda entry: (len(entry["name"]), entry["name"]))
     skipped = [image for entry in ordered for image in entry["skipped"]]
     rows = sum(entry["rows"] for entry in ordered)
-    if [entry["name"] for entry in ordered] != [part_name(part) for part in range(plan.parts)] or rows + len(skipped) != plan.rows:
+    if [entry["name"] for entry in ordered] != [plan.part_name(part) for part in range(plan.parts)] or rows + len(skipped) != plan.rows:
         raise UserError(
             f"{uri}: {len(ordered)} parts with {rows} rows and {len(skipped)} skipped images are not the {plan.parts} parts of "
             f"{plan.rows} images that were asked for; run the same jobs.precompute command again"
         )
     files = [{key: entry[key] for key in ("name", "rows", "bytes", "sha256")} for entry in ordered]
     manifest = {"plan": plan.to_json(), "rows": rows, "skipped": skipped, "files": files}
-    write_file(fs, f"{root}/manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    write_file(fs, f"{root}/{plan.manifest_name}", (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
 
 
-def sound_manifest(uri: str, plan: Plan) -> dict[str, Any] | None:
-    """The manifest of a store of this plan; None if it has none yet, or one that is of no use."""
+def sound_manifest(uri: str, plan: Layer) -> dict[str, Any] | None:
+    """The manifest of a store or a layer of this plan; None if it has none yet, or one that is of no use."""
     try:
-        found = Store.open(uri)
+        found, manifest = read_manifest(uri, type(plan))
     except UserError:
         return None
-    return found.manifest if found.plan == dataclasses.replace(plan, images=found.plan.images) else None
+    if isinstance(plan, Plan):
+        plan = dataclasses.replace(plan, images=manifest["plan"]["images"])
+    return manifest if found == plan else None
 
 
-def discard(uri: str, parts: Sequence[int]) -> None:
+def discard(uri: str, plan: Layer, parts: Sequence[int]) -> None:
     """Delete parts that are there and, before them, the manifest: a store that lacks a part is unfinished."""
     fs, root = filesystem(uri)
-    for name in ("manifest.json", *map(part_name, parts)):
+    for name in (plan.manifest_name, *map(plan.part_name, parts)):
         remove_file(fs, f"{root}/{name}")
 
 
@@ -197,6 +222,6 @@ def remove_unfinished_files(uri: str) -> None:
     """
     fs, root = filesystem(uri)
     if is_local(fs):
-        for kind in ("part-", "plan.json.", "manifest.json."):
+        for kind in ("part-", "plan.json.", "manifest.json.", "views-"):
             for path in Path(root).glob(f".{kind}*.tmp"):
                 path.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def kind_of(config: DistillConfig) -> Kind:
     return Kind(
         cut=config.cut,
         lean=config.lean,
-        live=objective.live,
+        live=objective.logits == "live",
         attention=objective.gamma > 0,
         batch_size=config.batch_size,
         precision=config.precision,
@@ -59,7 +59,8 @@ def kind_of(config: DistillConfig) -> Kind:
 def measure(config: DistillConfig, teacher: ImageClassifier | None, device: torch.device) -> Speed:
     """Train some steps and judge some images; nothing is written, and no test image is read."""
     store = Store.open(config.store)
-    rows = store.samples(range(min(store.plan.parts, -(-2 * STEPS * config.batch_size // store.plan.rows_per_file))))
+    parts = range(min(store.plan.parts, -(-2 * STEPS * config.batch_size // store.plan.rows_per_file)))
+    rows = store.samples(parts, views=config.which_logits == "views")
     samples = rows[0]
     # All of them for both: how fast a step is does not depend on which images it sees.
     task = distill_task(replace(config, test_images=None, epochs=2, share=1.0), teacher, (samples, np.zeros(len(samples), np.bool_)))

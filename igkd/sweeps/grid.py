@@ -1,7 +1,7 @@
 """The cells of an ablation: a grid is a function from settings to runs."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +12,7 @@ from igkd.presets import PAPER_ARMS
 from igkd.recipes import distill_config, recipe_values
 from igkd.store import Store
 from igkd.sweeps.config import AblateConfig, Grid
+from igkd.tasks import decided
 
 SHARE = 0.8
 """Of the training images in a Monte-Carlo run."""
@@ -20,7 +21,7 @@ CHOICES = {
     "normalised pixels": ("normalise",),
     "averaged weights": ("averaging",),
     "its weight of distillation": ("alpha", "temperature"),
-    "live teacher": ("live",),
+    "the teacher's answer to the crop": ("logits", "live"),
     "cutout": ("cutout",),
     "its overlay": ("overlay", "exponents", "blend", "overlay_schedule"),
     "bfloat16": ("precision",),
@@ -49,6 +50,11 @@ def make_cell(root: str, config: DistillConfig, label: str | None = None) -> Cel
     cut = "" if config.lean else f"-cut{config.cut}"  # a lean student's label says what it is
     name = f"{re.sub(r'[^A-Za-z0-9+.]+', '-', label)}{cut}{share}-seed{config.seed}"
     return Cell(label=label, config=replace(config, out=f"{root}/students/{name}"))
+
+
+def settled(grid: Iterable[Cell], store: Store) -> list[Cell]:
+    """The runs with what their recipes leave to the store decided."""
+    return [replace(cell, config=decided(cell.config, store)) for cell in grid]
 
 
 def cells(config: AblateConfig, store: Store) -> list[Cell]:

@@ -172,21 +172,6 @@ def test_every_pixel_is_seen(stem: int) -> None:
     assert (x.grad != 0).any(0).all()
 
 
-@pytest.mark.parametrize("side", [7, 8])
-def test_a_shortcut_is_the_strided_convolution(side: int) -> None:
-    torch.manual_seed(0)
-    shortcut, plain = lean.Shortcut(5, 6, 1, 2), torch.nn.Conv2d(5, 6, 1, 2)
-    plain.load_state_dict(shortcut.state_dict())
-    ours = torch.randn(3, 5, side, side, requires_grad=True)
-    theirs = ours.detach().clone().requires_grad_()
-    given, expected = shortcut(ours), plain(theirs)
-    torch.testing.assert_close(given, expected)
-    given.square().sum().backward()
-    expected.square().sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
-    torch.testing.assert_close(shortcut.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
-
-
 def test_its_files_give_what_the_checkpoint_gives() -> None:
     model = settled(build(SPEC, 1))
     with torch.no_grad():

@@ -28,7 +28,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert (config.optimizer, config.schedule, config.learning_rate, config.weight_decay) == ("adam", "constant", 1e-3, 0)
     assert (config.epochs, config.batch_size, config.padding, config.normalise, config.averaging) == (100, 64, 4, False, 0)
     assert (config.alpha, config.temperature, config.gamma, config.overlay, config.exponents) == (0.01, 2.5, 0.8, 0.1, (1, 2))
-    assert config.aligned and not config.live and not distill_config("paper-as-published", **PLACES).aligned
+    assert config.aligned and config.which_logits == "image" and not distill_config("paper-as-published", **PLACES).aligned
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -36,8 +36,8 @@ def test_the_command_line_changes_what_the_recipe_says(name: str, monkeypatch: p
     places = ["--store", "s", "--test-images", "t", "--out", "o"]
     monkeypatch.setattr("sys.argv", ["jobs.distill", "--recipe", name, *places])
     assert parse_distill("jobs.distill") == distill_config(name, **PLACES)
-    monkeypatch.setattr("sys.argv", ["jobs.distill", *places, f"--recipe={name}", "--epochs", "7", "--no-live"])
-    assert parse_distill("jobs.distill") == distill_config(name, **PLACES, epochs=7, live=False)
+    monkeypatch.setattr("sys.argv", ["jobs.distill", *places, f"--recipe={name}", "--epochs", "7", "--logits", "image"])
+    assert parse_distill("jobs.distill") == distill_config(name, **PLACES, epochs=7, logits="image")
 
 
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_live_teacher_is_asked_about_the_same_crop() -> None:
     with torch.no_grad():
         stored = replace(samples, logits=teacher(samples.pixels.float() / 255))
     objective = distill_config("paper", **PLACES, arm="kd", alpha=1.0).objective
-    live = replace(objective, live=True)
+    live = replace(objective, logits="live")
     seed = next(s for s in range(5000) if not draw_flips(s, samples.ids).any())
     expected, _ = loss_of(student, stored, objective, seed=seed, epoch=1, padding=0)
     found, _ = loss_of(student, samples, live, seed=seed, epoch=1, padding=0, teacher=teacher)

@@ -78,8 +78,8 @@ def test_evidence_has_arms_controls_and_recipes_with_the_same_seeds() -> None:
         assert {one.label for one in runs if one.recipe == strong} >= {
             f"kd+ig{content}, {strong}" for content in ("", ", other", ", black", ", noise", ", brightness")
         }
-        assert {one.live for one in runs if one.recipe == strong} == {strong == "strong"} and not any(
-            one.live for one in runs if one.recipe == "paper"
+        assert {one.which_logits == "live" for one in runs if one.recipe == strong and "kd" in one.arm} == {strong == "strong"} and not any(
+            one.which_logits == "live" for one in runs if one.recipe == "paper"
         )
         assert all(not any(c in one.out for c in " ,") for one in runs)
 

@@ -74,7 +74,7 @@ def test_a_store_on_s3(s3: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         Store.open(uri)
     write_all(uri, plan)
     store.remove_unfinished_files(uri)
-    store.discard(uri, [2])
+    store.discard(uri, plan, [2])
     assert store.start(uri, plan) == [2] and store.sound_manifest(uri, plan) is None
     write_all(uri, plan)
     assert store.verify(uri) == [] and Store.open(uri).samples()[0].ids.tolist() == list(range(10))

@@ -195,7 +195,7 @@ def test_what_was_written_is_what_is_read_back(tmp_path: Path) -> None:
     manifest = write_all(uri, plan, skipped={0, 8, 9, 10, 11, 22})
     before = (tmp_path / "manifest.json").read_bytes()
     assert store.sound_manifest(uri, plan) == manifest
-    store.discard(uri, [])
+    store.discard(uri, plan, [])
     assert store.sound_manifest(uri, plan) is None and len(list(tmp_path.glob("part-*"))) == 6
     assert store.finish(uri, plan, reversed(check_all(uri, plan))) == manifest
     assert (tmp_path / "manifest.json").read_bytes() == before
@@ -215,7 +215,7 @@ def test_finish_refuses_what_is_not_all(tmp_path: Path) -> None:
     uri, plan = str(tmp_path), tiny_plan()
     write_all(uri, plan)
     one, two = check_all(uri, plan)
-    store.discard(uri, [])
+    store.discard(uri, plan, [])
     for entries in ([], [one], [one, two, two], [one, one], [one, two | {"rows": 1}], [one, two | {"skipped": [{"image_id": 9}]}]):
         with pytest.raises(UserError, match="are not the 2 parts of 6 images"):
             store.finish(uri, plan, entries)
@@ -236,7 +236,7 @@ def test_discarded_parts_are_missing_and_others_are_not_touched(tmp_path: Path) 
     uri, plan = str(tmp_path), tiny_plan(rows=12)
     write_all(uri, plan)
     before = (tmp_path / part_name(1)).stat().st_mtime_ns
-    store.discard(uri, [0, 2, 2])
+    store.discard(uri, plan, [0, 2, 2])
     assert store.start(uri, plan) == [0, 2] and (tmp_path / part_name(1)).stat().st_mtime_ns == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [part_name(1), "plan.json"]
 

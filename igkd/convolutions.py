@@ -1,0 +1,45 @@
+"""Convolutions whose backward pass oneDNN, which computes them on processors, does badly; the same function, by another way.
+
+Both have the weights, and in evaluation the operations, of the plain layer: checkpoints and exported files do not know them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Shortcut(nn.Conv2d):
+    """A 1x1 convolution with a stride, which has the pixels between left out before it when there may be a backward pass.
+
+    oneDNN's backward pass of the plain one, channels last and from fewer than 16 channels, writes beyond its memory: the process dies or
+    hangs (https://github.com/uxlfoundation/oneDNN/issues/6035; seen in torch 2.15). Without gradients, as in exported files, this is
+    the plain one.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(input)
+        down, right = self.stride
+        return F.conv2d(input[:, :, ::down, ::right], self.weight, self.bias)
+
+
+class StridedDepthwise(nn.Conv2d):
+    """A depthwise convolution with a stride, which is computed in float32 where the rest of the network is in bfloat16 on a processor.
+
+    oneDNN has no fast backward pass of it in bfloat16 and takes its reference code: 131 ms instead of 15 ms in float32 for one layer of a
+    MobileNet-V2, a third of a training step (seen with AMX in torch 2.15). GPUs, and processors in float32, run the plain one.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float()).to(torch.get_autocast_dtype("cpu"))
+
+
+def avoid_slow_kernels(network: nn.Module) -> nn.Module:
+    """Turn every strided depthwise convolution of a network into a `StridedDepthwise`, in place; gives the network."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and module.groups > 1 and module.groups == module.in_channels and max(module.stride) > 1:
+            module.__class__ = StridedDepthwise
+    return network
