@@ -227,7 +227,7 @@ class DistillConfig:
     out: str
     """Directory of the checkpoint and its result; the same command continues what is there."""
     test_images: str | None = None
-    """Images whose test split is read once, at the end; without it, the student is judged on the validation split alone."""
+    """Images whose test split the student is judged by once, at the end; without it, by the validation split alone."""
     recipe: str = "paper"
     """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
     arm: Arm = "kd+ig"
@@ -291,6 +291,8 @@ class DistillConfig:
     """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
     maps: int = 0
     """Test images whose integrated-gradients maps are judged at the end, and compared with those of --teacher."""
+    bad_images: BadImages = "refuse"
+    """What to do with a test image that cannot be used."""
     share: float = 1.0
     """Share of the store's training images to learn from: a random choice, stratified by class, that depends on the seed."""
     seed: int = 0
@@ -423,6 +425,10 @@ class PipelineConfig:
     """Trailing layers removed from the teacher's architecture."""
     epochs: int | None = None
     """Of every student."""
+    image_size: int | None = None
+    """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
+    bad_images: BadImages = "refuse"
+    """What to do with an image that cannot be used."""
     workers: int | None = None
     """Data-parallel workers of each training."""
 

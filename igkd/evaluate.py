@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from igkd import metrics, runs
 from igkd.attribution import attributor
+from igkd.classes import distinct
 from igkd.config import BadImages, EvaluateConfig, Split, parse
 from igkd.errors import UserError, run_cli
 from igkd.files import write_json
@@ -27,9 +28,10 @@ from igkd.models import ImageClassifier
 from igkd.randomness import stratified_choice
 from igkd.samples import Samples, load_samples
 from igkd.tasks import sentences
-from igkd.teachers import check_classes, open_teacher
+from igkd.teachers import class_numbers, open_teacher, renumbered
 
 SIMILARITIES = {"cosine": cosine, "rank_correlation": rank_correlation, "top_overlap": top_overlap}
+OWN_CLASSES = "give --images of its own classes"
 
 
 def predict(model: nn.Module, samples: Samples, batch_size: int = 250) -> Tensor:
@@ -137,24 +139,6 @@ def standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
-def distinct(names: tuple[str, ...]) -> list[str]:
-    """Class names, those that occur twice (as ImageNet's "crane") with their number."""
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
-
-
-def class_numbers(model: ImageClassifier, name: str, source: ImageSource) -> NDArray[np.int64]:
-    """The network's number of each of the source's classes: those of the same names may come in another order, as a folder's do.
-
-    Raises:
-        UserError: they are other classes.
-    """
-    known = model.spec.classes
-    if len(set(known)) == len(known) and set(known) == set(source.classes):
-        return np.array([known.index(c) for c in source.classes])
-    check_classes(model, name, str(source), source.classes, "give --images of its own classes")
-    return np.arange(len(known))
-
-
 def matching_samples(
     model: ImageClassifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], resize: bool, bad_images: BadImages
 ) -> tuple[Samples, int]:
@@ -171,7 +155,7 @@ def matching_samples(
     Raises:
         UserError: the images are of other classes or another size, or one cannot be used.
     """
-    numbers = class_numbers(model, name, source)
+    numbers = class_numbers(model, name, str(source), source.classes, OWN_CLASSES)
     samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images)
     for sentence in sentences(left_out):
         print(sentence, file=sys.stderr, flush=True)
@@ -179,7 +163,7 @@ def matching_samples(
 
 
 def matching_teacher(text: str, model: ImageClassifier, name: str) -> tuple[ImageClassifier, dict[str, Any]]:
-    """A teacher to compare a network with, and its card, as `open_teacher` gives them.
+    """A teacher to compare a network with, its logits in the order of the network's classes, and its card.
 
     Args:
         text: as `open_teacher` takes it.
@@ -189,7 +173,7 @@ def matching_teacher(text: str, model: ImageClassifier, name: str) -> tuple[Imag
         UserError: there is no such teacher, or its classes or the size of its images are not the network's.
     """
     teacher, card = open_teacher(text)
-    check_classes(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
+    teacher = renumbered(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
     if teacher.spec.image_shape != model.spec.image_shape:
         size = " and the checkpoint on ".join(f"{h}x{w}" for h, w in (teacher.spec.image_shape, model.spec.image_shape))
         raise UserError(f"the teacher {text} was trained on {size} pixels; give one of the same size")

@@ -17,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from igkd import models, page, runs
+from igkd.classes import distinct, named
 from igkd.config import BadImages, Split, parse
 from igkd.errors import UserError, printable, run_cli
-from igkd.evaluate import class_numbers, distinct, matching_teacher
+from igkd.evaluate import OWN_CLASSES, matching_teacher
 from igkd.files import absolute, check_writable, write_bytes
 from igkd.images import ImageSource, loose_pictures, open_images
 from igkd.looks import Chosen, Looks, likeness, look, read
 from igkd.models import ImageClassifier
 from igkd.randomness import stratified_choice
-from igkd.teachers import open_teacher
+from igkd.teachers import class_numbers, open_teacher
 
 KINDS = ("cifar10", "shapes", "parquet", "folder")
 LONGEST = 224
@@ -119,11 +120,6 @@ def own_teacher(
         raise UserError(f"the teacher that {config.checkpoint} names cannot be used ({error}); say where it is by --teacher") from None
 
 
-def class_names(*known: tuple[str, ...]) -> list[str]:
-    """The first of several lists of the same classes that has names and not just numbers, each name once."""
-    return distinct(next((names for names in known if names != tuple(map(str, range(len(names))))), known[0]))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
     """All that the page shows."""
@@ -180,7 +176,10 @@ def explain(config: ExplainConfig) -> Explanation:
         if teacher is None
         else {"teacher": teacher, "student": (model, card, config.checkpoint)}
     )
-    numbers = class_numbers(model, f"the checkpoint {config.checkpoint}", source) if source.classes else None
+    known, numbers = [network.spec.classes for network, _, _ in found.values()], None
+    if source.classes:
+        numbers = class_numbers(model, f"the checkpoint {config.checkpoint}", str(source), source.classes, OWN_CLASSES)
+        known.append(tuple(source.classes[i] for i in np.argsort(numbers)))
     labels = source.labels(config.split) if numbers is None else source.checked_labels(config.split)
     ids = choose(labels, config.ids, config.limit, str(source))
     chosen = read(source, config.split, ids, numbers, model.spec.image_shape, config.bad_images)
@@ -194,7 +193,7 @@ def explain(config: ExplainConfig) -> Explanation:
     return Explanation(
         title=f"What {student} looks at" if teacher is None else f"What {student} and its teacher look at",
         source=f"{config.images}, {len(ids):,} of {len(labels):,} image(s)" + ("" if numbers is None else f" of the {config.split} split"),
-        classes=class_names(*(network.spec.classes for network, _, _ in found.values()), *([source.classes] if source.classes else [])),
+        classes=distinct(named(*known)),
         chosen=chosen,
         looks=looks,
         networks={

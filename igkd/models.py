@@ -61,11 +61,6 @@ class ModelSpec:
             if self.cut:
                 raise UserError(f"a lean student has no layers of the teacher's to cut off: its cut is 0, not {self.cut}")
 
-    @property
-    def whole(self) -> "ModelSpec":
-        """The MobileNet-V2 of this width that a student is smaller than."""
-        return dataclasses.replace(self, cut=0, lean="")
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelSpec":
         """What a checkpoint says; raises TypeError or ValueError if that is no network."""

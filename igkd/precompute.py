@@ -8,14 +8,15 @@ import torch
 from numpy.typing import NDArray
 
 from igkd import attribution, store
+from igkd.classes import named
 from igkd.config import PrecomputeConfig
 from igkd.errors import UserError
-from igkd.images import BadImage, ImageSource, Record, decode, pixel_hash
+from igkd.images import ImageSource, Record, pixel_hash
 from igkd.losses import attention_map
-from igkd.models import Classifier, ImageClassifier, attention_layer
+from igkd.models import Classifier, ImageClassifier, attention_layer, parameter_count
 from igkd.randomness import stratified_choice, validation_mask
-from igkd.samples import OnBadImage, decode_all
-from igkd.teachers import check_classes
+from igkd.samples import OnBadImage, decode_all, first_image
+from igkd.teachers import class_numbers
 
 Rows = dict[str, NDArray[Any]]
 """Columns of equal length; bytes and strings as object arrays."""
@@ -32,10 +33,12 @@ class Selection:
     """int64 (n,), ascending."""
     validation: NDArray[np.bool_]
     """bool (n,): which of them are for validation."""
+    numbers: NDArray[np.int64]
+    """int64 (classes,): the store's number of each of the source's classes."""
 
     def part(self, plan: store.Layer, part: int) -> "Selection":
         rows = slice(part * plan.rows_per_file, (part + 1) * plan.rows_per_file)
-        return Selection(self.ids[rows], self.validation[rows])
+        return Selection(self.ids[rows], self.validation[rows], self.numbers)
 
 
 def make_plan(
@@ -52,12 +55,12 @@ def make_plan(
     """
     labels = source.checked_labels(config.split)
     spec = model.spec
-    check_classes(model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images")
+    numbers = class_numbers(model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images")
     if config.steps < 1 or (config.limit is not None and config.limit < 1):
         raise UserError("--steps and --limit must be at least 1")
     if config.rows_per_file is not None and config.rows_per_file < 1:
         raise UserError("--rows-per-file must be at least 1")
-    first = first_image(source, config)
+    first = first_image(source, config.split, config.bad_images)
     shape = (config.image_size, config.image_size) if config.image_size else first.shape[:2]
     if shape != spec.image_shape:
         raise UserError(
@@ -79,11 +82,12 @@ def make_plan(
         images=config.images,
         images_fingerprint=source.fingerprint(config.split),
         split=config.split,
-        classes=source.classes,
+        classes=named(tuple(source.classes[i] for i in np.argsort(numbers)), spec.classes),
         image_shape=shape,
         resize=config.image_size is not None,
         bad_images=config.bad_images,
         teacher=teacher_sha,
+        teacher_parameters=parameter_count(model),
         width=spec.width,
         stride=spec.stride,
         steps=config.steps,
@@ -98,7 +102,7 @@ def make_plan(
         rows=len(ids),
         rows_per_file=config.rows_per_file or most,
     )
-    return plan, Selection(ids, validation[ids])
+    return plan, Selection(ids, validation[ids], numbers)
 
 
 def limited(labels: NDArray[np.int64], validation: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
@@ -110,19 +114,6 @@ def limited(labels: NDArray[np.int64], validation: NDArray[np.bool_], limit: int
     for members, size in ((np.flatnonzero(validation), held_out), (np.flatnonzero(~validation), limit - held_out)):
         parts.append(members[stratified_choice(labels[members], size, 0, "limit")])
     return np.sort(np.concatenate(parts))
-
-
-def first_image(source: ImageSource, config: PrecomputeConfig) -> NDArray[np.uint8]:
-    """The first image that decodes, uint8 (H, W, 3): its size is the store's."""
-    count = len(source.labels(config.split))
-    for start in range(0, count, 100):
-        for record in source.read(config.split, range(start, min(count, start + 100))):
-            try:
-                return decode(record.image)
-            except BadImage as error:
-                if config.bad_images == "refuse":
-                    raise UserError(f"image {record.image_id} ({record.name}) {error}; --bad-images skip leaves such images out") from None
-    raise UserError(f"{config.images}, split '{config.split}': none of {count} images decodes")
 
 
 def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Rows:
@@ -142,7 +133,7 @@ def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Ro
         black = np.zeros((height, width, 3), np.uint8)
         row = {
             "image_id": record.image_id,
-            "label": record.label,
+            "label": int(selection.numbers[record.label]),
             "validation": validation[record.image_id],
             "image": record.image,
             "image_sha": pixel_hash(black if pixels is None else pixels),

@@ -83,18 +83,17 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     students = tuple(
         changed(
             one, test_images=config.images, teacher=config.teacher or one.teacher or f"{config.out}/teacher",
-            cut=config.cut, epochs=config.epochs, workers=config.workers,
+            cut=config.cut, epochs=config.epochs, workers=config.workers, bad_images=config.bad_images,
         )
         for one in students
     )  # fmt: skip
     seeds = dict.fromkeys(preset.seeds if config.seeds is None else config.seeds)
     assert preset.teacher is not None
-    teacher = changed(preset.teacher, images=config.images, epochs=config.teacher_epochs, workers=config.workers)
+    pictures = {"images": config.images, "image_size": config.image_size, "bad_images": config.bad_images}
+    teacher = changed(preset.teacher, **pictures, epochs=config.teacher_epochs, workers=config.workers)
     return Pipeline(
         teacher=None if config.teacher else teacher,
-        precompute=changed(
-            preset.precompute, images=config.images, teacher=config.teacher, limit=config.limit, steps=config.steps, cut=config.cut
-        ),
+        precompute=changed(preset.precompute, **pictures, teacher=config.teacher, limit=config.limit, steps=config.steps, cut=config.cut),
         students=tuple(
             replace(one, seed=seed, out=f"{one.out}/{directory(one)}-seed{seed}") for seed in seeds for one in students
         ),  # after a night that was too short, each has had its turn

@@ -25,6 +25,8 @@ STATE = "state.safetensors"
 PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "onnx", "onnxruntime", "pyarrow", "numpy")
 # Settings that say where things are or how fast a run is; what matters of them is in the fingerprints.
 NOT_IDENTITY = {"out", "workers", "min_workers", "images", "test_images", "store", "teacher"}
+# What is judged at the end changes nothing about training, nor does it which images may be left out: those that are, say so.
+NOT_IDENTITY |= {"maps", "bad_images"}
 NOT_IDENTITY |= {"compile", "keep_epochs"}
 NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price", "budget", "candidates"}
 
@@ -59,7 +61,8 @@ def claim(out: Path, config: Any, fingerprints: Mapping[str, str | None]) -> dic
     path = out / "config.json"
     if path.exists():
         # A setting that did not exist yet had what is now its default.
-        earlier = _plain({f.name: f.default for f in dataclasses.fields(config) if f.default is not MISSING}) | read_object(path)
+        usual = {f.name: f.default for f in dataclasses.fields(config) if f.default is not MISSING}
+        earlier = _plain(usual | read_object(path))
         differing = sorted(k for k in identity.keys() | earlier.keys() if identity.get(k) != earlier.get(k))
         if differing:
             changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {identity.get(k)!r}" for k in differing)

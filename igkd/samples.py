@@ -13,6 +13,8 @@ from igkd.errors import UserError
 from igkd.images import BadImage, ImageSource, Record, Split, decode
 
 OnBadImage = Literal["refuse", "skip"]
+SIZING = "--image-size N scales and crops all of them to one size"
+"""What to do about images of several sizes, in the programs that have this flag."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,7 @@ def decode_all(
     resize: bool,
     on_bad: OnBadImage,
     skipped: Callable[[Record, str], None],
+    sizing: str = SIZING,
 ) -> Iterable[tuple[Record, NDArray[np.uint8]]]:
     """Decode records one by one; the first decides the shape of all when none is given.
 
@@ -94,6 +97,7 @@ def decode_all(
         resize: scale and crop to `shape` instead of insisting on it.
         on_bad: "refuse" raises on an image that cannot be used, "skip" passes it to `skipped` and goes on.
         skipped: called with the record and the reason.
+        sizing: what to do about an image of another size.
 
     Raises:
         UserError: naming the image, under "refuse".
@@ -104,8 +108,7 @@ def decode_all(
             shape = shape or pixels.shape[:2]
             if pixels.shape[:2] != shape:
                 raise BadImage(
-                    f"is {pixels.shape[0]}x{pixels.shape[1]} pixels (height x width) where {shape[0]}x{shape[1]} is expected; "
-                    "--image-size N scales and crops all of them to one size"
+                    f"is {pixels.shape[0]}x{pixels.shape[1]} pixels (height x width) where {shape[0]}x{shape[1]} is expected; {sizing}"
                 )
         except BadImage as error:
             if on_bad == "refuse":
@@ -115,6 +118,20 @@ def decode_all(
             yield record, pixels
 
 
+def first_image(source: ImageSource, split: Split, on_bad: OnBadImage) -> NDArray[np.uint8]:
+    """The first image that decodes, uint8 (H, W, 3): its size is that of all.
+
+    Raises:
+        UserError: none decodes, or under "refuse" one before it does not.
+    """
+    count = len(source.checked_labels(split))
+    for start in range(0, count, 100):
+        records = source.read(split, range(start, min(count, start + 100)))
+        for _, pixels in decode_all(records, None, False, on_bad, lambda record, why: None):
+            return pixels
+    raise UserError(f"{source}, split '{split}': none of {count} images decodes")
+
+
 def load_samples(
     source: ImageSource,
     split: Split,
@@ -122,6 +139,7 @@ def load_samples(
     shape: tuple[int, int] | None = None,
     resize: bool = False,
     on_bad: OnBadImage = "refuse",
+    sizing: str = SIZING,
 ) -> tuple[Samples, list[tuple[Record, str]]]:
     """Read and decode images into memory.
 
@@ -132,7 +150,8 @@ def load_samples(
         UserError: an image does not decode or has another size than the others, unless `on_bad` is "skip".
     """
     left_out: list[tuple[Record, str]] = []
-    kept = list(decode_all(source.read(split, ids.tolist()), shape, resize, on_bad, lambda record, why: left_out.append((record, why))))
+    records = source.read(split, ids.tolist())
+    kept = list(decode_all(records, shape, resize, on_bad, lambda record, why: left_out.append((record, why)), sizing))
     if not kept:
         raise UserError(
             f"{source}, split '{split}': none of {len(ids)} image(s) can be used" + (f"; the first {left_out[0][1]}" if left_out else "")

@@ -1,18 +1,21 @@
 """What a training job trains on: each worker builds the same task from the job's configuration."""
 
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from igkd.augment import deranged
-from igkd.config import DistillConfig, FewCrops, Objective, Recipe, TeacherConfig
+from igkd.classes import renumbering
+from igkd.config import BadImages, DistillConfig, FewCrops, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
 from igkd.files import absolute
 from igkd.images import Record, open_images
@@ -20,10 +23,11 @@ from igkd.models import ImageClassifier, ModelSpec
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.recipes import MADE, made_for
 from igkd.runs import read_object
-from igkd.samples import Samples, concatenate, load_samples
+from igkd.samples import Samples, concatenate, first_image, load_samples
 from igkd.store import Store
-from igkd.teachers import open_teacher
+from igkd.teachers import class_numbers, open_teacher
 
+TEST_SIZING = "test images must have the training images' size"
 BYTES_PER_PIXEL = 8
 """Of an image in memory: three of colour, four of its map, one to spare."""
 
@@ -40,8 +44,6 @@ class Task:
     validation: Samples
     left_out: tuple[str, ...] = ()
     """A sentence for each training image that cannot be used."""
-    test: Callable[[], tuple[Samples, tuple[str, ...]]] | None
-    """Reads the test images, and says which of them cannot be used; called once, at the end. None where they must not be read."""
     recipe: Recipe
     objective: Objective
     seed: int
@@ -51,6 +53,47 @@ class Task:
     """After which the network as it then is becomes a checkpoint of its own."""
     maps: int = 0
     """Test images whose maps are compared with the teacher's at the end."""
+    test: Callable[[], "Unseen"] | None = None
+    """Gives the images that the network is judged by at the end; None where there are none, or they must not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """A test split, decoded before the first epoch and looked at after the last."""
+
+    samples: Samples
+    """Their labels number the classes of the training images."""
+    left_out: tuple[str, ...]
+    """A sentence for each image that cannot be used."""
+    fingerprint: str
+    """Of the split."""
+
+
+@dataclass
+class Moments:
+    """Sums over pixels, of which mean and standard deviation are made. They are whole numbers: in whatever parts the pixels come, the
+    result is the same to the last digit."""
+
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
+
+    def add(self, pixels: Tensor) -> None:
+        """Take in uint8 (N, 3, H, W)."""
+        for batch in pixels.split(256):
+            whole = batch.to(torch.int64)
+            self.count += whole[:, 0].numel()
+            self.total += whole.sum(dim=(0, 2, 3))
+            self.squares += (whole * whole).sum(dim=(0, 2, 3))
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of pixels in [0, 1] per channel, to four digits."""
+        n, mean, std = self.count, [], []
+        for total, squares in zip(self.total.tolist(), self.squares.tolist(), strict=True):
+            variance = (n * squares - total * total) / (n * max(1, n - 1))
+            mean.append(round(total / n / 255, 4))
+            std.append(max(round(math.sqrt(variance) / 255, 4), 1e-4))
+        return tuple(mean), tuple(std)
 
 
 def teacher_task(config: TeacherConfig) -> Task:
@@ -66,23 +109,18 @@ def teacher_task(config: TeacherConfig) -> Task:
     samples, left_out = load_samples(source, "train", np.arange(len(labels)), shape, resize, config.bad_images)
     validation = validation_mask(labels)[samples.ids]
     train = samples.select(~validation)
-    mean, std = normalisation(train)
+    moments = Moments()
+    moments.add(train.pixels[:: every(len(train))])
+    mean, std = moments.normalisation()
     spec = ModelSpec(
         classes=source.classes, image_shape=samples.shape, width=config.width, stride=config.stride, lean=config.lean, mean=mean, std=std
     )
-
-    def test() -> tuple[Samples, tuple[str, ...]]:
-        everything = np.arange(len(source.checked_labels("test")))
-        found, unusable = load_samples(source, "test", everything, samples.shape, resize, config.bad_images)
-        return found, sentences(unusable)
-
     return Task(
         spec=spec,
         train=train,
         count=len(train),
         left_out=sentences(left_out),
         validation=samples.select(validation),
-        test=test,
         recipe=config.recipe,
         objective=Objective(),
         seed=config.seed,
@@ -108,27 +146,25 @@ def distill_task(
         raise UserError(f"{config.store} has {held_out.sum()} validation rows of {len(held_out)}; make a larger one (--limit)")
     views = config.which_logits == "views"
     if ingest_of(config, store) == "stream":
-        train, validation = None, validation_of(store)
-        sample = store.samples([0])[0]
+        train = None
+        validation, moments = look_through(store, every(int((~held_out).sum())))
     else:
         samples, held_out = rows or store.samples(views=views)
         train, validation = samples.select(~held_out), samples.select(held_out)
-        train = train.select(some_of(train, config))
-        sample = train
+        train, moments = train.select(some_of(train, config)), Moments()
+        moments.add(train.pixels[:: every(len(train))])
 
-    test = None if config.test_images is None else partial(read_test, config.test_images, plan.image_shape, plan.resize)
     spec = ModelSpec(
         classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean
     )
     if config.normalise:
-        mean, std = normalisation(sample)
+        mean, std = moments.normalisation()
         spec = replace(spec, mean=mean, std=std)
     return Task(
         spec=spec,
         train=None if train is None else mixed_up(train, config),
         count=int((~held_out).sum()) if train is None else len(train),
         validation=validation,
-        test=test,
         recipe=config.training,
         objective=replace(config.objective, crops=crops_of(store) if views else None),
         seed=config.seed,
@@ -144,29 +180,77 @@ def crops_of(store: Store) -> FewCrops | None:
 
 
 def decided(config: DistillConfig, store: Store) -> DistillConfig:
-    """The configuration with what it leaves to the store decided: as its run began, if it has begun, else by what the store has now.
+    """The configuration with what it leaves to store and machine decided: as its run began, if it has begun, be it on a machine with
+    another memory; else by what store and machine have now.
 
     Raises:
-        UserError: its directory's config.json is damaged.
+        UserError: its directory's config.json is damaged, or a share of the rows cannot be streamed.
     """
-    if config.logits in ("image", "views"):
-        return config
     earlier = Path(config.out) / "config.json"
     begun = read_object(earlier) if earlier.exists() else {}
-    if begun.get("logits") in ("image", "views"):
-        views = begun["logits"] == "views"
-    else:
-        views = "kd" in config.arm.split("+") and not config.live and store.views is not None
-    if views:
-        return replace(config, logits="views")
-    return replace(config, logits="image", live=config.live or config.logits == "crop")
+    if config.logits not in ("image", "views"):
+        if begun.get("logits") in ("image", "views"):
+            views = begun["logits"] == "views"
+        else:
+            views = "kd" in config.arm.split("+") and not config.live and store.views is not None
+        live = config.live or (config.logits == "crop" and not views)
+        config = replace(config, logits="views" if views else "image", live=live)
+    if config.ingest == "auto" and begun.get("ingest") in ("resident", "stream"):
+        return replace(config, ingest=begun["ingest"])
+    return replace(config, ingest=ingest_of(config, store))
+
+
+def unseen_by_teacher(config: TeacherConfig) -> Unseen:
+    """The images that a teacher is judged by.
+
+    Raises:
+        UserError: there are none, or one cannot be used.
+    """
+    source = open_images(config.images)
+    resize = config.image_size is not None
+    shape = (config.image_size, config.image_size) if config.image_size else first_image(source, "train", config.bad_images).shape[:2]
+    return read_unseen(config.images, source.classes, shape, resize, config.bad_images)
+
+
+def unseen_by_student(config: DistillConfig, store: Store) -> Unseen | None:
+    """The images that a student is judged by; None where its configuration names none.
+
+    Raises:
+        UserError: there are none, they are of other classes than the store's, or one cannot be used.
+    """
+    if config.test_images is None:
+        return None
+    plan = store.plan
+    found = read_unseen(config.test_images, plan.classes, plan.image_shape, plan.resize, config.bad_images)
+    if config.maps and len(found.samples) < 2:
+        raise UserError(f"{config.test_images} has one test image, and --maps {config.maps} compares maps of several; use --maps 0")
+    return found
+
+
+def read_unseen(images: str, classes: tuple[str, ...], shape: tuple[int, int], resize: bool, bad_images: BadImages) -> Unseen:
+    """The test split of a source; one process decodes the same images once.
+
+    Args:
+        classes: of the training images.
+        shape: (H, W) that every image must have, or with `resize` is scaled and cropped to.
+
+    Raises:
+        UserError: there are no images, they are of other classes, or one cannot be used.
+    """
+    source = open_images(images)
+    source.checked_labels("test")
+    numbers = renumbering(classes, source.classes, "the network to be trained", images, "give test images of the same classes")
+    fingerprint = source.fingerprint("test")
+    samples, left_out = _decoded(str(source), fingerprint, shape, resize, bad_images)
+    return Unseen(samples=replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), left_out=left_out, fingerprint=fingerprint)
 
 
 @lru_cache(maxsize=1)
-def read_test(images: str, shape: tuple[int, int], resize: bool) -> tuple[Samples, tuple[str, ...]]:
-    """The test images of a source, every one of which must be usable."""
+def _decoded(images: str, fingerprint: str, shape: tuple[int, int], resize: bool, bad_images: BadImages) -> tuple[Samples, tuple[str, ...]]:
+    """The test split of a source, of this fingerprint."""
     source = open_images(images)
-    return load_samples(source, "test", np.arange(len(source.checked_labels("test"))), shape, resize)[0], ()
+    samples, left_out = load_samples(source, "test", np.arange(len(source.labels("test"))), shape, resize, bad_images, TEST_SIZING)
+    return samples, sentences(left_out)
 
 
 def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:
@@ -174,27 +258,47 @@ def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:
     return stratified_choice(train.labels.numpy(), round(config.share * len(train)), config.seed, "share")
 
 
-def places(config: DistillConfig) -> dict[str, Any]:
-    """Where a student's store and test images are, for processes with another working directory."""
-    found: dict[str, Any] = {"store": absolute(config.store)}
-    return found if config.test_images is None else found | {"test_images": str(open_images(config.test_images))}
+def for_workers(config: DistillConfig) -> DistillConfig:
+    """The configuration for processes with another working directory. Test images come to them decoded."""
+    return replace(config, store=absolute(config.store), test_images=None)
 
 
 def fingerprints(config: DistillConfig) -> dict[str, str]:
-    """What identifies the runs of students of a store besides their settings.
+    """What identifies the runs of students of a store besides their settings. Test images do not: nothing is learned from them.
 
     Raises:
-        UserError: the store or the test images are not there, or their classes differ.
+        UserError: the store is not there.
     """
     store = Store.open(config.store)
     found = {"store_fingerprint": store.fingerprint()}
     views = store.views_fingerprint()
-    if views is not None:
-        found["views_fingerprint"] = views
-    if config.test_images is None:
-        return found
-    check_test_images(config.test_images, store.plan.classes)
-    return found | {"test_fingerprint": open_images(config.test_images).fingerprint("test")}
+    return found if views is None else found | {"views_fingerprint": views}
+
+
+def judged_otherwise(rows: Iterable[tuple[Mapping[str, Any], TeacherConfig | DistillConfig]]) -> list[str]:
+    """A sentence for each finished run that was judged by other test images, or by maps of another number of them, than is asked for now.
+
+    Args:
+        rows: result and configuration asked for, of each.
+    """
+    fingerprints: dict[str, str | None] = {}
+    found = []
+    for row, config in rows:
+        images, maps = (config.images, 0) if isinstance(config, TeacherConfig) else (config.test_images, config.maps)
+        if images is None:
+            continue
+        if images not in fingerprints:
+            try:
+                fingerprints[images] = open_images(images).fingerprint("test")
+            except UserError:  # they were there when it was judged
+                fingerprints[images] = None
+        asked, judged = (fingerprints[images], maps), (row.get("test", {}).get("images_fingerprint"), row.get("config", {}).get("maps", 0))
+        if asked[0] is not None and asked != judged:
+            found.append(
+                f"{config.out} was judged by other test images or another --maps; "
+                f"`python -m igkd.evaluate --checkpoint {config.out} --images {images}` judges it by these"
+            )
+    return found
 
 
 def identity(config: DistillConfig, found: dict[str, str]) -> dict[str, str]:
@@ -216,20 +320,35 @@ def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "strea
     return "stream" if rows * each * config.workers > memory / 2 else "resident"
 
 
-def validation_of(store: Store) -> Samples:
-    """The validation images alone, in memory."""
-    found = []
+def look_through(store: Store, step: int) -> tuple[Samples, Moments]:
+    """What a streamed run has to know before it begins: the validation images, and the sums over every `step`th training image."""
+    held_out, moments, seen = [], Moments(), 0
     for part in range(store.plan.parts):
         samples, validation = store.samples([part])
         if validation.any():
-            found.append(samples.select(validation))
-    return concatenate(found)
+            held_out.append(samples.select(validation))
+        pixels = samples.pixels[torch.from_numpy(~validation)]
+        moments.add(pixels[-seen % step :: step])
+        seen += len(pixels)
+    return concatenate(held_out), moments
 
 
 def training_rows(config: DistillConfig, store: Store, part: int) -> Samples:
-    """The training images of one part, as the controls want them: another image's map is that of one of the same part."""
+    """The training images of one part, as the controls want them: another image's map is that of one of the same part, or, where the
+    part has no other, of a later one."""
+    train = _training(config, store, part)
+    if len(train) != 1 or mixed_up(train, config) is train:
+        return mixed_up(train, config)
+    later = (_training(config, store, (part + offset) % store.plan.parts) for offset in range(1, store.plan.parts))
+    other = next((samples for samples in later if len(samples)), None)
+    if other is None:
+        raise UserError(f"{config.store} has one training image: there is no other whose map could be laid over it; make a larger one")
+    return mixed_up(concatenate([train, other.select(np.arange(1))]), config).select(np.arange(1))
+
+
+def _training(config: DistillConfig, store: Store, part: int) -> Samples:
     samples, validation = store.samples([part], views=config.which_logits == "views")
-    return mixed_up(samples.select(~validation), config)
+    return samples.select(~validation)
 
 
 def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
@@ -317,9 +436,12 @@ def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
                 "(jobs.precompute --views all); or choose --logits image and --no-live"
             )
         return None
-    teacher, card = open_teacher(config.teacher)
-    if card["sha256"] != Store.open(config.store).plan.teacher:
+    (teacher, card), store = open_teacher(config.teacher), Store.open(config.store)
+    if card["sha256"] != store.plan.teacher:
         raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its weights differ")
+    numbers = class_numbers(teacher, f"the teacher {config.teacher}", config.store, store.plan.classes, "make a store with this teacher")
+    if not np.array_equal(numbers, np.arange(len(numbers))):
+        raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its classes are in another order")
     return teacher
 
 
@@ -328,16 +450,6 @@ def sentences(left_out: list[tuple[Record, str]]) -> tuple[str, ...]:
     return tuple(f"left out image {record.image_id} ({record.name}): it {reason}" for record, reason in left_out)
 
 
-def normalisation(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of pixels in [0, 1] per channel, to four digits, over at most 10,000 images."""
-    pixels = samples.pixels[:: max(1, len(samples) // 10_000)].double() / 255
-    mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))
-    return tuple(round(m, 4) for m in mean.tolist()), tuple(max(round(s, 4), 1e-4) for s in std.tolist())
-
-
-def check_test_images(spec: str, classes: tuple[str, ...]) -> None:
-    """Refuse test images whose classes are not those of the training images; reads no picture."""
-    source = open_images(spec)
-    source.checked_labels("test")
-    if len(source.classes) != len(classes):
-        raise UserError(f"{spec} has {len(source.classes)} classes where the training images have {len(classes)}; they must be the same")
+def every(count: int) -> int:
+    """The step by which at most 10,000 of so many training images are looked at for mean and standard deviation of the pixels."""
+    return max(1, -(-count // 10_000))

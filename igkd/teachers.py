@@ -1,24 +1,27 @@
 """Teachers by name: a checkpoint of this project, or one of torchvision's classifiers for ImageNet."""
 
+import dataclasses
 import hashlib
 import os
 import pickle
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import safetensors.torch
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from igkd import models
+from igkd.classes import IMAGENET_CLASSES, renumbering
 from igkd.errors import UserError
-from igkd.models import Classifier, ImageClassifier, ModelSpec
+from igkd.models import ImageClassifier, ModelSpec
 
 # torchvision unpickles what it finds in $TORCH_HOME without looking at its hash. This makes torch load tensors and nothing else.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
-IMAGENET_CLASSES = 1000
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -86,21 +89,45 @@ def open_teacher(text: str) -> tuple[ImageClassifier, dict[str, Any]]:
     return model, card
 
 
-def check_classes(model: ImageClassifier, name: str, others: str, classes: tuple[str, ...], remedy: str) -> None:
-    """Refuse a network whose classes are not those of images or of another network.
+class Renumbered(ImageClassifier):
+    """A classifier whose classes are in another order."""
+
+    order: Tensor
+
+    def __init__(self, model: ImageClassifier, order: NDArray[np.int64]) -> None:
+        """Args:
+        order: int64 (classes,), the model's number of each class in the new order.
+        """
+        super().__init__(dataclasses.replace(model.spec, classes=tuple(model.spec.classes[i] for i in order)))
+        self.model = model
+        self.register_buffer("order", torch.from_numpy(order), persistent=False)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return self.model.normalise(pixels)
+
+    def from_normalised(self, x: Tensor) -> Tensor:
+        """Normalised float (B, 3, H, W) to logits (B, classes)."""
+        return self.model.from_normalised(x)[:, self.order]
+
+
+def class_numbers(model: ImageClassifier, name: str, others: str, classes: tuple[str, ...], remedy: str) -> NDArray[np.int64]:
+    """A network's number of each class of images or of another network, int64 (len(classes),).
 
     Args:
         name, others: the network and the others in messages.
         classes: of the others.
-        remedy: what to do.
+        remedy: what to do where they are not the same.
 
     Raises:
         UserError: they are not the same.
     """
-    known = model.spec.classes
-    if len(known) != len(classes):
-        raise UserError(f"{name} knows {len(known)} classes, {others} has {len(classes)}; {remedy}")
-    numbers = tuple(map(str, range(len(known))))  # the names of classes nobody named
-    # torchvision spells ImageNet's classes in its own way, in the usual order.
-    if isinstance(model, Classifier) and known != classes and numbers not in (known, classes):
-        raise UserError(f"{name} knows other classes ({', '.join(known[:4])}, ...) than {others} ({', '.join(classes[:4])}, ...); {remedy}")
+    return renumbering(model.spec.classes, classes, name, others, remedy, imagenet=isinstance(model, TorchvisionClassifier))
+
+
+def renumbered(model: ImageClassifier, name: str, others: str, classes: tuple[str, ...], remedy: str) -> ImageClassifier:
+    """The network with its logits in the order of another's classes; itself if they are.
+
+    Args and errors are those of `class_numbers`.
+    """
+    order = class_numbers(model, name, others, classes, remedy)
+    return model if np.array_equal(order, np.arange(len(order))) else Renumbered(model, order).eval()

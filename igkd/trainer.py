@@ -103,7 +103,7 @@ class Trainer:
         models.save(self.network, directory, {"name": name, "history": self.history})
 
     def write_outcome(self, directory: Path) -> None:
-        """Write the finished network and its figures; here, and only here, the test images are read, if the task has any."""
+        """Write the finished network and its figures; here, and only here, it is judged by the test images, if the task has any."""
         task = self.task
         models.save(self.network, directory / "model", {})
         images = {"train": task.count, "validation": len(task.validation), "left_out": len(task.left_out)}
@@ -111,11 +111,10 @@ class Trainer:
         outcome["compiled"] = self.compiled is not None and self.compiled.active
         if task.test is not None:
             finished = models.load(directory / "model").to(self.device)  # with torch's own batch normalisation
-            samples, left_out = task.test()
-            for sentence in left_out:
-                self.progress(f"test images: {sentence}")
-            figures = evaluate(finished, samples, teacher=self.teacher, maps=min(task.maps, len(samples)), progress=self.progress)
-            outcome["test"] = figures | {"left_out": len(left_out)}
+            unseen = task.test()
+            maps = min(task.maps, len(unseen.samples))
+            figures = evaluate(finished, unseen.samples, teacher=self.teacher, maps=maps, progress=self.progress)
+            outcome["test"] = figures | {"left_out": len(unseen.left_out), "images_fingerprint": unseen.fingerprint}
         write_json(directory / "outcome.json", outcome)
 
 
@@ -128,7 +127,14 @@ def _agreed(value: Precision, world: int) -> Precision:
 
 
 def finish_run(
-    name: str, config: Any, out: Path, outcome: Path, command: str, started: datetime.datetime, made: Mapping[str, Any]
+    name: str,
+    config: Any,
+    out: Path,
+    outcome: Path,
+    command: str,
+    started: datetime.datetime,
+    made: Mapping[str, Any],
+    teacher_parameters: int | None = None,
 ) -> dict[str, Any]:
     """Turn what `write_outcome` left into the result of a run.
 
@@ -139,13 +145,13 @@ def finish_run(
         outcome: the directory that `write_outcome` was given.
         command: that made it, as typed.
         made: further entries of the row.
+        teacher_parameters: of the teacher that a student learned from; None for a teacher.
 
     Returns:
         the result row, also in OUT/result.json, which is written last; the network is OUT/model.safetensors and OUT/model.json.
     """
     model = models.load(outcome / "model")
     parameters = models.parameter_count(model)
-    whole = models.parameter_count(models.Classifier(model.spec.whole))
     row = {
         "job": name,
         "name": name,
@@ -155,7 +161,7 @@ def finish_run(
         **read_json(outcome / "outcome.json"),
         "parameters": parameters,
         "multiply_adds": models.multiply_adds(model),
-        "compression": round(whole / parameters, 2),
+        "compression": 1.0 if teacher_parameters is None else round(teacher_parameters / parameters, 2),
         "provenance": runs.provenance(command, config.seed, started),
         **made,
     }

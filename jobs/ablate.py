@@ -12,13 +12,15 @@ import ray.tune
 from igkd import runs
 from igkd.config import DistillConfig, parse
 from igkd.errors import UserError
+from igkd.files import absolute
 from igkd.store import Store, hold
 from igkd.sweeps.config import AblateConfig
 from igkd.sweeps.grid import Cell, cells, settled
 from igkd.sweeps.ledger import Kind, Ledger, Status, read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.tasks import fingerprints, identity, ingest_of, open_store, open_teacher_of, places
+from igkd.tasks import Unseen, fingerprints, identity, judged_otherwise, open_store, open_teacher_of, unseen_by_student
 from jobs.runtime import run_job, start_ray
+from jobs.training import tell
 from jobs.trials import Halving, Work, interruptible, persist, print_estimate, replay, run_trials, slots
 
 
@@ -31,7 +33,7 @@ def ablate(config: AblateConfig) -> int:
     """Run what is not done yet; gives the exit status, 1 if runs failed."""
     seconds = config.seconds_left(runs.local_now())
     store = Store.open(config.store)
-    grid = settled(cells(config, store), store)
+    grid = resident(settled(cells(config, store), store), store)
     check(grid)
     if config.dry_run:
         start_ray()
@@ -72,6 +74,17 @@ def train_cells(
     return interruptible(partial(run_cells, grid, out, resources, at_once, seconds, page, kind, halving))
 
 
+def resident(grid: list[Cell], store: Store) -> list[Cell]:
+    """The cells, whose ingest is decided, and in a sweep is resident.
+
+    Raises:
+        UserError: the store does not fit into memory.
+    """
+    if any(cell.config.ingest == "stream" for cell in grid):
+        raise UserError(f"{store.uri} does not fit into memory, where sweeps keep it; use a smaller one, or jobs.distill")
+    return grid
+
+
 def check(grid: list[Cell]) -> None:
     """Find before any run begins what would end one of them.
 
@@ -79,11 +92,16 @@ def check(grid: list[Cell]) -> None:
         UserError: an arm, a recipe, a teacher or test images do not fit the store.
     """
     for cell in grid:
-        if ingest_of(cell.config, open_store(cell.config)) == "stream":
-            raise UserError(f"{cell.config.store} does not fit into memory, where sweeps keep it; use a smaller one, or jobs.distill")
+        open_store(cell.config)
     for one in {(cell.config.teacher, cell.config.objective.logits, cell.config.maps): cell.config for cell in grid}.values():
         open_teacher_of(one)
-    fingerprints(grid[0].config)
+    unseen_by(grid)
+
+
+def unseen_by(grid: list[Cell]) -> Unseen | None:
+    """The images that the runs without a result are judged by; None where there are none, or no such run."""
+    todo = [cell.config for cell in grid if not (Path(cell.config.out) / "result.json").exists()]
+    return unseen_by_student(todo[0], Store.open(todo[0].store)) if todo else None
 
 
 def claim(grid: list[Cell]) -> None:
@@ -109,13 +127,17 @@ def run_cells(
 ) -> bool:
     """Run the cells that have no result yet; says whether all have one now."""
     root, first = Path(out), grid[0].config
+    unseen = unseen_by(grid)
+    if unseen is not None:
+        tell(unseen)
     work = Work(
         cell_of=partial(look_up, {cell.name: cell for cell in grid}),
         here=Path.cwd(),
-        places=places(first),
+        store=absolute(first.store),
         fingerprints=fingerprints(first),
         command=runs.command(),
         teacher=ray.put(open_teacher_of(teacher_of(grid))),
+        unseen=None if unseen is None else ray.put(unseen),
     )
     status = Status(
         command=work.command,
@@ -144,6 +166,11 @@ def run_cells(
                 run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds, halving=judge)
 
         print(f"sweep: {len(grid)} runs, {len(grid) - len(left())} done before, {at_once} at a time, in {out}", flush=True)
+        configs = {cell.name: cell.config for cell in grid}
+        if other := judged_otherwise(
+            (row, configs[row["cell"]]) for row in ledger.rows if row["cell"] in configs and row["state"] == "done"
+        ):
+            print(f"sweep: {len(other)} of these are not judged as is asked now: {other[0]}", flush=True)
         try:
             persist(attempt)
         finally:

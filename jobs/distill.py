@@ -1,13 +1,12 @@
 """Distil one student from a store: python -m jobs.distill --store URI --test-images SRC --arm kd+ig --out DIR"""
 
-import dataclasses
 import functools
 from typing import Any
 
 from igkd.config import DistillConfig
 from igkd.recipes import parse_distill
 from igkd.store import Store
-from igkd.tasks import decided, distill_task, fingerprints, identity, ingest_of, open_store, open_teacher_of, places
+from igkd.tasks import decided, distill_task, fingerprints, for_workers, identity, open_store, open_teacher_of, unseen_by_student
 from jobs.ingest import training_dataset
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
@@ -17,12 +16,13 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row."""
     config = decided(config, Store.open(config.store))
     store, teacher = open_store(config), open_teacher_of(config)
-    ingest = ingest_of(config, store)  # for all workers, whose nodes may have another memory
-    resolved = dataclasses.replace(config, **places(config), ingest=ingest)
+    resolved = for_workers(config)
     task = functools.partial(distill_task, resolved, teacher)
-    stream = functools.partial(training_dataset, resolved, store) if ingest == "stream" else None
+    stream = functools.partial(training_dataset, resolved, store) if config.ingest == "stream" else None
     made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
-    return run_training("distill", config, task, identity(config, fingerprints(config)), made, stream)
+    unseen = functools.partial(unseen_by_student, config, store)
+    found = identity(config, fingerprints(config))
+    return run_training("distill", config, task, found, made, stream, unseen, store.plan.teacher_parameters)
 
 
 def main() -> None:

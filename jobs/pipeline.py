@@ -8,16 +8,15 @@ from igkd import report, runs, store
 from igkd.config import Pipeline, PipelineConfig, parse
 from igkd.errors import UserError
 from igkd.files import absolute, write_bytes, write_json
-from igkd.images import open_images
 from igkd.page import source_name
 from igkd.presets import make_pipeline
 from igkd.showcase import Showcase, load_students
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import STATUS, read_rows
 from igkd.sweeps.publish import publish
-from igkd.tasks import check_test_images, decided, ingest_of, open_store
+from igkd.tasks import decided, open_store, read_unseen, unseen_by_teacher
 from igkd.teachers import open_teacher
-from jobs.ablate import train_cells
+from jobs.ablate import claim, train_cells
 from jobs.distill import distill
 from jobs.precompute import precompute_store
 from jobs.runtime import in_thread, run_job, start_ray
@@ -32,8 +31,7 @@ RUNS_PER_GPU = 3
 def run(config: PipelineConfig) -> Path:
     """Run what is not done yet; gives the path of the report."""
     pipeline = make_pipeline(config)
-    source = open_images(pipeline.precompute.images)
-    check_test_images(pipeline.precompute.images, source.classes)
+    check_test_images(pipeline)
     start_ray()
     if pipeline.teacher is None:
         teacher = given_teacher(pipeline.precompute.teacher)
@@ -41,6 +39,24 @@ def run(config: PipelineConfig) -> Path:
         teacher = in_thread(functools.partial(train_teacher, pipeline.teacher))
     precompute_store(pipeline.precompute)
     return write_report(config, pipeline, teacher, run_students(config.out, pipeline))
+
+
+def check_test_images(pipeline: Pipeline) -> None:
+    """Find before the teacher is trained, and the store made, what would end a run when it is judged.
+
+    Raises:
+        UserError: there are no test images, or one cannot be used.
+    """
+    places = [one.out for one in pipeline.students] + ([] if pipeline.teacher is None else [pipeline.teacher.out])
+    if all((Path(out) / "result.json").exists() for out in places):
+        return
+    if pipeline.teacher is not None:
+        unseen_by_teacher(pipeline.teacher)
+        return
+    given, student = open_teacher(pipeline.precompute.teacher)[0].spec, pipeline.students[0]
+    if student.test_images is not None:
+        resize = pipeline.precompute.image_size is not None
+        read_unseen(student.test_images, given.classes, given.image_shape, resize, student.bad_images)
 
 
 def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
@@ -51,10 +67,12 @@ def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
         UserError: some could not be trained.
     """
     opened = store.Store.open(pipeline.students[0].store)
-    students = tuple(decided(one, opened) for one in pipeline.students)
-    if any(one.workers > 1 or ingest_of(one, open_store(one)) == "stream" for one in students):
-        return [in_thread(functools.partial(distill, one)) for one in students]
-    grid = [Cell(label=one.label, config=one) for one in students]
+    grid = [Cell(label=one.label, config=decided(one, opened)) for one in pipeline.students]
+    for cell in grid:
+        open_store(cell.config)
+    claim(grid)  # all of them, so that what is decided now is kept
+    if any(cell.config.workers > 1 or cell.config.ingest == "stream" for cell in grid):
+        return [in_thread(functools.partial(distill, cell.config)) for cell in grid]
     if not train_cells(grid, out, RUNS_PER_GPU, page=COMPARISONS):
         raise UserError("not all students could be trained, see above; the same command tries those again that are missing")
     rows = {row["cell"]: row for row in read_rows(Path(out))}

@@ -1,11 +1,12 @@
 """What the jobs share: starting Ray, running a training loop on it, and turning its errors into sentences."""
 
+import contextlib
 import functools
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,7 +57,8 @@ def user_error(error: BaseException | None) -> UserError | None:
         if isinstance(one, UserError) and not isinstance(one, ray.exceptions.RayError):
             return UserError(str(one).partition("\nFailed to ")[0])  # without Ray Data's advice on its settings for retries
         failures = getattr(one, "worker_failures", None) or {}
-        pending += [getattr(one, "cause", None), one.__cause__, one.__context__, *failures.values()]
+        causes = (getattr(one, name, None) for name in ("cause", "controller_failure"))
+        pending += [*causes, one.__cause__, one.__context__, *failures.values()]
     return None
 
 
@@ -116,6 +118,30 @@ def scaling(workers: int, reads: bool = False, least: int | None = None) -> Scal
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": math.floor(share) if share >= 1 else share})
 
 
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """What a worker of Ray Train runs: an error of ours leaves it as itself, and unlike others without a traceback in the log."""
+    try:
+        yield
+    except Exception as error:
+        cause = user_error(error)
+        if cause is None:
+            raise
+        logging.disable(logging.CRITICAL)  # for the rest of this process, which Ray ends
+        raise cause from None
+
+
+class Final(ray.train.UserCallback):
+    """Ends a run at an error of ours, which would come again however often it was tried: to Ray Train all errors of workers are alike,
+    and an error in its own controller, where this is called, is one that is not tried again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        causes = [cause for error in worker_exceptions.values() if (cause := user_error(error)) is not None]
+        if causes:
+            logging.disable(logging.CRITICAL)  # of a process that has nothing left to do
+            raise causes[0]
+
+
 def fit(
     loop: Callable[[dict[str, Any]], None],
     loop_config: dict[str, Any],
@@ -125,6 +151,8 @@ def fit(
     least: int | None = None,
 ) -> Path:
     """Run a training loop to its end, going on from the last checkpoint under `out`; workers that die are restarted twice.
+
+    A UserError in a worker, under `one_sentence`, is raised here at once.
 
     Args:
         stream: makes the Ray Dataset "train" of which every worker gets an equal share.
@@ -138,7 +166,7 @@ def fit(
     if least is not None and not 1 <= least <= workers:
         raise UserError(f"--min-workers must be at least 1 and at most --workers, {workers}, not {least}")
     start_ray()
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         loop,
         train_loop_config=loop_config,
         scaling_config=scaling(workers, reads=stream is not None, least=least),
@@ -148,9 +176,17 @@ def fit(
             storage_path=str(out.resolve()),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=2),
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
+            callbacks=[Final()],  # type: ignore[list-item]  # mypy sees the class of Train V1
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # likewise
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        cause = user_error(error)
+        if cause is None:
+            raise
+        raise cause from None
     if result.checkpoint is None:
         raise UserError(f"the run under {out} ended without a checkpoint; its log is above")
     return Path(result.checkpoint.path)

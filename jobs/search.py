@@ -19,7 +19,7 @@ from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.tasks import decided, fingerprints
 from igkd.teachers import open_teacher
-from jobs.ablate import check, train_cells
+from jobs.ablate import check, resident, train_cells
 from jobs.runtime import run_job, start_ray
 from jobs.trials import METRIC, Halving, print_estimate
 
@@ -62,6 +62,7 @@ def search(config: SearchConfig) -> int:
     store, root = Store.open(config.store), Path(config.out)
     base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), store), out="")
     specs = specs_of(config, store)
+    base = resident([make_cell(config.out, base)], store)[0].config
     check([make_cell(config.out, dataclasses.replace(base, lean=specs[1].lean))])
     if config.dry_run:
         start_ray()

@@ -1,26 +1,32 @@
 """The training loop of teacher and student on Ray Train, and the run directory around it."""
 
+import dataclasses
+import functools
 import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 from ray.train import Checkpoint
 
 from igkd import runs
-from igkd.tasks import Task
+from igkd.tasks import Task, Unseen, judged_otherwise
 from igkd.trainer import Trainer, finish_run
 from jobs.ingest import Stream
-from jobs.runtime import fit
+from jobs.runtime import fetched, fit, one_sentence, start_ray
 
 
+@one_sentence()
 def train_worker(loop_config: dict[str, Any]) -> None:
     """One worker of a run: build the task, go on from the last checkpoint, report every epoch with a checkpoint."""
     logging.disable(logging.INFO)  # Ray Train says in many words what `progress` says in few
     task: Task = loop_config["task"]()
+    if "unseen" in loop_config:
+        task = dataclasses.replace(task, test=functools.partial(fetched, loop_config["unseen"]))
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 
@@ -57,6 +63,8 @@ def run_training(
     fingerprints: dict[str, str],
     made: dict[str, Any],
     stream: Callable[[], ray.data.Dataset] | None = None,
+    unseen: Callable[[], Unseen | None] = lambda: None,
+    teacher_parameters: int | None = None,
 ) -> dict[str, Any]:
     """Train under `config.out`, or go on there, and write checkpoint and result.
 
@@ -67,6 +75,8 @@ def run_training(
         fingerprints: what identifies the run besides its configuration.
         made: further entries of the result row.
         stream: makes the data set of training images, where the task has none in memory.
+        unseen: reads the images that the network is judged by at the end.
+        teacher_parameters: of a student's teacher.
 
     Returns:
         the result row, also in OUT/result.json; the network is OUT/model.safetensors and OUT/model.json.
@@ -75,12 +85,25 @@ def run_training(
     finished = runs.claim(out, config, fingerprints)
     if finished is not None:
         print(f"{out} is already finished: {headline(finished)}", flush=True)
+        for sentence in judged_otherwise([(finished, config)]):
+            print(sentence, flush=True)
         return finished
     loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None, "out": str(out.resolve())}
+    found = unseen()  # before the first epoch: what is wrong with them should not be said after the last
+    if found is not None:
+        tell(found)
+        start_ray()
+        loop_config["unseen"] = ray.put(found)
     checkpoint = fit(train_worker, loop_config, out, config.workers, stream, config.min_workers)
-    row = finish_run(name, config, out, checkpoint, runs.command(), started, made)
+    row = finish_run(name, config, out, checkpoint, runs.command(), started, made, teacher_parameters)
     print(f"{name} finished: {headline(row)}, in {out}", flush=True)
     return row
+
+
+def tell(unseen: Unseen) -> None:
+    """Say which test images cannot be used."""
+    for sentence in unseen.left_out:
+        print(f"test images: {sentence}", flush=True)
 
 
 def headline(row: dict[str, Any]) -> str:

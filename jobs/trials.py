@@ -43,7 +43,7 @@ from igkd.store import Store
 from igkd.sweeps import estimate
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import Ledger, duration, remaining_seconds
-from igkd.tasks import distill_task, identity, open_teacher_of, places
+from igkd.tasks import Unseen, distill_task, for_workers, identity, open_teacher_of
 from igkd.train import Diverged, read_history
 from igkd.trainer import Trainer, finish_run
 from jobs.runtime import fetched
@@ -71,12 +71,14 @@ class Work:
     """What Tune says of a run, to the run."""
     here: Path
     """The driver's working directory, to which paths of a cell refer."""
-    places: dict[str, Any]
-    """Where store and test images are."""
+    store: str
+    """Its absolute URI."""
     fingerprints: dict[str, str]
     command: str
     """As the user typed it."""
     teacher: ray.ObjectRef[ImageClassifier | None]
+    unseen: ray.ObjectRef[Unseen] | None = None
+    """The images that networks are judged by at the end; None where there are none."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -86,7 +88,16 @@ def stored_samples(uri: str, fingerprint: str, views: bool) -> tuple[Samples, ND
 
 
 def train_cell(settings: Settings, work: Work) -> None:
-    """One run, in a process of Tune's: goes on from the state in its directory, tells Tune every epoch, and leaves its result."""
+    """One run, in a process of Tune's, which tries it again after an error, but not after one of ours: that would come again."""
+    try:
+        run_cell(settings, work)
+    except UserError as error:
+        ended = "diverged" if isinstance(error, Diverged) else "refused"
+        ray.tune.report({METRIC: 0.0, "epoch": work.cell_of(settings).config.epochs, ended: str(error)})
+
+
+def run_cell(settings: Settings, work: Work) -> None:
+    """One run: goes on from the state in its directory, tells Tune every epoch, and leaves its result."""
     cell = work.cell_of(settings)
     config, out, started = cell.config, work.here / cell.config.out, runs.now()
     finished = runs.claim(out, config, identity(config, work.fingerprints))
@@ -94,23 +105,23 @@ def train_cell(settings: Settings, work: Work) -> None:
         ray.tune.report(finished["history"][-1])
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = stored_samples(work.places["store"], work.fingerprints["store_fingerprint"], config.which_logits == "views")
-    task = distill_task(dataclasses.replace(config, **work.places, ingest="resident"), fetched(work.teacher), rows)
+    resolved = for_workers(dataclasses.replace(config, store=work.store))
+    rows = stored_samples(work.store, work.fingerprints["store_fingerprint"], config.which_logits == "views")
+    task = distill_task(resolved, fetched(work.teacher), rows)
+    if work.unseen is not None:
+        task = dataclasses.replace(task, test=functools.partial(fetched, work.unseen))
     trainer = Trainer(task, lambda network: network.to(device), progress=lambda line: None)
     if (out / STATE).exists():
         trainer.load(out)
-    try:
-        for history in trainer.epochs():
-            if not trainer.finished:
-                trainer.save(out)
-                ray.tune.report(history[-1])
-    except Diverged as error:
-        ray.tune.report({METRIC: 0.0, "epoch": config.epochs, "diverged": str(error)})
-        return
+    for history in trainer.epochs():
+        if not trainer.finished:
+            trainer.save(out)
+            ray.tune.report(history[-1])
     trainer.write_outcome(out / "outcome")
     made: Settings = {"name": cell.label, "arm": cell.label, "content": config.content, "recipe": config.recipe}
     made |= {"cell": cell.name, "share": config.share, "state": "done", "settings": settings}
-    finish_run("distill", config, out, out / "outcome", work.command, started, made)
+    parameters = Store.open(work.store).plan.teacher_parameters
+    finish_run("distill", config, out, out / "outcome", work.command, started, made, parameters)
     shutil.rmtree(out / "outcome")
     (out / STATE).unlink(missing_ok=True)
     ray.tune.report(trainer.history[-1])
@@ -216,7 +227,7 @@ class Keeper(ray.tune.Callback):
         cell, history = self.work.cell_of(settings), self.histories.pop(trial.trial_id, [])
         self.ledger.status.running.pop(cell.name, None)
         result = self.work.here / cell.config.out / "result.json"
-        diverged = (trial.last_result or {}).get("diverged")
+        diverged, refused = ((trial.last_result or {}).get(name) for name in ("diverged", "refused"))
         if result.exists():
             row = read_json(result)
             self.ledger.add(row)
@@ -224,6 +235,9 @@ class Keeper(ray.tune.Callback):
         elif diverged:
             self.ledger.conclude(cell.name, unfinished_row(self.work, cell, settings, history, "diverged") | {"error": diverged})
             self.say(f"{cell.name} diverged: {diverged}")
+        elif refused:
+            self.ledger.status.failures[cell.name] = {"tries": 1, "error": refused}
+            self.say(f"{cell.name} FAILED: {refused}")
         elif self.halving is not None and trial.trial_id in self.halving.stopped:
             row = unfinished_row(self.work, cell, settings, history, "pruned")
             self.ledger.conclude(cell.name, row)
@@ -301,7 +315,7 @@ def print_estimate(todo: list[Cell], runs_per_gpu: int, price: float | None) -> 
 
     kinds = {estimate.kind_of(cell.config): cell.config for cell in todo}
     task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(measured)
-    asked = [task.remote(dataclasses.replace(one, **places(one)), open_teacher_of(one)) for one in kinds.values()]
+    asked = [task.remote(for_workers(one), open_teacher_of(one)) for one in kinds.values()]
     speeds = dict(zip(kinds, ray.get(asked), strict=True))
     gpus = int(ray.cluster_resources().get("GPU", 0))
     print("\n".join(estimate.lines(todo, speeds, store, at_once, gpus or at_once, "GPU" if gpus else "processor", price)), flush=True)

@@ -16,7 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 from igkd import runs
 from igkd.config import DistillConfig, parse
 from igkd.errors import UserError
-from igkd.files import write_json
+from igkd.files import absolute, write_json
 from igkd.recipes import distill_config, recipe_file
 from igkd.runs import read_object
 from igkd.store import Store, hold
@@ -25,7 +25,7 @@ from igkd.sweeps.grid import Cell, make_cell
 from igkd.sweeps.ledger import Ledger, Row, Status, read_rows
 from igkd.sweeps.publish import publish
 from igkd.sweeps.space import inside, settings_of, space, tuned
-from igkd.tasks import decided, fingerprints, ingest_of, open_store, open_teacher_of, places
+from igkd.tasks import decided, fingerprints, ingest_of, open_store, open_teacher_of
 from jobs.runtime import run_job, start_ray
 from jobs.trials import METRIC, Halving, Settings, Work, interruptible, persist, print_estimate, replay, run_trials, slots
 
@@ -96,7 +96,7 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
     work = Work(
         cell_of=partial(trial_cell, config.out, base),
         here=Path.cwd(),
-        places=places(base),
+        store=absolute(base.store),
         fingerprints=identity,
         command=runs.command(),
         teacher=ray.put(open_teacher_of(base)),

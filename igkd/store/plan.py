@@ -81,6 +81,7 @@ class Plan(Layer):
     images_fingerprint: str
     split: str
     classes: tuple[str, ...]
+    """In the teacher's order, which the logits have; labels number them."""
     image_shape: tuple[int, int]
     resize: bool
     """Whether pictures were scaled and cropped to that shape."""
@@ -88,6 +89,8 @@ class Plan(Layer):
     """"refuse" or "skip"."""
     teacher: str
     """sha256 of the teacher's weights."""
+    teacher_parameters: int
+    """How many it has: what students are compared with where it is not at hand."""
     width: float
     """Of the students' network, which is the teacher's."""
     stride: int

@@ -4,7 +4,7 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from igkd.config import Arm, Content
+from igkd.config import Arm, BadImages, Content
 from igkd.errors import UserError
 from igkd.models import ATTENTION_DIVIDER
 
@@ -91,7 +91,9 @@ class AblateConfig(SweepConfig):
     directory, and share the cells that they have in common."""
 
     test_images: str | None = None
-    """Images whose test split is read once, at the end of each run; without it, students are judged on the validation split."""
+    """Images whose test split each student is judged by once, at the end; without it, by the validation split alone."""
+    bad_images: BadImages = "refuse"
+    """What to do with a test image that cannot be used."""
     grids: tuple[Grid, ...] = ("arms",)
     """arms: all eight; controls: kd+ig with other things laid over, beside student, kd and kd+ig; compression: eight cuts of student, kd
     and kd+ig; monte-carlo: the same on random 80 % of the training images; choices: each choice of the recipe undone."""

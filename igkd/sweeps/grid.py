@@ -67,6 +67,7 @@ def cells(config: AblateConfig, store: Store) -> list[Cell]:
     for seed in dict.fromkeys(config.seeds):
         for recipe in dict.fromkeys(config.recipes):
             given = {"teacher": config.teacher, "test_images": config.test_images, "epochs": config.epochs, "maps": config.maps}
+            given["bad_images"] = config.bad_images
             base = distill_config(recipe, store=config.store, out="", seed=seed, **{k: v for k, v in given.items() if v is not None})
             for grid in config.grids:
                 for cell in _grid(grid, base, config, store):

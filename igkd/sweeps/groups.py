@@ -18,7 +18,7 @@ from igkd.stats import ALPHA, Comparison, compare, t_interval, wilson_interval
 Measure = Literal["test", "validation"]
 
 NO_SETTINGS = {"arm", "content", "recipe", "cut", "lean", "seed", "store", "test_images", "out", "teacher", "workers", "maps", "cell"}
-NO_SETTINGS |= {"share"}
+NO_SETTINGS |= {"share", "bad_images"}
 """Entries of a configuration that name a run, or say where it runs, but not how it learns."""
 
 

@@ -207,6 +207,20 @@ def test_classes_in_another_order_are_found_by_name(student: str, tmp_path: Path
     assert near(rows[0]["evaluation"], rows[1]["evaluation"]) and rows[0]["evaluation"]["correct"] > 0
 
 
+def test_a_teacher_with_its_classes_in_another_order_is_put_into_the_students(student: str, tmp_path: Path) -> None:
+    model = models.load(student)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(10))
+    with torch.no_grad():
+        model.classifier.weight.copy_(model.classifier.weight[order].clone())
+        model.classifier.bias.copy_(model.classifier.bias[order].clone())
+    model.spec = dataclasses.replace(model.spec, classes=tuple(SPEC.classes[i] for i in order))
+    models.save(model, tmp_path / "t", {})
+    config = EvaluateConfig(checkpoint=student, images=IMAGES, teacher=str(tmp_path / "t"), maps=3, steps=2)
+    figures = evaluate_images(config)["evaluation"]
+    assert figures["agreement"] == 1 and figures["teacher_accuracy"] == figures["accuracy"]
+    assert figures["maps"]["cosine"]["mean"] == pytest.approx(1)
+
+
 def test_a_limit_and_images_left_out(student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path)
     next(tmp_path.glob("*/000.png")).write_bytes(b"no picture")

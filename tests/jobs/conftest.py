@@ -9,11 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from igkd import shapes
 from igkd.config import PrecomputeConfig
-from tests.conftest import make_store
+from tests.conftest import encoded, make_store
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = "shapes:train=100,test=30"
+
+
+def pictures(root: Path, split: str, count: int) -> str:
+    """The built-in shapes as a folder, whose classes are in another order than theirs."""
+    for i in range(count):
+        path = root / split / shapes.CLASSES[shapes.label(i)] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(shapes.draw(0, "test", i)[0]))
+    return f"folder:{root}"
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from igkd.config import PipelineConfig
 from igkd.errors import UserError
 from igkd.presets import make_pipeline
 from igkd.store import verify
+from jobs.pipeline import check_test_images, run
+from tests.jobs.conftest import pictures
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,23 @@ def test_evidence_has_arms_controls_and_recipes_with_the_same_seeds() -> None:
 def test_a_recipe_replaces_the_presets() -> None:
     runs = make_pipeline(PipelineConfig(preset="cifar10", out="o", recipe="strong", arms=("kd",))).students
     assert [(one.recipe, one.arm, one.optimizer, one.teacher) for one in runs] == [("strong", "kd", "sgd", "o/teacher")]
+
+
+def test_test_pictures_are_looked_at_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    pictures(tmp_path, "train", 40)
+    images = pictures(tmp_path, "test", 10)
+    path = next((tmp_path / "test").rglob("004.png"))
+    path.write_bytes(path.read_bytes()[:200])
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="004.png.*--bad-images skip"):
+        run(PipelineConfig(preset="demo", images=images, out=str(out)))
+    assert not out.exists()
+    check_test_images(make_pipeline(PipelineConfig(preset="demo", images=images, out=str(out), bad_images="skip")))
+
+
+def test_what_the_pipeline_does_with_pictures_all_of_its_jobs_do() -> None:
+    pipeline = make_pipeline(PipelineConfig(preset="demo", out="o", images="folder:x", image_size=48, bad_images="skip"))
+    assert pipeline.teacher is not None
+    for one in (pipeline.teacher, pipeline.precompute):
+        assert (one.images, one.image_size, one.bad_images) == ("folder:x", 48, "skip")
+    assert {(one.test_images, one.bad_images) for one in pipeline.students} == {("folder:x", "skip")}

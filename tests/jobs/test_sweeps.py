@@ -29,7 +29,7 @@ from jobs.distill import distill
 from jobs.trials import persist
 from jobs.tune import tune
 from tests.igkd.training import without_seconds
-from tests.jobs.conftest import IMAGES, ROOT
+from tests.jobs.conftest import IMAGES, ROOT, pictures
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -189,6 +189,29 @@ def test_a_run_that_diverges_has_a_row_that_says_so_and_stops_nothing(cluster: N
     assert not list((tmp_path / "out").rglob(STATE))
 
 
+def test_test_pictures_are_looked_at_before_any_run_and_do_not_matter_to_finished_ones(swept: Path, toy_store: str, tmp_path: Path) -> None:
+    out, images = tmp_path / "out", pictures(tmp_path, "test", 30)
+    shutil.copytree(swept, out)
+    path = next((tmp_path / "test").rglob("004.png"))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="004.png.*--bad-images skip"):
+        ablate(grid(toy_store, tmp_path / "new", test_images=images))
+    assert not (tmp_path / "new").exists()
+    assert ablate(grid(toy_store, out, test_images=images)) == 0
+
+
+def test_an_error_of_ours_is_not_tried_again(cluster: None, run_job: Program, toy_store: str, tmp_path: Path) -> None:
+    shutil.copytree(toy_store, tmp_path / "store")
+    part = tmp_path / "store" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-1])
+    out = ["--out", str(tmp_path / "out"), "--arms", "student", "--seeds", "0", "--epochs", "1"]
+    done = run_job("ablate", "--store", str(tmp_path / "store"), *out)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "Traceback" not in said and "tried again" not in said, said
+    (failure,) = read_status(tmp_path / "out").failures.values()
+    assert failure["tries"] == 1 and "part-00001.parquet is damaged" in failure["error"]
+
+
 def test_a_run_killed_for_memory_does_not_end_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     """Tune raises what it does then: a RuntimeError from Ray's OutOfMemoryError."""
     calls: list[int] = []
@@ -290,7 +313,7 @@ def test_a_worker_killed_in_the_middle_goes_on_from_its_last_epoch(toy_store: st
 
 
 @pytest.mark.slow
-def test_what_fails_three_times_is_listed_first_and_the_rest_is_done(toy_store: str, tmp_path: Path) -> None:
+def test_what_fails_is_listed_first_and_the_rest_is_done(toy_store: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     short = ["--seeds", "0", "--epochs", "1"]
     subprocess.run(command(toy_store, out, *short, "--arms", "student"), cwd=ROOT, check=True, capture_output=True)
@@ -302,7 +325,7 @@ def test_what_fails_three_times_is_listed_first_and_the_rest_is_done(toy_store: 
     job = subprocess.run(command(toy_store, out, *short, "--arms", "kd+ig", "kd"), cwd=ROOT, check=False, capture_output=True, text=True)
     assert job.returncode == 1, job.stderr
     failure = read_status(out).failures["kd+ig-cut5-seed0"]
-    assert failure["tries"] == 3 and "delete it to begin that run anew" in failure["error"]
+    assert failure["tries"] == 1 and "delete it to begin that run anew" in failure["error"]
     assert names(out) == ["kd-cut5-seed0", "student-cut5-seed0"]
     page = (out / "report.html").read_text()
     assert page.index("delete it to begin that run anew") < page.index("Accuracy by arm")

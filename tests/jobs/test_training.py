@@ -14,22 +14,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from igkd import models
-from igkd.config import DistillConfig, TeacherConfig
+from igkd.config import DistillConfig, EvaluateConfig, TeacherConfig
 from igkd.errors import UserError
+from igkd.evaluate import evaluate_images
 from igkd.feed import Batch, Resident
 from igkd.samples import Samples
 from igkd.tasks import Task, distill_task, open_store, teacher_task
-from igkd.train import read_history
+from igkd.train import Diverged, read_history
 from jobs.distill import distill
 from jobs.ingest import Stream, training_dataset
-from jobs.runtime import fit
+from jobs.runtime import fit, one_sentence
 from jobs.teacher import train_teacher
 from jobs.training import train_worker
-from tests.jobs.conftest import IMAGES, ROOT
+from tests.jobs.conftest import IMAGES, ROOT, pictures
 
 
 def configure(out: Path, **changes: Any) -> TeacherConfig:
@@ -186,6 +189,58 @@ def test_student_learns_from_the_store_in_every_way_at_once(cluster: None, toy_s
         distill(DistillConfig(**{**vars(config), "cut": 9, "out": str(tmp_path / "other")}))
     with pytest.raises(UserError, match="classes"):
         distill(DistillConfig(**{**vars(config), "test_images": f"folder:{two_classes(tmp_path)}", "out": str(tmp_path / "other")}))
+
+
+def test_a_truncated_test_picture_is_told_before_anything_is_trained_and_the_run_goes_on_without_it(
+    cluster: None, toy_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = DistillConfig(store=toy_store, test_images=pictures(tmp_path, "test", 30), out=str(tmp_path / "out"), arm="student", epochs=1)
+    path = next(tmp_path.rglob("004.png"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200])
+    with pytest.raises(UserError, match="004.png.*--bad-images skip"):
+        distill(config)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    path.unlink()
+    row = distill(config)
+    assert (row["test"]["count"], row["test"]["left_out"]) == (29, 0)
+    # The classes of a folder are in another order than the store's.
+    again = evaluate_images(EvaluateConfig(checkpoint=config.out, images=f"folder:{tmp_path}"))["evaluation"]
+    assert again["correct"] == row["test"]["correct"] and again["per_class"] == row["test"]["per_class"]
+    path.write_bytes(whole)
+    assert distill(config)["test"] == row["test"]
+    assert "was judged by other test images" in capsys.readouterr().out
+
+
+def test_an_error_of_ours_in_a_worker_ends_the_run_at_once_in_one_sentence(
+    cluster: None, run_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    pictures(tmp_path, "test", 10)
+    images = pictures(tmp_path, "train", 40)
+    path = next((tmp_path / "train").rglob("017.png"))
+    path.write_bytes(path.read_bytes()[:200])
+    done = run_job("teacher", "--images", images, "--out", str(tmp_path / "out"), "--epochs", "1", "--width", "0.35", "--workers", "2")
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "Traceback" not in said, said
+    errors = [line for line in said.splitlines() if "017.png" in line]
+    assert len(errors) == 1 and errors[0].startswith("error: ") and "--bad-images skip" in errors[0], said
+
+
+def refusing_worker(loop_config: dict[str, Any]) -> None:
+    """A worker of two, of which one refuses to go on while the other waits for it."""
+    rank = ray.train.get_context().get_world_rank()
+    with one_sentence():
+        (loop_config["log"] / f"{rank}-{os.getpid()}").touch()
+        if rank == 0:
+            raise Diverged("the loss became nan")
+        torch.distributed.barrier()
+
+
+def test_a_worker_that_refuses_is_not_started_again(cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    with pytest.raises(UserError, match="^the loss became nan$"):
+        fit(refusing_worker, {"log": tmp_path / "log"}, tmp_path / "out", 2)
+    assert sorted(path.name[0] for path in (tmp_path / "log").iterdir()) == ["0", "1"]
 
 
 def two_classes(tmp_path: Path) -> Path:

@@ -25,6 +25,7 @@ def tiny_plan(rows: int = 6, rows_per_file: int = 4, shape: tuple[int, int] = (3
         resize=False,
         bad_images="skip",
         teacher="t" * 64,
+        teacher_parameters=1000,
         width=1.0,
         stride=1,
         steps=5,
