@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from igkd import shapes
+from igkd import pictures, shapes
 from igkd.errors import UserError
 from igkd.images import BadImage, decode, encode_png, open_images, pixel_hash
 from tests.conftest import encoded, write_parquet
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+NOISE = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
 
 
@@ -88,14 +89,81 @@ def test_greyscale_without_a_white_is_refused() -> None:
         decode(encoded(GREY.astype(np.float32) / 255, "TIFF"))
 
 
+PHOTO = np.arange(24 * 16 * 3, dtype=np.uint8).reshape(24, 16, 3) // 8 * 8
+"""Unlike itself however it is turned or mirrored."""
+AS_STORED = {  # what a camera writes of PHOTO for each orientation: the inverse of what its number means in the EXIF standard
+    1: PHOTO,
+    2: PHOTO[:, ::-1],
+    3: PHOTO[::-1, ::-1],
+    4: PHOTO[::-1],
+    5: PHOTO.transpose(1, 0, 2),
+    6: np.rot90(PHOTO),
+    7: np.rot90(PHOTO, 2).transpose(1, 0, 2),
+    8: np.rot90(PHOTO, -1),
+}
+
+
+def exif(orientation: Any) -> bytes:
+    block = Image.Exif()
+    block[0x0112] = orientation
+    return block.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "TIFF-lzw", "AVIF", "JPEG", "MPO"])
+@pytest.mark.parametrize("orientation", AS_STORED)
+def test_photographs_are_turned_upright(orientation: int, kind: str) -> None:
+    stored = Image.fromarray(np.ascontiguousarray(AS_STORED[orientation]))
+    options: dict[str, Any] = {"WEBP": {"lossless": True}, "TIFF-lzw": {"compression": "tiff_lzw"}}.get(kind, {"quality": 100})
+    if kind == "MPO":  # as telephones write JPEG: a second, smaller picture in the same file
+        options |= {"save_all": True, "append_images": [stored.resize((4, 4))]}
+    if kind == "JPEG":
+        options["subsampling"] = 0
+    data = encoded(stored, kind.partition("-")[0], exif=exif(orientation), **options)
+    seen = decode(data)
+    assert seen.shape == PHOTO.shape and pictures.size(data) == (24, 16)
+    if kind in ("PNG", "WEBP", "TIFF", "TIFF-lzw"):
+        assert np.array_equal(seen, PHOTO) and pixel_hash(seen) == pixel_hash(PHOTO)
+    else:
+        wrong = [np.abs(other.astype(int) - seen).mean() for other in AS_STORED.values() if other.shape == seen.shape]
+        assert np.abs(seen.astype(int) - PHOTO).mean() == min(wrong)
+    assert np.array_equal(decode(data, (8, 8)), decode(encoded(Image.fromarray(seen)), (8, 8)))  # turned first, then scaled
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "LA", "RGBA", "1", "I;16"])
+def test_other_kinds_of_pixels_are_turned_too(mode: str) -> None:
+    upright = Image.fromarray(PIXELS).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        upright = Image.fromarray(np.asarray(upright).astype(np.uint16) * 256)
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    assert np.array_equal(decode(encoded(stored, exif=exif(6))), decode(encoded(upright)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_broken_exif_block_is_no_orientation(kind: str) -> None:
+    upright = decode(encoded(NOISE, kind))
+    good = exif(6)
+    text = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI4s", 0x0112, 2, 2, b"6") + bytes(4)
+    blocks = [good[:10], b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"nonsense", RNG.bytes(60), text]
+    for block in [*blocks, exif(0), exif(9), exif(65535)]:
+        data = encoded(NOISE, kind, exif=block)
+        assert np.array_equal(decode(data), upright) and pictures.size(data) == (64, 64)
+    for end in range(1, len(good)):
+        assert decode(encoded(NOISE, kind, exif=good[:end])).shape == (64, 64, 3)
+
+
+def test_a_block_whose_other_tags_are_broken_still_tells_the_orientation() -> None:
+    wrong = struct.pack("<HHI4s", 0x011A, 5, 1, b"\xff\xff\xff\x7f")  # a fraction that lies outside of the block
+    block = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 0x0112, 3, 1, 6) + wrong + bytes(4)
+    stored = Image.fromarray(np.ascontiguousarray(AS_STORED[6]))
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        assert np.array_equal(decode(encoded(stored, kind, exif=block, **options)), PHOTO)
+
+
 def test_crop_is_centred_and_scaled() -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
     assert (decode(encoded(wide), (10, 10))[:, 1:-1] == 200).all()
     assert decode(encoded(PIXELS), (64, 48)).shape == (64, 48, 3)
-
-
-NOISE = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
