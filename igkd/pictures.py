@@ -47,7 +47,8 @@ def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uin
     if len(image) > MAX_BYTES:
         raise BadImage(f"does not decode (it has more than {MAX_BYTES >> 20} MiB)")
     try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+        # PIL warns of damage that it can live with, such as in an EXIF block, without a word of which picture it is in.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}: perhaps a decompression bomb")
             picture = _upright(_eight_bits(opened).convert("RGB"), opened)
@@ -79,9 +80,7 @@ def _upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
         opened: the file, loaded: PIL turns a TIFF itself while it loads it, and then no longer tells its orientation.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is broken there besides
-            turn = TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # of a block that anyone may have made: without a readable orientation, the picture is upright
         turn = None
     return picture if turn is None else picture.transpose(turn)

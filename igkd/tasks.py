@@ -14,7 +14,7 @@ from igkd.augment import deranged
 from igkd.config import DistillConfig, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
 from igkd.files import absolute
-from igkd.images import Record, open_images
+from igkd.images import Record, open_images, tell
 from igkd.models import ImageClassifier, ModelSpec
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.recipes import MADE, made_for
@@ -268,8 +268,9 @@ def normalisation(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def check_test_images(spec: str, classes: tuple[str, ...]) -> None:
-    """Refuse test images whose classes are not those of the training images; reads no picture."""
+    """Refuse test images whose classes are not those of the training images, and tell how their source is understood; reads no picture."""
     source = open_images(spec)
+    tell(source)
     source.checked_labels("test")
     if len(source.classes) != len(classes):
         raise UserError(f"{spec} has {len(source.classes)} classes where the training images have {len(classes)}; they must be the same")

@@ -16,7 +16,7 @@ from igkd.attribution import FAST_ENGINES
 from igkd.config import PrecomputeConfig, parse
 from igkd.errors import UserError
 from igkd.files import absolute
-from igkd.images import ImageSource, open_images
+from igkd.images import ImageSource, open_images, tell
 from igkd.models import ImageClassifier
 from igkd.teachers import open_teacher
 from jobs.runtime import READ_CPUS, run_job, start_ray, user_error
@@ -104,6 +104,7 @@ def rows_in(plan: store.Plan, parts: Iterable[int]) -> int:
 def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     """Compute a store, or what is missing of it; gives its manifest."""
     source = open_images(config.images)
+    tell(source)
     model, card = open_teacher(config.teacher)
     start_ray()
     begun = store.engine_of(absolute(config.store))

@@ -194,7 +194,7 @@ def test_evaluation_needs_no_ray() -> None:
 def folder(root: Path, count: int = 20) -> str:
     """Test images of the built-in shapes as a folder: its classes are in the alphabet's order."""
     for i in range(count):
-        path = root / shapes.CLASSES[shapes.label(i)] / f"{i:03d}.png"
+        path = root / "test" / shapes.CLASSES[shapes.label(i)] / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(shapes.draw(0, "test", i)[0]).save(path)
     return f"folder:{root}"
@@ -209,7 +209,7 @@ def test_classes_in_another_order_are_found_by_name(student: str, tmp_path: Path
 
 def test_a_limit_and_images_left_out(student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path)
-    next(tmp_path.glob("*/000.png")).write_bytes(b"no picture")
+    next(tmp_path.glob("test/*/000.png")).write_bytes(b"no picture")
     config = EvaluateConfig(checkpoint=student, images=source)
     with pytest.raises(UserError, match="000.png.*--bad-images skip"):
         evaluate_images(config)
