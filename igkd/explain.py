@@ -49,7 +49,7 @@ class ExplainConfig:
     limit: int = 20
     """At most this many images: a random choice, stratified by class, fixed by their ids."""
     ids: tuple[int, ...] | None = None
-    """These images instead, in this order: places in the split, or among the directory's files sorted by name, from 0."""
+    """These images instead, in this order: places in the split, or among the directory's pictures sorted by name, from 0."""
     steps: int = 50
     """Integration steps of integrated gradients."""
     bad_images: BadImages = "refuse"

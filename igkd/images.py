@@ -406,7 +406,7 @@ def _split_options(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _split_of_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Which split a single file is: that which its name tells, else "", both."""
+    """Which split a single file is, that which its name tells, else "", both; and what to tell the user."""
     name = path.rsplit("/", 1)[-1].removesuffix(".parquet")
     role = folders.resembled_role(_group(name))
     if role is None:
@@ -583,9 +583,7 @@ def _likely_labels(schema: pa.Schema, labels: Sequence[str], names: Collection[s
     """
     alike = [f.name for f in schema if _words(f.name) & LABEL_WORDS and f.name not in names and not _is_image(f.type)]
     likely = [column for column in labels if column in names or column in alike]
-    if len(likely) == 1 and (likely[0] in names or likely[0] in ("label", "labels")):
-        return likely
-    if len(likely) > 1:
+    if len(likely) > 1 or (likely and (likely[0] in names or likely[0] in ("label", "labels"))):
         return likely
     others = [column for column in alike if column not in labels]  # such as a label that is a text
     if len(labels) == 1 and not others and (likely or not _words(labels[0]) & NO_LABEL_WORDS):
