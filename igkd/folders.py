@@ -45,7 +45,9 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation", "holdout"), "validation"),
 }
-_SPLIT = re.compile(rf"({'|'.join(sorted(_ROLES, key=len, reverse=True))})(s?|set|sets|data|dataset|images?|imgs?|pictures|split)")
+_SPLIT = re.compile(
+    rf"({'|'.join(sorted(_ROLES, key=len, reverse=True))})(s?|set|sets|data|dataset|images?|imgs?|pictures|split|part|shard|batch|chunk)"
+)
 _MOST_TOLD = 6
 """Names in one message."""
 
@@ -88,6 +90,8 @@ class Opened:
     """How many files and directories were left out, by their kind."""
     reached: dict[str, str] = field(default_factory=dict)
     """The directories that were found: real path -> the path by which they were."""
+    has_links: bool = False
+    """Whether a file may have been found under two names."""
 
 
 class Directory:
@@ -123,15 +127,15 @@ class Directory:
 
     def all_pictures(self) -> Iterator[Picture]:
         """In it and in its directories."""
-        yield from self.pictures
-        for directory in self.directories.values():
-            yield from directory.all_pictures()
+        for directory in self.all_directories():
+            yield from directory.pictures
 
     def all_directories(self) -> Iterator["Directory"]:
         """Itself, and all directories in it."""
-        yield self
-        for directory in self.directories.values():
-            yield from directory.all_directories()
+        found: list[Directory] = [self]  # a list and no recursion, which a stranger's thousand directories in one another would exhaust
+        for directory in found:
+            found.extend(directory.directories.values())
+            yield directory
 
     @cached_property
     def _listed(self) -> tuple[dict[str, "Directory"], list[Picture]]:
@@ -155,6 +159,7 @@ class Directory:
                 self.has_others = True
             else:
                 status = entry.stat()
+                self.opened.has_links |= status.st_nlink > 1
                 pictures.append(Picture(name, status.st_size, (status.st_dev, status.st_ino)))
         return directories, pictures
 
@@ -164,6 +169,7 @@ class Directory:
     def _followed(self, path: str) -> str:
         """The real path of a link."""
         target, root = os.path.realpath(path), self.opened.root
+        self.opened.has_links = True
         if not os.path.exists(path):
             raise UserError(f"{path} is a link to {os.readlink(path)}, where nothing is; remove it, or put there what it means")
         if not Path(target).is_relative_to(root):
@@ -230,7 +236,7 @@ def scan(root: str) -> Scan:
         pictures.sort(key=lambda one: one[0].name.split("/"))
         for picture, _ in pictures:
             first = seen.setdefault(picture.file, picture.name)
-            if first is not picture.name and picture.file[1]:  # some file systems number nothing
+            if first is not picture.name and opened.has_links:
                 raise UserError(f"{root}: {picture.name} and {first} are one file, since one is a link to the other; remove one of them")
         files[split] = tuple((picture.name, label, picture.bytes) for picture, label in pictures)
     _check_empty(by_split, files, classes)
@@ -306,7 +312,7 @@ def _check_classes(root: str, by_split: dict[str, dict[str, Directory]], classes
         for name in sorted(test - train):
             if _plain(name) in same:
                 raise UserError(
-                    f"folder:{root}: class '{same[_plain(name)]}' of the train split and class '{name}' of the test split would be two "
+                    f"folder:{root}: class {same[_plain(name)]!a} of the train split and class {name!a} of the test split would be two "
                     "classes; give them the same name"
                 )
 

@@ -112,7 +112,7 @@ def tell(source: ImageSource) -> None:
     for note in source.notes:
         if note not in _TOLD:
             _TOLD.add(note)
-            print(printable(f"note: {note}"), file=sys.stderr, flush=True)
+            print(printable(f"note: {' '.join(note.splitlines())}"), file=sys.stderr, flush=True)
 
 
 _TOLD: set[str] = set()
@@ -407,7 +407,7 @@ def _split_options(text: str) -> tuple[str, str, dict[str, str]]:
 
 def _split_of_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
     """Which split a single file is, that which its name tells, else "", both; and what to tell the user."""
-    name = path.rsplit("/", 1)[-1].removesuffix(".parquet")
+    name = path.rsplit("/", 1)[-1]
     role = folders.resembled_role(_group(name))
     if role is None:
         return {"": [path]}, []
@@ -417,7 +417,7 @@ def _split_of_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
 
 def _group(name: str) -> str:
     """What files of one split have in common: train of train-00001-of-00003-0123456789abcdef.parquet."""
-    return re.sub(r"([-_.]?\d+)?(-of-\d+)?(-[0-9a-f]{16})?(\.parquet)?$", "", name)
+    return re.sub(r"([-_.]?\d+)*(-of-\d+)?(-[0-9a-f]{16})?(\.parquet)?$", "", name, flags=re.IGNORECASE)
 
 
 def _splits_of_files(uri: str, beside: Sequence[str], data: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -433,7 +433,7 @@ def _splits_of_files(uri: str, beside: Sequence[str], data: Sequence[str]) -> tu
     groups: dict[str, list[str]] = {}
     for path in sorted([*beside, *data]):
         name = path.rsplit("/", 1)[-1]
-        if path.endswith(".parquet") and not name.startswith("."):
+        if path.lower().endswith(".parquet") and not name.startswith("."):
             groups.setdefault(_group(name), []).append(path)
     known = {group: role for group in groups if (role := folders.role_of(group))}
     if not known:
