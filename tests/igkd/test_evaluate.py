@@ -19,6 +19,7 @@ from igkd.evaluate import distinct, evaluate, evaluate_images, predict
 from igkd.images import open_images
 from igkd.models import ModelSpec, build
 from igkd.samples import Samples, load_samples
+from igkd.tasks import check_test_images
 from igkd.train import evaluate_split
 from tests.conftest import lively, settled
 from tests.igkd.training import TINY, random_samples
@@ -218,6 +219,17 @@ def test_a_limit_and_images_left_out(student: str, tmp_path: Path, capsys: pytes
     limited = evaluate_images(dataclasses.replace(config, images=IMAGES, limit=10))["evaluation"]
     assert limited["count"] == 10 and None not in limited["per_class"].values()
     assert evaluate_images(dataclasses.replace(config, images=IMAGES, limit=99))["evaluation"]["count"] == 30
+
+
+def test_how_a_folder_is_understood_is_told_once(student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder(tmp_path, 30)
+    (tmp_path / "test" / ".DS_Store").write_text("of a file manager")
+    config = EvaluateConfig(checkpoint=student, images=f"folder:{tmp_path / 'test'}")  # without splits
+    figures = [evaluate_images(config)["evaluation"] for _ in range(2)]
+    check_test_images(config.images, shapes.CLASSES)  # as jobs do, beforehand
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert figures[0]["count"] == 6 and len(notes) == 2
+    assert "6 of the 30 pictures" in notes[0] and "1 .DS_Store" in notes[1]
 
 
 @pytest.fixture(scope="module")
