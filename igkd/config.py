@@ -115,7 +115,7 @@ class TeacherConfig:
     """Train a teacher: a whole MobileNet-V2 or a residual network, by one-cycle SGD, on all training images but the validation split."""
 
     images: str
-    """cifar10, shapes, parquet:URI or folder:PATH."""
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     out: str
     """Directory of the checkpoint and its result; the same command continues what is there."""
     epochs: int = 200
@@ -184,7 +184,7 @@ class PrecomputeConfig:
     """Compute the attribution store: maps, logits and attention of a teacher for every image."""
 
     images: str
-    """cifar10, shapes, parquet:URI or folder:PATH."""
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     teacher: str
     """Directory of the teacher's checkpoint, or torchvision:NAME for one trained on ImageNet."""
     store: str
@@ -373,7 +373,7 @@ class EvaluateConfig:
     checkpoint: str
     """Directory of a student's or teacher's checkpoint."""
     images: str
-    """cifar10, shapes, parquet:URI or folder:PATH, of the same classes."""
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH, of the same classes."""
     split: Split = "test"
     teacher: str | None = None
     """Directory of the teacher's checkpoint, to compare with."""
@@ -408,7 +408,7 @@ class PipelineConfig:
     out: str
     """Directory of everything; the same command continues what is there."""
     images: str | None = None
-    """cifar10, shapes, parquet:URI or folder:PATH."""
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     teacher: str | None = None
     """Directory of a teacher's checkpoint; without one, a teacher is trained."""
     teacher_epochs: int | None = None

@@ -22,7 +22,7 @@ from igkd.classes import distinct
 from igkd.config import BadImages, EvaluateConfig, Split, parse
 from igkd.errors import UserError, run_cli
 from igkd.files import write_json
-from igkd.images import ImageSource, open_images
+from igkd.images import ImageSource, open_images, tell
 from igkd.maps import areas, cosine, perturbation_curves, random_maps, rank_correlation, top_overlap
 from igkd.models import ImageClassifier
 from igkd.randomness import stratified_choice
@@ -198,6 +198,7 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     model, card = open_teacher(config.checkpoint)
     check_size(model, name, config.image_size)
     source = open_images(config.images)
+    tell(source)
     labels = source.checked_labels(config.split)
     teacher, teacher_card = (None, None) if config.teacher is None else matching_teacher(config.teacher, model, name)
     if teacher is not None:

@@ -22,7 +22,7 @@ from igkd.config import BadImages, Split, parse
 from igkd.errors import UserError, printable, run_cli
 from igkd.evaluate import OWN_CLASSES, matching_teacher
 from igkd.files import absolute, check_writable, write_bytes
-from igkd.images import ImageSource, loose_pictures, open_images
+from igkd.images import ImageSource, loose_pictures, open_images, tell
 from igkd.looks import Chosen, Looks, likeness, look, read
 from igkd.models import ImageClassifier
 from igkd.randomness import stratified_choice
@@ -40,8 +40,8 @@ class ExplainConfig:
     checkpoint: str
     """Directory of a student's or teacher's checkpoint."""
     images: str
-    """A picture's file, a directory of pictures without classes, or cifar10, shapes, parquet:URI or folder:PATH of the checkpoint's
-    classes. Pictures of another size are scaled and cropped to the checkpoint's."""
+    """A picture's file, a directory of pictures without classes, or cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or
+    folder:PATH of the checkpoint's classes. Pictures of another size are scaled and cropped to the checkpoint's."""
     out: str
     """The page: NAME.html."""
     teacher: str | None = None
@@ -50,7 +50,7 @@ class ExplainConfig:
     limit: int = 20
     """At most this many images: a random choice, stratified by class, fixed by their ids."""
     ids: tuple[int, ...] | None = None
-    """These images instead, in this order: places in the split, or among the directory's files sorted by name, from 0."""
+    """These images instead, in this order: places in the split, or among the directory's pictures sorted by name, from 0."""
     steps: int = 50
     """Integration steps of integrated gradients."""
     bad_images: BadImages = "refuse"
@@ -170,6 +170,7 @@ def explain(config: ExplainConfig) -> Explanation:
     started, device = runs.now(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, card = open_teacher(config.checkpoint)
     source = open_any(config.images)
+    tell(source)
     teacher = own_teacher(config, card, model)
     found = (
         {"network": (model, card, config.checkpoint)}

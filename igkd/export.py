@@ -20,7 +20,7 @@ from igkd.errors import UserError, run_cli
 from igkd.evaluate import check_size, matching_samples, predict
 from igkd.files import check_writable, write_bytes
 from igkd.formats import SUFFIXES, Format, Logits, Pixels
-from igkd.images import ImageSource, open_images
+from igkd.images import ImageSource, open_images, tell
 from igkd.models import ImageClassifier
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.samples import Samples
@@ -44,7 +44,8 @@ class ExportConfig:
     out: str
     """The file: NAME.onnx, or NAME.pt2 for torch-export."""
     images: str | None = None
-    """The images it was trained on: cifar10, shapes, parquet:URI or folder:PATH; by default those that the checkpoint names."""
+    """The images it was trained on: cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH; by default those that the
+    checkpoint names."""
     max_drop: float = 0.01
     """Write nothing if the accuracy on validation images falls by more than this share of them."""
     limit: int | None = None
@@ -122,6 +123,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     model, card = open_teacher(config.checkpoint)
     check_size(model, name, config.image_size)
     source, resize = training_images(config, card)
+    tell(source)
     calibration, validation = read(config, model, name, source, resize or config.image_size is not None)
     reference = predict(model, validation).numpy()
     if not np.isfinite(reference).all():

@@ -44,7 +44,7 @@ def describe(spec: ModelSpec, facts: dict[str, Any]) -> dict[str, str]:
     height, width = spec.image_shape
     told: dict[str, Any] = {
         "classes": list(spec.classes),
-        "input": f"{INPUT}: uint8 (batch, {height}, {width}, 3), RGB pixels as decoded, 0 to 255",
+        "input": f"{INPUT}: uint8 (batch, {height}, {width}, 3), RGB pixels as decoded and turned upright, 0 to 255",
         "output": f"{OUTPUT}: float32 (batch, {len(spec.classes)}), the largest is the answer; softmax makes them probabilities",
         "normalisation": {"scale": 1 / 255, "mean": list(spec.mean), "std": list(spec.std), "in_graph": True},
         "igkd": importlib.metadata.version("igkd"),

@@ -1,7 +1,8 @@
 """Image sources: where pictures and labels come from, behind one small interface.
 
-`open_images("cifar10" | "parquet:URI" | "folder:PATH" | "shapes[:train=N,test=N,seed=N]")` gives an `ImageSource`. An image's id is its
-index in the split's own order. Sources are small picklable values: a worker reads just the ids it is asked for.
+`open_images("cifar10" | "parquet:URI[,label=COLUMN][,image=COLUMN]" | "folder:PATH" | "shapes[:train=N,test=N,seed=N]")` gives an
+`ImageSource`. An image's id is its index in the split's own order. Sources are small picklable values: a worker reads just the ids it is
+asked for. `igkd.folders` says how a directory is understood.
 """
 
 import abc
@@ -10,7 +11,8 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,13 +24,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from igkd import shapes
-from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, absolute, explain, filesystem, is_damage, list_paths, open_ranges, parse_json
+from igkd import folders, shapes
+from igkd.errors import UserError, printable
+from igkd.files import STORAGE_ERRORS, absolute, explain, filesystem, is_damage, is_local, list_paths, open_ranges, parse_json
 from igkd.parquet import TooLarge, check_group, check_repeats
 from igkd.pictures import MAX_BYTES, BadImage, decode, encode_png, pixel_hash
+from igkd.randomness import default_test_mask
 
-__all__ = ["BadImage", "ImageSource", "Record", "Split", "decode", "encode_png", "open_images", "pixel_hash"]
+__all__ = ["BadImage", "ImageSource", "Record", "Split", "decode", "encode_png", "open_images", "pixel_hash", "tell"]
 
 Split = Literal["train", "test"]
 
@@ -53,6 +56,8 @@ class ImageSource(abc.ABC):
     classes: tuple[str, ...]
     has_masks = False
     """Whether records come with a mask."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was decided about the source: which files are which split, and what was left out."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
@@ -102,30 +107,35 @@ def open_images(spec: str) -> ImageSource:
     raise UserError(f"'{spec}' names no images; use cifar10, shapes, parquet:URI or folder:PATH")
 
 
+def tell(source: ImageSource) -> None:
+    """Print a source's notes on standard error, each once a process: for what a user starts, not for the workers of it."""
+    for note in source.notes:
+        if note not in _TOLD:
+            _TOLD.add(note)
+            print(printable(f"note: {' '.join(note.splitlines())}"), file=sys.stderr, flush=True)
+
+
+_TOLD: set[str] = set()
+
+
 def loose_pictures(path: Path) -> "FolderImages":
-    """Pictures of no class, each with the label -1: a picture's file, or all files of a directory in the order of their names.
+    """Pictures of no class, each with the label -1: a picture's file, or the pictures of a directory in the order of their names.
 
     Raises:
-        UserError: nothing is there, it holds no file, or a file in it is a link to somewhere else.
+        UserError: nothing is there, it holds no picture, or a link in it is not allowed.
     """
     try:
         if path.is_file():
             return FolderImages(str(path.parent), (), {"": ((path.name, -1, path.stat().st_size),)})
-        found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        _refuse_links(found, path)
-        if not found:
+        opened = folders.Opened(str(path))
+        top = folders.Directory(opened)
+        if not top.pictures:
             raise UserError(f"{path} holds no pictures; a directory that has one for each class is named folder:{path}")
-        return FolderImages(str(path), (), {"": tuple((p.name, -1, p.stat().st_size) for p in found)})
+        opened.left_out.update(f"{name}/" for name in top.directories)
+        notes = tuple(f"{path}: {note}" for note in folders.left_out(opened))
+        return FolderImages(str(path), (), {"": tuple((one.name, -1, one.bytes) for one in top.pictures)}, notes)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {explain(error)}") from None
-
-
-def _refuse_links(found: Sequence[Path], root: Path) -> None:
-    """A directory that someone made must not make pictures from elsewhere on this machine part of a store or page."""
-    inside = root.resolve()
-    for path in found:
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise UserError(f"{path} is a link to {path.resolve()}, outside of {root}; put a copy there (cp -rL) if it belongs to it")
 
 
 def _fingerprint(*parts: object) -> str:
@@ -209,12 +219,13 @@ class Cifar10(ImageSource):
 
 @dataclass(frozen=True)
 class FolderImages(ImageSource):
-    """A directory a class: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png for the split asked for."""
+    """A directory a class: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png, of which a fifth are the test split."""
 
     path: str
     classes: tuple[str, ...]
     files: dict[str, tuple[tuple[str, int, int], ...]] = field(repr=False)
-    """split ("" if there is but one) -> (relative path, label, bytes) of every image, sorted."""
+    """split ("" for pictures of no class, whatever the split) -> (relative path, label, bytes) of every image, sorted."""
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def open(cls, path: str) -> "FolderImages":
@@ -222,24 +233,10 @@ class FolderImages(ImageSource):
         if not root.is_dir():
             raise UserError(f"folder:{path}: there is no such directory")
         try:
-            return cls._scan(root)
+            found = folders.scan(str(root))
         except OSError as error:
-            raise UserError(f"folder:{path} cannot be read: {explain(error)}") from None
-
-    @classmethod
-    def _scan(cls, root: Path) -> "FolderImages":
-        splits = [name for name in get_args(Split) if (root / name).is_dir()] or [""]
-        classes = tuple(sorted({d.name for s in splits for d in (root / s).iterdir() if d.is_dir() and not d.name.startswith(".")}))
-        if not classes:
-            raise UserError(f"folder:{root} holds no class directories; expected {root}/CLASS/*.png or {root}/train/CLASS/*.png")
-        files = {}
-        for split in splits:
-            found = sorted(p for c in classes for p in (root / split / c).rglob("*") if p.is_file() and not p.name.startswith("."))
-            _refuse_links(found, root)
-            files[split] = tuple(
-                (str(p.relative_to(root)), classes.index(p.relative_to(root / split).parts[0]), p.stat().st_size) for p in found
-            )
-        return cls(str(root), classes, files)
+            raise UserError(f"{error.filename or f'folder:{path}'} cannot be read: {explain(error)}") from None
+        return cls(str(root), found.classes, found.files, found.notes)
 
     def __str__(self) -> str:
         return f"folder:{self.path}"
@@ -273,7 +270,8 @@ class FolderImages(ImageSource):
 class ParquetImages(ImageSource):
     """Parquet files in the Hugging Face layout: an image column of struct{bytes, path} and an integer label column.
 
-    URI is a directory (local or s3://) of SPLIT-*.parquet files, there or under data/, or one Parquet file that serves as either split.
+    URI is a directory (local or s3://) of SPLIT-*.parquet files, there or under data/, or one Parquet file: a split, if its name says so,
+    else both, a fifth of its rows being the test split. `,label=COLUMN` and `,image=COLUMN` after it choose where there are several.
     """
 
     uri: str
@@ -281,31 +279,32 @@ class ParquetImages(ImageSource):
     image_column: str
     label_column: str
     files: dict[str, tuple[tuple[str, int], ...]] = field(repr=False)
-    """split ("" if there is but one file) -> (path, rows) of its files, sorted by name."""
+    """split ("" for a file that is both) -> (path, rows) of its files, sorted by name."""
+    options: str = ""
+    """The columns that were asked for, as they are written behind URI."""
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
-    def open(cls, uri: str) -> "ParquetImages":
-        uri = absolute(uri)
+    def open(cls, text: str) -> "ParquetImages":
+        uri, options, wanted = _split_options(text)
         fs, root = filesystem(uri)
         listed = list_paths(fs, root)
         if listed is None:
-            raise UserError(f"parquet:{uri}: nothing is there")
+            hint = "; after URI there may be ,label=COLUMN and ,image=COLUMN" if re.search(",[a-z_]+=", uri) else ""
+            raise UserError(f"parquet:{uri}: nothing is there{hint}")
         if listed == [root]:
-            by_split = {"": [root]}
+            by_split, notes = _split_of_file(root)
         else:
             data = f"{root}/data"
-            inside = [*listed, *((list_paths(fs, data) or ()) if data in listed else ())]
-            found = sorted(path for path in inside if path.endswith(".parquet"))
-            by_split = {s: [p for p in found if re.match(rf"{s}[-_.0-9]", p.rsplit("/", 1)[-1])] for s in get_args(Split)}
-            by_split = {s: paths for s, paths in by_split.items() if paths}
-            if not by_split:
-                raise UserError(f"parquet:{uri} holds no train-*.parquet or test-*.parquet, there or under data/")
+            by_split, notes = _splits_of_files(uri, listed, (list_paths(fs, data) or []) if data in listed else [])
+            if is_local(fs):
+                _check_links(root, [path for paths in by_split.values() for path in paths])
         columns, files = {}, {}
         for split, paths in by_split.items():
             rows = []
             for path in paths:
                 with _parquet(fs, path) as file:
-                    columns[path] = _huggingface_columns(path, file.schema_arrow)
+                    columns[path] = _huggingface_columns(path, file.schema_arrow, wanted)
                     rows.append((path, file.metadata.num_rows))
             files[split] = tuple(rows)
         first, (image, label, classes) = next(iter(columns.items()))
@@ -315,17 +314,25 @@ class ParquetImages(ImageSource):
                     f"{path} and {first} do not belong together: image column, label column and class names are {other[:2]}, "
                     f"{_some(other[2])} here and {(image, label)}, {_some(classes)} there"
                 )
-        source = cls(uri, classes or (), image, label, files)
+        notes = [f"parquet:{uri}: {note}" for note in notes]
+        source = cls(uri, classes or (), image, label, files, options, tuple(notes))
         if classes is None:  # no names in the metadata: the labels themselves, which must then be 0..K-1
             top = max(int(source.labels(s).max(initial=0)) for s in get_args(Split) if s in files or "" in files)
             count = sum(n for group in files.values() for _, n in group)
             if top > count:
                 raise UserError(f"parquet:{uri}: column '{label}' goes up to {top} for {count} images: these are no class numbers from 0")
-            source = cls(uri, tuple(map(str, range(top + 1))), image, label, files)
+            source = replace(source, classes=tuple(map(str, range(top + 1))))
+        if "" in files:
+            train, test = (len(source.labels(split)) for split in get_args(Split))
+            drawn = (
+                f"the file's name tells no split, so {test:,} of its {train + test:,} pictures, a fifth drawn by their place in it, are "
+                "the test split and the others the train split; a name that begins with train- or test- would make it one of them"
+            )
+            source = replace(source, notes=(*notes, f"parquet:{uri}: {drawn}"))
         return source
 
     def __str__(self) -> str:
-        return f"parquet:{self.uri}"
+        return f"parquet:{self.uri}{self.options}"
 
     def _files(self, split: Split) -> tuple[tuple[str, int], ...]:
         if "" in self.files:
@@ -335,6 +342,11 @@ class ParquetImages(ImageSource):
         return self.files[split]
 
     def labels(self, split: Split) -> NDArray[np.int64]:
+        labels = self._all_labels(split)
+        return labels[_drawn(labels, split)] if "" in self.files else labels
+
+    def _all_labels(self, split: Split) -> NDArray[np.int64]:
+        """The label of every row of the split's files."""
         fs, _ = filesystem(self.uri)
         columns = []
         for path, _rows in self._files(split):
@@ -349,16 +361,18 @@ class ParquetImages(ImageSource):
         files = self._files(split)
         starts = np.cumsum([0, *(rows for _, rows in files)])
         fs, _ = filesystem(self.uri)
-        rows: dict[int, Record] = {}
-        wanted = np.asarray(ids, dtype=np.int64)
-        for number in np.unique(np.searchsorted(starts, wanted, side="right") - 1):
+        places = np.asarray(ids, dtype=np.int64)
+        if "" in self.files:
+            places = _drawn(self._all_labels(split), split)[places]
+        rows: dict[int, tuple[int, dict[str, Any], str]] = {}
+        for number in np.unique(np.searchsorted(starts, places, side="right") - 1):
             path, start, stop = files[number][0], starts[number], starts[number + 1]
-            here = np.sort(wanted[(wanted >= start) & (wanted < stop)]) - start
+            here = np.sort(places[(places >= start) & (places < stop)]) - start
             for row, image, label in _rows(fs, path, here, (self.image_column, self.label_column)):
-                i = int(start) + row
-                rows[i] = Record(i, int(label), image.get("bytes") or b"", f"{image.get('path') or path.rsplit('/', 1)[-1]} row {row}")
-        for i in ids:
-            yield rows[int(i)]
+                rows[int(start) + row] = (int(label), image, f"{image.get('path') or path.rsplit('/', 1)[-1]} row {row}")
+        for i, place in zip(ids, places.tolist(), strict=True):
+            label, image, name = rows[place]
+            yield Record(int(i), label, image.get("bytes") or b"", name)
 
     def fingerprint(self, split: Split) -> str:
         fs, _ = filesystem(self.uri)
@@ -366,7 +380,119 @@ class ParquetImages(ImageSource):
             files = [(p.rsplit("/", 1)[-1], rows, fs.size(p)) for p, rows in self._files(split)]
         except STORAGE_ERRORS as error:
             raise UserError(f"{self} cannot be read: {explain(error)}") from None
-        return _fingerprint("parquet", self.classes, files)
+        return _fingerprint("parquet", self.classes, files, self.image_column, self.label_column, split if "" in self.files else None)
+
+
+def _drawn(labels: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
+    """The rows, int64, ascending, that are a split of a file that is both."""
+    return np.flatnonzero(default_test_mask(labels) == (split == "test"))
+
+
+def _split_options(text: str) -> tuple[str, str, dict[str, str]]:
+    """URI, made absolute; the options behind it as they were written; and the columns that these name, by "label" and "image".
+
+    Raises:
+        UserError: an option is there twice, or names no column.
+    """
+    match = re.fullmatch(r"(.*?)((?:,(?:label|image)=[^,]*)*)", text, re.DOTALL)
+    assert match is not None  # anything is a URI
+    uri, options = match[1], match[2]
+    given = [option.split("=", 1) for option in options.split(",")[1:]]
+    if len(dict(given)) < len(given) or not all(column for _, column in given):
+        raise UserError(f"'parquet:{text}' is not understood: write for example parquet:URI,label=COLUMN,image=COLUMN, each once")
+    absolute(uri)  # raises where there is no such home directory
+    # A link to a file is not followed: in the cache of Hugging Face only the link's name tells the split.
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri)), options, dict(given)
+
+
+def _split_of_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Which split a single file is, that which its name tells, else "", both; and what to tell the user."""
+    name = path.rsplit("/", 1)[-1]
+    role = folders.resembled_role(_group(name))
+    if role is None:
+        return {"": [path]}, []
+    split = "train" if role == "train" else "test"
+    return {split: [path]}, [] if role == split else [f"the {split} split is {name}"]
+
+
+def _group(name: str) -> str:
+    """What files of one split have in common: train of train-00001-of-00003-0123456789abcdef.parquet."""
+    return re.sub(r"([-_.]?\d+)*(-of-\d+)?(-[0-9a-f]{16})?(\.parquet)?$", "", name, flags=re.IGNORECASE)
+
+
+def _splits_of_files(uri: str, beside: Sequence[str], data: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The files of each split, and what to tell the user.
+
+    Args:
+        beside: paths of what is in the directory.
+        data: of what is in its directory data/.
+
+    Raises:
+        UserError: there are no files of splits, some are missing, or it is not clear which they are.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in sorted([*beside, *data]):
+        name = path.rsplit("/", 1)[-1]
+        if path.lower().endswith(".parquet") and not name.startswith("."):
+            groups.setdefault(_group(name), []).append(path)
+    known = {group: role for group in groups if (role := folders.role_of(group))}
+    if not known:
+        seen = f"; it holds {folders.some(group + '*.parquet' for group in groups)}" if groups else ""
+        raise UserError(f"parquet:{uri} holds no train-*.parquet or test-*.parquet, there or under data/{seen}")
+    roles = {role: [group for group in known if known[group] == role] for role in known.values()}
+    unclear = [group for group in groups if group not in known and folders.resembled_role(group)]
+    unclear += [group for found in roles.values() if len(found) > 1 for group in found]
+    if unclear:
+        raise UserError(
+            f"parquet:{uri} holds {folders.some(group + '*.parquet' for group in groups)}: it is not clear which are the train and which "
+            "the test split; name them train-*.parquet and test-*.parquet, and move away what is neither"
+        )
+    for group in known:
+        if len({path.rsplit("/", 1)[0] for path in groups[group]}) > 1:
+            raise UserError(f"parquet:{uri} holds {group}*.parquet, and under data/ too; keep those of one place, or name data/ itself")
+        _check_complete(uri, group, groups[group])
+    chosen = {"train": roles["train"][0]} if "train" in roles else {}
+    if "test" in roles or "validation" in roles:
+        chosen["test"] = roles.get("test", roles.get("validation", []))[0]
+    unused = [f"{group}*.parquet" for group in groups if group not in chosen.values()]
+    notes = []
+    if any(folders.role_of(group) != split for split, group in chosen.items()) or unused:
+        told = ", ".join(f"the {split} split is {group}*.parquet" for split, group in chosen.items())
+        notes.append(told + (f"; not used: {folders.some(unused)}" if unused else ""))
+    return {split: groups[group] for split, group in chosen.items()}, notes
+
+
+def _check_complete(uri: str, group: str, paths: Sequence[str]) -> None:
+    """Refuse files of a split that say of how many they are, and are not as many."""
+    numbered = [re.search(r"[-_.](\d+)-of-(\d+)", path.rsplit("/", 1)[-1]) for path in paths]
+    found = [(int(match[1]), int(match[2])) for match in numbered if match]
+    totals = {total for _, total in found}
+    if found and (len(found) < len(paths) or len(totals) > 1 or len(found) != max(totals)):
+        raise UserError(
+            f"parquet:{uri} holds {len(paths)} files {group}*.parquet, which by their names are {' or '.join(map(str, sorted(totals)))}; "
+            "get those that are missing, or move away those that do not belong there"
+        )
+
+
+def _check_links(root: str, paths: Sequence[str]) -> None:
+    """The rule for links, as in a folder of pictures: none leads outside, and no file is there twice.
+
+    In the cache of Hugging Face, all files are links from snapshots/ to blobs/ beside it: there, outside is what is outside of both.
+    """
+    inside = Path(os.path.realpath(root))
+    for parent in inside.parents:
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            inside = parent.parent
+    reached: dict[str, str] = {}
+    for path in paths:
+        target = os.path.realpath(path)
+        if not os.path.exists(target):
+            raise UserError(f"{path} is a link to {target}, where nothing is; remove it, or put there what it means")
+        if not Path(target).is_relative_to(inside):
+            raise UserError(f"{path} is a link to {target}, outside of {inside}; put a copy there (cp -L) if it belongs to it")
+        first = reached.setdefault(target, path)
+        if first != path:
+            raise UserError(f"{path} and {first} are one file, since one is a link to the other; remove one of them")
 
 
 @contextlib.contextmanager
@@ -422,8 +548,15 @@ def _is_image(kind: pa.DataType) -> bool:
     return plain and len(types) == len(fields)
 
 
-def _huggingface_columns(path: str, schema: pa.Schema) -> tuple[str, str, tuple[str, ...] | None]:
-    """Image column, label column and class names (None if the file does not say) of a Hugging Face Parquet schema."""
+def _huggingface_columns(path: str, schema: pa.Schema, wanted: dict[str, str]) -> tuple[str, str, tuple[str, ...] | None]:
+    """Image column, label column and class names (None if the file does not say) of a Hugging Face Parquet schema.
+
+    Args:
+        wanted: the columns that the user named, by "label" and "image".
+
+    Raises:
+        UserError: there is no such column, or several may be meant.
+    """
     images = [f.name for f in schema if _is_image(f.type)]
     labels = [f.name for f in schema if pa.types.is_integer(f.type)]
     try:
@@ -436,7 +569,53 @@ def _huggingface_columns(path: str, schema: pa.Schema) -> tuple[str, str, tuple[
             f"{path} is not in the Hugging Face layout: it needs a column of struct{{bytes, path}} and an integer label column, "
             f"it has {', '.join(f'{f.name}: {f.type}' for f in schema) or 'no columns'}"
         )
-    likely = [*(c for c in ("label", "labels") if c in labels), *names, *(labels if len(labels) == 1 else [])]
-    if not likely:
-        raise UserError(f"{path}: which of the integer columns {', '.join(labels)} is the label? name it 'label'")
-    return images[0], likely[0], names.get(likely[0])
+    image = _chosen(path, "image", images, images, wanted)
+    label = _chosen(path, "label", labels, _likely_labels(schema, labels, names), wanted)
+    return image, label, names.get(label)
+
+
+def _likely_labels(schema: pa.Schema, labels: Sequence[str], names: Collection[str]) -> list[str]:
+    """The columns that may be the label: just one where it is clear which.
+
+    Args:
+        labels: the integer columns.
+        names: those of them that have names of classes.
+    """
+    alike = [f.name for f in schema if _words(f.name) & LABEL_WORDS and f.name not in names and not _is_image(f.type)]
+    likely = [column for column in labels if column in names or column in alike]
+    if len(likely) > 1 or (likely and (likely[0] in names or likely[0] in ("label", "labels"))):
+        return likely
+    others = [column for column in alike if column not in labels]  # such as a label that is a text
+    if len(labels) == 1 and not others and (likely or not _words(labels[0]) & NO_LABEL_WORDS):
+        return list(labels)
+    return [*labels, *others] if len(labels) + len(others) > 1 else []
+
+
+LABEL_WORDS = {"label", "labels", "class", "classes", "target", "targets", "category", "categories"}
+"""Words in the name of a column of labels."""
+NO_LABEL_WORDS = {"id", "ids", "idx", "index", "row", "number", "width", "height", "size", "year", "time", "timestamp", "date", "seed"}
+"""Words in the name of a column of other integers."""
+
+
+def _words(column: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", column)}
+
+
+def _chosen(path: str, kind: str, possible: Sequence[str], likely: Sequence[str], wanted: dict[str, str]) -> str:
+    """The column that the user named, or the only one that is likely.
+
+    Args:
+        possible: the columns of the right type.
+        likely: those that may be meant.
+    """
+    told = "integer" if kind == "label" else "image"
+    if kind in wanted:
+        if wanted[kind] not in possible:
+            raise UserError(f"{path} has no {told} column '{wanted[kind]}'; write ,{kind}=COLUMN with one of {', '.join(possible)}")
+        return wanted[kind]
+    if len(likely) == 1:
+        return likely[0]
+    columns = f"{told} columns" if set(likely) <= set(possible) else "columns"
+    which = f"which of the {columns} {', '.join(likely)} is" if likely else f"is its only {told} column {possible[0]}"
+    offered = next(column for column in (*likely, *possible) if column in possible)
+    raise UserError(f"{path}: {which} the {kind}? say it behind the path, such as --images parquet:URI,{kind}={offered}")

@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")
 """What is read. PIL's other readers are for what is no photograph, and that of EPS runs a program on it."""
@@ -15,12 +16,24 @@ MAX_PIXELS = 1 << 26
 """Of a picture before it is scaled: 200 MB decoded."""
 
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation; 1, or none, is upright already."""
+
+
 class BadImage(ValueError):
     """An image that cannot be used; the message says why."""
 
 
 def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Decode to uint8 (H, W, 3) RGB.
+    """Decode to uint8 (H, W, 3) RGB, turned upright as the picture's EXIF orientation says.
 
     Args:
         image: encoded picture.
@@ -34,10 +47,11 @@ def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uin
     if len(image) > MAX_BYTES:
         raise BadImage(f"does not decode (it has more than {MAX_BYTES >> 20} MiB)")
     try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+        # PIL warns of damage that it can live with, such as in an EXIF block, without a word of which picture it is in.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}: perhaps a decompression bomb")
-            picture = _eight_bits(opened).convert("RGB")
+            picture = _upright(_eight_bits(opened).convert("RGB"), opened)
     except UnidentifiedImageError:
         raise BadImage("does not decode (not a picture in a format PIL reads)") from None
     except Exception as error:  # of bytes that anyone may have made: PIL's readers raise whatever they stumble over
@@ -56,10 +70,30 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
+def _upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
+    """The picture as its camera was held.
+
+    PIL's own `exif_transpose` writes the rest of the EXIF block anew, which fails where that is damaged; here it is only read.
+
+    Args:
+        picture: the pixels of `opened`.
+        opened: the file, loaded: PIL turns a TIFF itself while it loads it, and then no longer tells its orientation.
+    """
+    try:
+        turn = TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of a block that anyone may have made: without a readable orientation, the picture is upright
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
 def size(image: bytes) -> tuple[int, int]:
-    """(height, width) in pixels of an encoded picture that `decode` takes, read from its header."""
-    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-        return opened.height, opened.width
+    """(height, width) in pixels of what `decode` makes of an encoded picture.
+
+    Raises:
+        BadImage: it does not decode.
+    """
+    height, width, _ = decode(image).shape
+    return height, width
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

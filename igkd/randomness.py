@@ -38,17 +38,20 @@ def shuffled(seed: int, purpose: str, ids: NDArray[np.int64]) -> NDArray[np.int6
     return np.argsort(uniform(seed, purpose, ids), kind="stable")
 
 
-def stratified_choice(groups: NDArray[np.int64], size: int, seed: int, purpose: str) -> NDArray[np.bool_]:
+def stratified_choice(
+    groups: NDArray[np.int64], size: int, seed: int, purpose: str, ids: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
     """Choose `size` of N images so that every group has its share, to less than one image (method of largest remainders).
 
     Args:
-        groups: int64 (N,), such as labels; an image's id is its index.
+        groups: int64 (N,), such as labels.
         size: between 0 and N.
+        ids: int64 (N,), what an image is drawn by; its index if left out.
 
     Returns:
         bool (N,), a pure function of the arguments.
     """
-    rank = uniform(seed, purpose, np.arange(len(groups)))
+    rank = uniform(seed, purpose, np.arange(len(groups)) if ids is None else ids)
     names, group, count = np.unique(groups, return_inverse=True, return_counts=True)
     exact = count * (size / max(1, len(groups)))
     share = np.floor(exact).astype(np.int64)
@@ -71,3 +74,17 @@ def validation_mask(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         bool (N,), True for validation.
     """
     return stratified_choice(labels, min(5000, len(labels) // 10), 0, "validation")
+
+
+def default_test_mask(labels: NDArray[np.int64], ids: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """The test split of images that come without one, the same in every run: a fifth, at least one of two, stratified by class.
+
+    Args:
+        labels: int64 (N,), the label of every image.
+        ids: as in `stratified_choice`.
+
+    Returns:
+        bool (N,), True for test.
+    """
+    size = max(1, round(len(labels) / 5)) if len(labels) > 1 else 0
+    return stratified_choice(labels, size, 0, "test split", ids)

@@ -18,7 +18,7 @@ from igkd.classes import renumbering
 from igkd.config import BadImages, DistillConfig, FewCrops, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
 from igkd.files import absolute
-from igkd.images import Record, open_images
+from igkd.images import Record, open_images, tell
 from igkd.models import ImageClassifier, ModelSpec
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.recipes import MADE, made_for
@@ -238,6 +238,7 @@ def read_unseen(images: str, classes: tuple[str, ...], shape: tuple[int, int], r
         UserError: there are no images, they are of other classes, or one cannot be used.
     """
     source = open_images(images)
+    tell(source)
     source.checked_labels("test")
     numbers = renumbering(classes, source.classes, "the network to be trained", images, "give test images of the same classes")
     fingerprint = source.fingerprint("test")

@@ -17,7 +17,7 @@ from igkd.attribution import FAST_ENGINES
 from igkd.config import PrecomputeConfig, parse
 from igkd.errors import UserError
 from igkd.files import absolute
-from igkd.images import ImageSource, open_images
+from igkd.images import ImageSource, open_images, tell
 from igkd.models import ImageClassifier
 from igkd.teachers import open_teacher
 from jobs.runtime import READ_CPUS, run_job, start_ray, user_error
@@ -119,6 +119,7 @@ def rows_in(plan: store.Layer, parts: Iterable[int]) -> int:
 def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     """Compute a store and its views, or what is missing of them; gives the store's manifest."""
     source = open_images(config.images)
+    tell(source)
     model, card = open_teacher(config.teacher)
     start_ray()
     begun = store.engine_of(absolute(config.store))

@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 from igkd.config import TeacherConfig, parse
-from igkd.images import open_images
+from igkd.images import open_images, tell
 from igkd.tasks import teacher_task, unseen_by_teacher
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
@@ -14,6 +14,7 @@ from jobs.training import run_training
 def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     """Train or go on training; gives the result row."""
     source = open_images(config.images)
+    tell(source)
     source.checked_labels("train")
     task = functools.partial(teacher_task, dataclasses.replace(config, images=str(source)))
     fingerprints = {"images_fingerprint": source.fingerprint("train")}

@@ -19,6 +19,7 @@ from igkd.evaluate import distinct, evaluate, evaluate_images, predict
 from igkd.images import open_images
 from igkd.models import ModelSpec, build
 from igkd.samples import Samples, load_samples
+from igkd.tasks import check_test_images
 from igkd.train import evaluate_split
 from tests.conftest import lively, settled
 from tests.igkd.training import TINY, random_samples
@@ -194,7 +195,7 @@ def test_evaluation_needs_no_ray() -> None:
 def folder(root: Path, count: int = 20) -> str:
     """Test images of the built-in shapes as a folder: its classes are in the alphabet's order."""
     for i in range(count):
-        path = root / shapes.CLASSES[shapes.label(i)] / f"{i:03d}.png"
+        path = root / "test" / shapes.CLASSES[shapes.label(i)] / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(shapes.draw(0, "test", i)[0]).save(path)
     return f"folder:{root}"
@@ -223,7 +224,7 @@ def test_a_teacher_with_its_classes_in_another_order_is_put_into_the_students(st
 
 def test_a_limit_and_images_left_out(student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path)
-    next(tmp_path.glob("*/000.png")).write_bytes(b"no picture")
+    next(tmp_path.glob("test/*/000.png")).write_bytes(b"no picture")
     config = EvaluateConfig(checkpoint=student, images=source)
     with pytest.raises(UserError, match="000.png.*--bad-images skip"):
         evaluate_images(config)
@@ -232,6 +233,17 @@ def test_a_limit_and_images_left_out(student: str, tmp_path: Path, capsys: pytes
     limited = evaluate_images(dataclasses.replace(config, images=IMAGES, limit=10))["evaluation"]
     assert limited["count"] == 10 and None not in limited["per_class"].values()
     assert evaluate_images(dataclasses.replace(config, images=IMAGES, limit=99))["evaluation"]["count"] == 30
+
+
+def test_how_a_folder_is_understood_is_told_once(student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder(tmp_path, 30)
+    (tmp_path / "test" / ".DS_Store").write_text("of a file manager")
+    config = EvaluateConfig(checkpoint=student, images=f"folder:{tmp_path / 'test'}")  # without splits
+    figures = [evaluate_images(config)["evaluation"] for _ in range(2)]
+    check_test_images(config.images, shapes.CLASSES)  # as jobs do, beforehand
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert figures[0]["count"] == 6 and len(notes) == 2
+    assert "6 of the 30 pictures" in notes[0] and "1 .DS_Store" in notes[1]
 
 
 @pytest.fixture(scope="module")

@@ -207,11 +207,11 @@ def test_hostile_class_names_are_text(tmp_path: Path, loose: Path) -> None:
 
 def test_images_of_numbered_classes_get_the_networks_names(tmp_path: Path, student: str) -> None:
     for i in range(10):
-        path = tmp_path / "images" / str(i) / "x.png"
+        path = tmp_path / "images" / "test" / str(i) / "x.png"
         path.parent.mkdir(parents=True)
         Image.fromarray(shapes.draw(0, "test", i)[0]).save(path)
     rows = cards(explain(config(student, images=f"folder:{tmp_path / 'images'}", ids=(4,), steps=1)))
-    assert rows[0]["label"] == shapes.CLASSES[4] and rows[0]["name"] == "4/x.png"
+    assert rows[0]["label"] == shapes.CLASSES[4] and rows[0]["name"] == "test/4/x.png"
 
 
 def test_images_that_cannot_be_used_are_told(student: str, loose: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,10 +175,10 @@ def test_calibration_on_black_images_is_found_out(student: str, tmp_path: Path) 
     some = load_samples(open_images("shapes:test=200"), "test", np.arange(200))[0]
     answers = predict(models.load(student), some).argmax(1).numpy()
     for i, label in enumerate(answers):  # as the network sees them: all its answers are right
-        (path := tmp_path / "images" / shapes.CLASSES[label] / f"{i:03d}.png").parent.mkdir(parents=True, exist_ok=True)
+        (path := tmp_path / "images" / "train" / shapes.CLASSES[label] / f"{i:03d}.png").parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(as_decoded(some)[i]).save(path)
     for name in shapes.CLASSES:
-        (tmp_path / "images" / name).mkdir(exist_ok=True)
+        (tmp_path / "images" / "train" / name).mkdir(exist_ok=True)
     source = open_images(f"folder:{tmp_path / 'images'}")
     rest = np.flatnonzero(~validation_mask(source.labels("train")))
     for record in source.read("train", rest.tolist()):

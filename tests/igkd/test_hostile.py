@@ -399,10 +399,30 @@ def test_a_link_out_of_a_folder_of_pictures(tmp_path: Path) -> None:
     (tmp_path / "private.png").write_bytes(encoded(PIXELS))
     (tmp_path / "set" / "cat").mkdir(parents=True)
     (tmp_path / "set" / "cat" / "a.png").write_bytes(encoded(PIXELS))
-    (tmp_path / "set" / "cat" / "b.png").symlink_to("a.png")
-    assert len(open_images(f"folder:{tmp_path / 'set'}").labels("train")) == 2
-    (tmp_path / "set" / "cat" / "c.png").symlink_to("../../private.png")
-    refused(lambda: open_images(f"folder:{tmp_path / 'set'}"), "c.png is a link to .*private.png, outside of")
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "secret.png").write_bytes(encoded(PIXELS))
+    pq.write_table(pa.table({"img": [{"bytes": encoded(PIXELS), "path": "a"}], "label": [0]}), private / "train-0.parquet")
+    for place, target in (
+        ("cat/c.png", "../../private/secret.png"),  # a file, a class, what is deep in a class, a split, a link to a link
+        ("dog", private),
+        ("cat/deep/more", private),
+        ("train", private),
+        ("cat/d.png", "e.png"),
+    ):
+        link = tmp_path / "set" / place
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(target)
+        if target == "e.png":
+            (tmp_path / "set" / "cat" / "e.png").symlink_to(private / "secret.png")
+        refused(lambda: open_images(f"folder:{tmp_path / 'set'}"), "is a link to .*private.*, outside of .* put a copy there")
+        for made in (link, tmp_path / "set" / "cat" / "e.png"):
+            made.unlink(missing_ok=True)
+    (tmp_path / "parquet").mkdir()
+    (tmp_path / "parquet" / "train-0.parquet").symlink_to(private / "train-0.parquet")
+    refused(
+        lambda: open_images(f"parquet:{tmp_path / 'parquet'}"), "train-0.parquet is a link to .*private.*, outside of .* put a copy there"
+    )
 
 
 PLANS: dict[str, dict[str, Any]] = {

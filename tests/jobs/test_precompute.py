@@ -200,11 +200,11 @@ def test_store_of_another_teacher_or_setting_is_refused(cluster: None, store: Pa
 def folder(tmp_path: Path) -> str:
     """Ten classes of three images, one of which is no image."""
     for label, name in enumerate(shapes.CLASSES):
-        directory = tmp_path / "images" / f"{label}-{name}"
+        directory = tmp_path / "images" / "train" / f"{label}-{name}"
         directory.mkdir(parents=True)
         for i in range(3):
             Image.fromarray(shapes.draw(0, "train", 10 * i + label)[0]).save(directory / f"{i}.png")
-    (tmp_path / "images" / "3-star" / "1.png").write_bytes(b"this is no image")
+    (tmp_path / "images" / "train" / "3-star" / "1.png").write_bytes(b"this is no image")
     return f"folder:{tmp_path / 'images'}"
 
 
