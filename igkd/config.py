@@ -350,7 +350,7 @@ class PipelineConfig:
     seeds: tuple[int, ...] | None = None
     """A student of every arm for each of them."""
     recipe: str | None = None
-    """Of the students: paper, paper-as-published, strong, or a JSON file of settings."""
+    """Of the students: paper, paper-as-published, strong, or a JSON file of settings. It replaces all of the preset's, epochs included."""
     cut: int | None = None
     """Trailing layers removed from the teacher's architecture."""
     epochs: int | None = None
