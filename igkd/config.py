@@ -75,7 +75,7 @@ class Objective:
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
     """The probability over a run: as it is, or linearly from 0 to twice as much, or back; its mean is the same."""
     uncropped_maps: bool = False
-    """Leave the map as it is where the image is cropped and flipped, as the published code does."""
+    """Leave map and attention as they are where the image is cropped and flipped, as the published code does."""
     live: bool = False
     """Distil from what the teacher says of the same crop, not from its stored logits of the whole image."""
     tap: int | None = None
@@ -229,7 +229,8 @@ class DistillConfig:
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
     """The probability over the run; its mean is the same."""
     aligned: bool = True
-    """False mixes up maps, logits and attention as the published code does: they are another image's, and the map is not cropped."""
+    """False mixes up maps, logits and attention as the published code does: maps are another image's, logits and attention those of a third
+    one, and neither map nor attention is cropped with the image."""
     ingest: Literal["auto", "resident", "stream"] = "auto"
     """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
     maps: int = 0

@@ -190,14 +190,16 @@ def training_rows(config: DistillConfig, store: Store, part: int) -> Samples:
 
 
 def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
-    """The training images as the controls want them: with another image's map, or with all that is the teacher's from another image."""
+    """The training images as the controls want them: with another image's map; or as the published code has them, whose two programs each
+    saved what they computed in a random order of their own, one the maps, the other logits and attention."""
     if config.aligned and config.content != "other":
         return samples
     partner = torch.from_numpy(deranged(len(samples), config.seed, "partner"))
     ig = None if samples.ig is None else samples.ig[partner]
     if config.aligned:
         return replace(samples, ig=ig)
-    logits, attention = (None if t is None else t[partner] for t in (samples.logits, samples.attention))
+    answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
+    logits, attention = (None if t is None else t[answering] for t in (samples.logits, samples.attention))
     return replace(samples, ig=ig, logits=logits, attention=attention)
 
 

@@ -127,7 +127,9 @@ def compute_loss(
             theirs = attention_map(shown.float())
         else:
             assert samples.attention is not None
-            theirs = move_attention(samples.attention, batch.draws.view, samples.shape)
+            theirs = samples.attention
+            if not objective.uncropped_maps:
+                theirs = move_attention(theirs, batch.draws.view, samples.shape)
         loss = loss + objective.gamma * attention_transfer(attention_map(features.float()), theirs)
     return loss, logits
 
