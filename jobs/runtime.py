@@ -1,11 +1,12 @@
 """What the jobs share: starting Ray, running a training loop on it, and turning its errors into sentences."""
 
+import contextlib
 import functools
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +16,11 @@ import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2.api.config import LoggingConfig
 
 from igkd.errors import INTERRUPTED, STOPPED, UserError, run_cli
+from jobs.start import connect
 
 # glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
 # Ray Train's own `print` says every line twice.
@@ -65,14 +68,16 @@ def start_ray(num_cpus: int | None = None) -> None:
 
     Left to itself Ray would join whatever cluster was started last on this machine: that of another job, whose end would be ours, or of
     another user.
+
+    Raises:
+        UserError: that cluster cannot be reached, or none can be started.
     """
     set_up_ray_data()
     if ray.is_initialized():
         return
     here = str(Path(__file__).resolve().parent.parent)
     environment = {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}}
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(address=address, num_cpus=num_cpus, logging_level=logging.WARNING, runtime_env=environment)
+    connect(num_cpus, environment)
 
 
 @functools.lru_cache(maxsize=4)
@@ -138,7 +143,7 @@ def fit(
     if least is not None and not 1 <= least <= workers:
         raise UserError(f"--min-workers must be at least 1 and at most --workers, {workers}, not {least}")
     start_ray()
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         loop,
         train_loop_config=loop_config,
         scaling_config=scaling(workers, reads=stream is not None, least=least),
@@ -148,12 +153,33 @@ def fit(
             storage_path=str(out.resolve()),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=2),
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # mypy sees the class of Train V1
         ),
-    ).fit()
+    )
+    with own_state_api():
+        result = trainer.fit()
     if result.checkpoint is None:
         raise UserError(f"the run under {out} ended without a checkpoint; its log is above")
     return Path(result.checkpoint.path)
+
+
+@contextlib.contextmanager
+def own_state_api() -> Iterator[None]:
+    """Have Ray Train ask this job's Ray whether a training is alive, not the one that was started last on this machine, by whomever.
+
+    Its PlacementGroupCleaner (Ray 2.60) asks Ray's state API without an address. Beside another Ray it printed a traceback, or took a run
+    of ours for dead and removed its workers. The state API takes the address from this variable, which Train hands on to its actors here.
+    """
+    name, before = "RAY_API_SERVER_ADDRESS", os.environ.get("RAY_API_SERVER_ADDRESS")
+    ENV_VARS_TO_PROPAGATE.add(name)
+    os.environ[name] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def in_thread(task: Callable[[], T]) -> T:
