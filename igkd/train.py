@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from igkd.augment import augment, move_attention
 from igkd.config import Objective, Recipe
 from igkd.errors import UserError
-from igkd.feed import Batch, Feed
+from igkd.feed import Batch, Feed, check_validation
 from igkd.files import parse_json, write_bytes
 from igkd.losses import attention_map, attention_transfer, distillation
 from igkd.runs import STATE, is_history
@@ -198,8 +198,7 @@ def train(
         UserError: too few validation images for the workers.
         Diverged: the loss is no longer a number.
     """
-    if len(validation) < world:
-        raise UserError(f"{len(validation)} validation image(s) are too few for {world} worker(s); it takes at least {world}")
+    check_validation(len(validation), world)
     device = next(model.parameters()).device
     history, validation = list(history), validation.to(device)
     for epoch in range(len(history) + 1, recipe.epochs + 1):

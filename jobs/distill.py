@@ -6,7 +6,7 @@ from typing import Any
 
 from igkd.config import DistillConfig
 from igkd.recipes import parse_distill
-from igkd.tasks import distill_task, fingerprints, ingest_of, open_store, open_teacher_of, places
+from igkd.tasks import check_student, distill_task, fingerprints, ingest_of, open_store, open_teacher_of, places
 from jobs.ingest import training_dataset
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
@@ -16,6 +16,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row."""
     store, teacher = open_store(config), open_teacher_of(config)
     identity = fingerprints(config)
+    check_student(config, store)
     ingest = ingest_of(config, store)  # for all workers, whose nodes may have another memory
     resolved = dataclasses.replace(config, **places(config), ingest=ingest)
     task = functools.partial(distill_task, resolved, teacher)

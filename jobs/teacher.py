@@ -6,7 +6,7 @@ from typing import Any
 
 from igkd.config import TeacherConfig, parse
 from igkd.images import open_images
-from igkd.tasks import check_test_images, teacher_task
+from igkd.tasks import check_teacher, check_test_images, teacher_task
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
 
@@ -14,7 +14,7 @@ from jobs.training import run_training
 def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     """Train or go on training; gives the result row."""
     source = open_images(config.images)
-    source.checked_labels("train")
+    check_teacher(config)
     check_test_images(config.images, source.classes)
     task = functools.partial(teacher_task, dataclasses.replace(config, images=str(source)))
     return run_training("teacher", config, task, {"images_fingerprint": source.fingerprint("train")}, {})
