@@ -1,7 +1,8 @@
 """The figures that README and docs quote are those of the rows in results/.
 
-Each is computed here, formatted by the function of its kind, and looked up in the text. Whoever changes rows or text sees what the sentence has
-to be."""
+Each is computed here, formatted by the function of its kind, and looked up in the text. Whoever changes rows or text sees what the sentence
+has to be.
+"""
 
 import functools
 import json
