@@ -90,7 +90,7 @@ class Objective:
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
     """The probability over a run: as it is, or linearly from 0 to twice as much, or back; its mean is the same."""
     uncropped_maps: bool = False
-    """Leave the map as it is where the image is cropped and flipped, as the published code does."""
+    """Leave map and attention as they are where the image is cropped and flipped, as the published code does."""
     logits: Logits = "image"
     """What the teacher says of: the whole image, as the store has it; the crop that the student sees, as the store has it (views); or that
     crop, asked in training (live)."""
@@ -286,7 +286,8 @@ class DistillConfig:
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
     """The probability over the run; its mean is the same."""
     aligned: bool = True
-    """False mixes up maps, logits and attention as the published code does: they are another image's, and the map is not cropped."""
+    """False mixes up maps, logits and attention as the published code does: maps are another image's, logits and attention those of a third
+    one, and neither map nor attention is cropped with the image."""
     ingest: Literal["auto", "resident", "stream"] = "auto"
     """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
     maps: int = 0
@@ -420,7 +421,7 @@ class PipelineConfig:
     seeds: tuple[int, ...] | None = None
     """A student of every arm for each of them."""
     recipe: str | None = None
-    """Of the students: paper, paper-as-published, strong, or a JSON file of settings."""
+    """Of the students: paper, paper-as-published, strong, or a JSON file of settings. It replaces all of the preset's, epochs included."""
     cut: int | None = None
     """Trailing layers removed from the teacher's architecture."""
     epochs: int | None = None

@@ -1,9 +1,9 @@
 """Where a training run's batches come from: all rows in memory, or a stream of them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Resident:
         check_sizes(len(samples), recipe.batch_size, world)
         self.samples, self.recipe, self.objective, self.seed = samples.to(device), recipe, objective, seed
         self.rank, self.world, self.device = rank, world, device
-        self.count, self.steps = len(samples), math.ceil(len(samples) / recipe.batch_size)
+        self.count, self.steps = len(samples), steps_of(len(samples), recipe.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         ids, shape = self.samples.ids, self.samples.shape
@@ -64,7 +64,27 @@ class Resident:
 def epoch_batches(seed: int, epoch: int, ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     """Positions (int64) of each step's images: every image once, in an order fixed by (seed, epoch, ids), in batches as equal as can be."""
     order = shuffled(seed, f"epoch {epoch} order", ids)
-    return np.array_split(order, math.ceil(len(order) / batch_size))
+    return np.array_split(order, steps_of(len(order), batch_size))
+
+
+def steps_of(count: int, batch_size: int) -> int:
+    """Batches in which `count` images are seen, at least one. None is of a single image, unless --batch-size 1 asks for that: batch
+    normalisation cannot train on one value a channel, all that a single image may have. So an odd number in twos has a batch of three."""
+    most = math.ceil(count / batch_size)
+    return max(1, most if batch_size == 1 else min(most, count // 2))
+
+
+def joined(batches: Iterable[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Batches of a stream, as columns of one length; a last one of a single image goes with the one before it, unless that has one, too."""
+    held: dict[str, NDArray[Any]] | None = None
+    for batch in batches:
+        if held is not None and len(batch["ids"]) == 1 < len(held["ids"]):
+            batch = {name: np.concatenate([held[name], column]) for name, column in batch.items()}
+        elif held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
 
 
 def check_sizes(count: int, batch_size: int, world: int) -> None:
@@ -77,3 +97,13 @@ def check_sizes(count: int, batch_size: int, world: int) -> None:
         raise UserError(f"{count} training image(s) are too few for {world} worker(s); it takes at least {max(2, world)}")
     if count // math.ceil(count / batch_size) < world:
         raise UserError(f"batches of {batch_size} are too small for {world} workers; use --batch-size {2 * world} or more")
+
+
+def check_validation(count: int, world: int) -> None:
+    """Refuse validation images too few for the workers.
+
+    Raises:
+        UserError: saying what is needed.
+    """
+    if count < world:
+        raise UserError(f"{count} validation image(s) are too few for {world} worker(s); it takes at least {world}")

@@ -167,6 +167,22 @@ def attention_layer(cut: int) -> int:
     return FEATURES // ATTENTION_DIVIDER[cut]
 
 
+def values_a_channel(spec: ModelSpec, scale: float = 1.0) -> int:
+    """Pixels of the smallest feature maps that a batch normalisation of this network sees of one image.
+
+    Args:
+        scale: factor on the image's sides.
+    """
+    found: list[int] = []
+    with torch.device("meta"), torch.no_grad():  # shapes alone
+        network = Classifier(spec).eval()
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].shape[2:].numel()))
+        network(torch.zeros(1, 3, *(round(side * scale) for side in spec.image_shape)))
+    return min(found)
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(p.numel() for p in model.parameters())

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from igkd.config import Arm, Content, DistillConfig, Pipeline, PipelineConfig, PrecomputeConfig, TeacherConfig
 from igkd.errors import UserError
-from igkd.recipes import distill_config, recipe_values
+from igkd.recipes import distill_config
 
 S = TypeVar("S")
 PAPER_ARMS: tuple[Arm, ...] = ("student", "kd", "kd+ig")
@@ -76,8 +76,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     preset = PRESETS[config.preset](config.out)
     students = preset.students
     if config.recipe is not None:
-        changes = recipe_values(config.recipe) | {"recipe": config.recipe}
-        students = tuple(replace(one, **changes) for one in students if one.recipe == students[0].recipe)
+        students = tuple(dict.fromkeys(by_recipe(config.recipe, one) for one in students if one.recipe == students[0].recipe))
     if config.arms is not None:
         students = tuple(replace(students[0], arm=arm) for arm in dict.fromkeys(config.arms))
     students = tuple(
@@ -100,6 +99,15 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
         seeds=tuple(seeds),
         images_per_class=preset.images_per_class,
     )
+
+
+def by_recipe(recipe: str, student: DistillConfig) -> DistillConfig:
+    """A preset's run trained by another recipe, which decides every setting, also those that it leaves at their defaults. Only where the
+    run's files are, its arm and its control stay the preset's."""
+    kept = ["store", "out", "test_images", "teacher", "arm", "seed", "maps"]
+    if student.content != "own":
+        kept.append("content")
+    return distill_config(recipe, **{name: getattr(student, name) for name in kept})
 
 
 def changed(part: S, **values: object) -> S:

@@ -17,14 +17,15 @@ from igkd.augment import deranged
 from igkd.classes import renumbering
 from igkd.config import BadImages, DistillConfig, FewCrops, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
+from igkd.feed import check_sizes, check_validation
 from igkd.files import absolute
 from igkd.images import Record, open_images, tell
-from igkd.models import ImageClassifier, ModelSpec
+from igkd.models import ImageClassifier, ModelSpec, values_a_channel
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.recipes import MADE, made_for
 from igkd.runs import read_object
 from igkd.samples import Samples, concatenate, first_image, load_samples
-from igkd.store import Store
+from igkd.store import Plan, Store
 from igkd.teachers import class_numbers, open_teacher
 
 TEST_SIZING = "test images must have the training images' size"
@@ -128,6 +129,37 @@ def teacher_task(config: TeacherConfig) -> Task:
     )
 
 
+def check_teacher(config: TeacherConfig) -> None:
+    """Find before any picture but the first is read what would end a teacher's run.
+
+    Raises:
+        UserError: there are no images, too few of them, or batches too small for the network or the workers.
+    """
+    source = open_images(config.images)
+    validation = validation_mask(source.checked_labels("train"))
+    check_sizes(int((~validation).sum()), config.batch_size, config.workers)
+    check_validation(int(validation.sum()), config.workers)
+    if config.batch_size > 1:
+        return
+    try:
+        first = decode(next(source.read("train", [0])).image).shape
+    except BadImage:
+        return  # which the run will say, or leave out
+    shape = (first[0], first[1]) if config.image_size is None else (config.image_size, config.image_size)
+    check_batch_size(ModelSpec(classes=source.classes, image_shape=shape, width=config.width, stride=config.stride), config.recipe)
+
+
+def check_student(config: DistillConfig, store: Store) -> None:
+    """Refuse images too few, or batches too small, for a student's workers; reads no picture.
+
+    Raises:
+        UserError: saying what is needed.
+    """
+    validation = store.column("validation")
+    check_sizes(round(config.share * int((~validation).sum())), config.batch_size, config.workers)
+    check_validation(int(validation.sum()), config.workers)
+
+
 def distill_task(
     config: DistillConfig, teacher: ImageClassifier | None = None, rows: tuple[Samples, NDArray[np.bool_]] | None = None
 ) -> Task:
@@ -154,9 +186,7 @@ def distill_task(
         train, moments = train.select(some_of(train, config)), Moments()
         moments.add(train.pixels[:: every(len(train))])
 
-    spec = ModelSpec(
-        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean
-    )
+    spec = student_spec(config, plan)
     if config.normalise:
         mean, std = moments.normalisation()
         spec = replace(spec, mean=mean, std=std)
@@ -171,6 +201,28 @@ def distill_task(
         teacher=teacher,
         maps=config.maps,
     )
+
+
+def student_spec(config: DistillConfig, plan: Plan) -> ModelSpec:
+    """The network of a student, for pixels as they are."""
+    return ModelSpec(
+        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean
+    )
+
+
+def check_batch_size(spec: ModelSpec, recipe: Recipe) -> None:
+    """Refuse steps of one image of which a batch normalisation would see one value a channel, which has no variance.
+
+    Raises:
+        UserError: saying what is needed.
+    """
+    scale = 0.75 if recipe.low_resolution_epochs else 1.0
+    if recipe.batch_size == 1 and values_a_channel(spec, scale) == 1:
+        height, width = (round(side * scale) for side in spec.image_shape)
+        raise UserError(
+            f"--batch-size 1 is too small: at {height}x{width} pixels this network's last feature maps have a single pixel, and batch "
+            "normalisation needs two values a channel; use --batch-size 2 or more"
+        )
 
 
 def crops_of(store: Store) -> FewCrops | None:
@@ -353,14 +405,16 @@ def _training(config: DistillConfig, store: Store, part: int) -> Samples:
 
 
 def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
-    """The training images as the controls want them: with another image's map, or with all that is the teacher's from another image."""
+    """The training images as the controls want them: with another image's map; or as the published code has them, whose two programs each
+    saved what they computed in a random order of their own, one the maps, the other logits and attention."""
     if config.aligned and config.content != "other":
         return samples
     partner = torch.from_numpy(deranged(len(samples), config.seed, "partner"))
     ig = None if samples.ig is None else samples.ig[partner]
     if config.aligned:
         return replace(samples, ig=ig)
-    logits, views, attention = (None if t is None else t[partner] for t in (samples.logits, samples.views, samples.attention))
+    answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
+    logits, views, attention = (None if t is None else t[answering] for t in (samples.logits, samples.views, samples.attention))
     return replace(samples, ig=ig, logits=logits, views=views, attention=attention)
 
 
@@ -368,9 +422,11 @@ def open_store(config: DistillConfig) -> Store:
     """Open the store that a student learns from, where a run begins; reads no row.
 
     Raises:
-        UserError: it is not there, unfinished, lacks what the arm needs, or is not the one that the recipe was found with.
+        UserError: it is not there, unfinished, lacks what the arm needs, or is not the one that the recipe was found with; or the student
+            cannot train on batches so small.
     """
     store = _fitting_store(config)
+    check_batch_size(student_spec(config, store.plan), config.training)
     wanted = made_for(config.recipe)
     if wanted is not None and wanted != store.fingerprint():
         raise UserError(

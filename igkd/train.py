@@ -24,7 +24,7 @@ from igkd.augment import augment, logits_of_crops, move_attention
 from igkd.config import Objective, Recipe
 from igkd.errors import UserError
 from igkd.execution import Forward, autocast
-from igkd.feed import Batch, Feed
+from igkd.feed import Batch, Feed, check_validation
 from igkd.files import parse_json, write_bytes
 from igkd.losses import attention_map, attention_transfer, distillation, resize_map
 from igkd.runs import STATE, is_history
@@ -135,7 +135,9 @@ def teach(
         with torch.no_grad(), autocast(recipe, clean.device):
             wanted, features = forward(teacher, clean, tap)
         return wanted.float(), None if features is None else attention_map(features.float())
-    shown = None if tap is None or samples.attention is None else move_attention(samples.attention, draws.view, samples.shape)
+    shown = None if tap is None else samples.attention
+    if shown is not None and not objective.uncropped_maps:
+        shown = move_attention(shown, draws.view, samples.shape)
     if objective.logits == "views":
         return None if samples.views is None else logits_of_crops(samples.views, draws), shown
     return samples.logits, shown
@@ -207,8 +209,7 @@ def train(
         UserError: too few validation images for the workers.
         Diverged: the loss is no longer a number.
     """
-    if len(validation) < world:
-        raise UserError(f"{len(validation)} validation image(s) are too few for {world} worker(s); it takes at least {world}")
+    check_validation(len(validation), world)
     device = next(model.parameters()).device
     history, validation = list(history), validation.to(device)
     for epoch in range(len(history) + 1, recipe.epochs + 1):

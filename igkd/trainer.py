@@ -20,7 +20,7 @@ from igkd.execution import Compiled, choose_precision, multiplies_in_bfloat16
 from igkd.feed import Feed, Resident
 from igkd.files import read_json, write_json
 from igkd.parallel import share_batch_norms
-from igkd.tasks import Task
+from igkd.tasks import Task, check_batch_size
 from igkd.train import History, load_state, make_average, make_optimizer, read_decided, save_state, train, unwrapped
 
 
@@ -38,7 +38,11 @@ class Trainer:
         """Args:
         prepare: puts the network on its device, and wraps it where there are several workers.
         progress: is told a line now and then.
+
+        Raises:
+            UserError: the network cannot train on batches so small.
         """
+        check_batch_size(task.spec, task.recipe)
         network = models.build(task.spec, task.seed).to(memory_format=torch.channels_last)
         self.task, self.rank, self.world, self.progress = task, rank, world, progress
         self.model = prepare(share_batch_norms(network) if world > 1 else network)

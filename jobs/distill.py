@@ -6,7 +6,17 @@ from typing import Any
 from igkd.config import DistillConfig
 from igkd.recipes import parse_distill
 from igkd.store import Store
-from igkd.tasks import decided, distill_task, fingerprints, for_workers, identity, open_store, open_teacher_of, unseen_by_student
+from igkd.tasks import (
+    check_student,
+    decided,
+    distill_task,
+    fingerprints,
+    for_workers,
+    identity,
+    open_store,
+    open_teacher_of,
+    unseen_by_student,
+)
 from jobs.ingest import training_dataset
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
@@ -16,6 +26,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row."""
     config = decided(config, Store.open(config.store))
     store, teacher = open_store(config), open_teacher_of(config)
+    check_student(config, store)
     resolved = for_workers(config)
     task = functools.partial(distill_task, resolved, teacher)
     stream = functools.partial(training_dataset, resolved, store) if config.ingest == "stream" else None

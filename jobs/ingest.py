@@ -9,7 +9,7 @@ import torch
 
 from igkd.augment import draw
 from igkd.config import DistillConfig
-from igkd.feed import Batch, check_sizes
+from igkd.feed import Batch, check_sizes, joined, steps_of
 from igkd.samples import Samples
 from igkd.store import Store
 from igkd.tasks import Task, training_rows
@@ -49,8 +49,8 @@ class Stream:
         check_sizes(task.count, task.recipe.batch_size, world)
         self.shard, self.task, self.device, self.rank, self.world = shard, task, device, rank, world
         self.count, mine = task.count, task.count // world
-        self.steps = math.ceil(task.count / task.recipe.batch_size)
-        self.size = math.ceil(mine / self.steps)
+        self.size = math.ceil(mine / steps_of(task.count, task.recipe.batch_size))
+        self.steps = math.ceil(mine / self.size) - (mine % self.size == 1 < min(self.size, mine))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         task = self.task
@@ -60,7 +60,7 @@ class Stream:
             local_shuffle_buffer_size=max(SHUFFLED, 2 * self.size),
             local_shuffle_seed=1_000_003 * task.seed + 1009 * epoch + self.rank,
         )
-        for columns in batches:
+        for columns in joined(batches):
             samples = Samples.from_columns(columns)
             draws = draw(task.seed, epoch, samples.ids, samples.shape, task.recipe, task.objective)
             yield Batch(samples.to(self.device), draws.to(self.device), len(samples) * self.world)

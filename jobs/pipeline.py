@@ -29,16 +29,21 @@ RUNS_PER_GPU = 3
 
 
 def run(config: PipelineConfig) -> Path:
-    """Run what is not done yet; gives the path of the report."""
+    """Run what is not done yet; gives the path of the report.
+
+    Raises:
+        UserError: a job cannot be run, or another one is at work in this directory.
+    """
     pipeline = make_pipeline(config)
     check_test_images(pipeline)
-    start_ray()
-    if pipeline.teacher is None:
-        teacher = given_teacher(pipeline.precompute.teacher)
-    else:
-        teacher = in_thread(functools.partial(train_teacher, pipeline.teacher))
-    precompute_store(pipeline.precompute)
-    return write_report(config, pipeline, teacher, run_students(config.out, pipeline))
+    with store.hold(config.out):
+        start_ray()
+        if pipeline.teacher is None:
+            teacher = given_teacher(pipeline.precompute.teacher)
+        else:
+            teacher = in_thread(functools.partial(train_teacher, pipeline.teacher))
+        precompute_store(pipeline.precompute)
+        return write_report(config, pipeline, teacher, run_students(config.out, pipeline))
 
 
 def check_test_images(pipeline: Pipeline) -> None:

@@ -16,9 +16,11 @@ import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2.api.config import LoggingConfig
 
 from igkd.errors import INTERRUPTED, STOPPED, UserError, run_cli
+from jobs.start import connect
 
 # glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
 # Ray Train's own `print` says every line twice.
@@ -67,14 +69,16 @@ def start_ray(num_cpus: int | None = None) -> None:
 
     Left to itself Ray would join whatever cluster was started last on this machine: that of another job, whose end would be ours, or of
     another user.
+
+    Raises:
+        UserError: that cluster cannot be reached, or none can be started.
     """
     set_up_ray_data()
     if ray.is_initialized():
         return
     here = str(Path(__file__).resolve().parent.parent)
     environment = {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}}
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(address=address, num_cpus=num_cpus, logging_level=logging.WARNING, runtime_env=environment)
+    connect(num_cpus, environment)
 
 
 @functools.lru_cache(maxsize=4)
@@ -177,11 +181,12 @@ def fit(
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=2),
             callbacks=[Final()],  # type: ignore[list-item]  # mypy sees the class of Train V1
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # likewise
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # likewise
         ),
     )
     try:
-        result = trainer.fit()
+        with own_state_api():
+            result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         cause = user_error(error)
         if cause is None:
@@ -190,6 +195,25 @@ def fit(
     if result.checkpoint is None:
         raise UserError(f"the run under {out} ended without a checkpoint; its log is above")
     return Path(result.checkpoint.path)
+
+
+@contextlib.contextmanager
+def own_state_api() -> Iterator[None]:
+    """Have Ray Train ask this job's Ray whether a training is alive, not the one that was started last on this machine, by whomever.
+
+    Its PlacementGroupCleaner (Ray 2.60) asks Ray's state API without an address. Beside another Ray it printed a traceback, or took a run
+    of ours for dead and removed its workers. The state API takes the address from this variable, which Train hands on to its actors here.
+    """
+    name, before = "RAY_API_SERVER_ADDRESS", os.environ.get("RAY_API_SERVER_ADDRESS")
+    ENV_VARS_TO_PROPAGATE.add(name)
+    os.environ[name] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def in_thread(task: Callable[[], T]) -> T:

@@ -6,7 +6,7 @@ from typing import Any
 
 from igkd.config import TeacherConfig, parse
 from igkd.images import open_images, tell
-from igkd.tasks import teacher_task, unseen_by_teacher
+from igkd.tasks import check_teacher, teacher_task, unseen_by_teacher
 from jobs.runtime import in_thread, run_job
 from jobs.training import run_training
 
@@ -15,7 +15,7 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     """Train or go on training; gives the result row."""
     source = open_images(config.images)
     tell(source)
-    source.checked_labels("train")
+    check_teacher(config)
     task = functools.partial(teacher_task, dataclasses.replace(config, images=str(source)))
     fingerprints = {"images_fingerprint": source.fingerprint("train")}
     return run_training("teacher", config, task, fingerprints, {}, unseen=functools.partial(unseen_by_teacher, config))

@@ -14,6 +14,7 @@ import ray.train.torch
 from ray.train import Checkpoint
 
 from igkd import runs
+from igkd.store import hold
 from igkd.tasks import Task, Unseen, judged_otherwise
 from igkd.trainer import Trainer, finish_run
 from jobs.ingest import Stream
@@ -80,24 +81,31 @@ def run_training(
 
     Returns:
         the result row, also in OUT/result.json; the network is OUT/model.safetensors and OUT/model.json.
+
+    Raises:
+        UserError: the directory is that of another configuration, or another job is training there.
     """
     out, started = Path(config.out), runs.now()
     finished = runs.claim(out, config, fingerprints)
-    if finished is not None:
-        print(f"{out} is already finished: {headline(finished)}", flush=True)
-        for sentence in judged_otherwise([(finished, config)]):
-            print(sentence, flush=True)
-        return finished
-    loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None, "out": str(out.resolve())}
-    found = unseen()  # before the first epoch: what is wrong with them should not be said after the last
-    if found is not None:
-        tell(found)
-        start_ray()
-        loop_config["unseen"] = ray.put(found)
-    checkpoint = fit(train_worker, loop_config, out, config.workers, stream, config.min_workers)
-    row = finish_run(name, config, out, checkpoint, runs.command(), started, made, teacher_parameters)
-    print(f"{name} finished: {headline(row)}, in {out}", flush=True)
-    return row
+    if finished is None:
+        with hold(str(out)):
+            finished = runs.claim(out, config, fingerprints)  # again: another job may have ended while we waited
+            if finished is None:
+                loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None}
+                loop_config |= {"out": str(out.resolve())}
+                found = unseen()  # before the first epoch: what is wrong with them should not be said after the last
+                if found is not None:
+                    tell(found)
+                    start_ray()
+                    loop_config["unseen"] = ray.put(found)
+                checkpoint = fit(train_worker, loop_config, out, config.workers, stream, config.min_workers)
+                row = finish_run(name, config, out, checkpoint, runs.command(), started, made, teacher_parameters)
+                print(f"{name} finished: {headline(row)}, in {out}", flush=True)
+                return row
+    print(f"{out} is already finished: {headline(finished)}", flush=True)
+    for sentence in judged_otherwise([(finished, config)]):
+        print(sentence, flush=True)
+    return finished
 
 
 def tell(unseen: Unseen) -> None:

@@ -1,8 +1,8 @@
-"""Only one job at a time computes a store.
+"""Only one job at a time computes a store, trains a run or drives a sweep or pipeline in a directory.
 
-Parts are atomic and deterministic, so two jobs at work on one store do no harm but waste: the lease is there to say so clearly and early,
-not to make a store correct. Therefore it may be simple: a file `lease.json` that its holder rewrites every few seconds. The clocks of two
-machines are never compared; whoever finds the lease of another watches whether it changes.
+Parts of a store are atomic and deterministic, and a run's states are written whole, so two jobs at work do no harm but waste: the lease is
+there to say so clearly and early, not to make a result correct. Therefore it may be simple: a file `lease.json` that its holder rewrites
+every few seconds. The clocks of two machines are never compared; whoever finds the lease of another watches whether it changes.
 """
 
 import contextlib
@@ -93,30 +93,39 @@ class Lease:
                     self._why = f"another job may be computing {self._uri}, since this one could not write its lease for long: {error}"
 
 
+_held: dict[str, Lease] = {}
+"""What this process holds."""
+
+
 @contextlib.contextmanager
 def hold(uri: str) -> Iterator[Lease]:
-    """Hold the lease of a store while the block runs; it is removed at the end, also after an exception.
+    """Hold the lease of a store, or of another directory, while the block runs; it is removed at the end, also after an exception.
 
     A lease that is left over, from a job that was killed, is taken over: at once if its process was on this machine and is gone, or else
     after `WATCHED_BEATS` beats in which it did not change. Writes to the place: do not ask for the lease of a finished store.
 
     Args:
-        uri: the store, local or s3://; it need not exist.
+        uri: the directory, local or s3://; it need not exist.
 
     Returns:
         the lease; call its `check` between parts.
 
     Raises:
-        UserError: another job is computing the store, or the place cannot be read or written.
+        UserError: another job is at work there, or the place cannot be read or written.
     """
     fs, root = filesystem(uri)
     path = f"{root}/{LEASE}"
+    if path in _held:  # by a job of which this block is a part: a pipeline's directory is also that of its sweep
+        yield _held[path]
+        return
     _wait_until_left_over(uri, fs, path)
     lease = Lease(uri, fs, path)
     try:
         lease.take()
+        _held[path] = lease
         yield lease
     finally:
+        _held.pop(path, None)
         lease.release()
 
 

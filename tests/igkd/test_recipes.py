@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+from igkd.augment import crop_flip, draw
 from igkd.config import DistillConfig
 from igkd.errors import UserError
+from igkd.losses import attention_map, attention_transfer
 from igkd.models import build
 from igkd.recipes import RECIPES, distill_config, parse_distill
 from igkd.store import Store
@@ -77,20 +80,52 @@ def test_an_unknown_recipe_is_refused(name: str) -> None:
 # Controls
 
 
-def test_mixed_up_rows_come_from_one_other_image_each() -> None:
+def sources(mixed: Any, own: Any) -> list[int]:
+    """Of which image each row is."""
+    return [int((own == row).flatten(1).all(dim=1).nonzero()) for row in mixed]
+
+
+def test_other_maps_come_from_one_other_image_each() -> None:
     samples = random_samples(30)
     assert mixed_up(samples, distill_config("paper", **PLACES)) is samples
     other = mixed_up(samples, distill_config("paper", **PLACES, content="other"))
-    published = mixed_up(samples, distill_config("paper-as-published", **PLACES))
-    assert samples.ig is not None and other.ig is not None and published.logits is not None and published.ig is not None
-    for mixed in (other, published):
-        assert mixed.pixels is samples.pixels and mixed.labels is samples.labels
-        assert not (mixed.ig == samples.ig).flatten(1).all(dim=1).any()  # type: ignore[union-attr]
+    assert other.pixels is samples.pixels and other.labels is samples.labels
     assert other.logits is samples.logits and other.attention is samples.attention
-    source = [int((samples.ig == ig).flatten(1).all(dim=1).nonzero()) for ig in published.ig]
-    assert sorted(source) == list(range(30))
-    assert torch.equal(published.logits, samples.logits[source])  # type: ignore[index]
-    assert torch.equal(published.attention, samples.attention[source])  # type: ignore[index, arg-type]
+    maps = sources(other.ig, samples.ig)
+    assert sorted(maps) == list(range(30)) and all(map != own for own, map in enumerate(maps))
+
+
+@pytest.mark.parametrize("content", ["own", "other", "black"])
+def test_the_published_maps_and_logits_come_from_independent_permutations(content: Any) -> None:
+    """Compute_IGs.py and Compute_logits_and_attn.py each shuffled the images; logits and attention are of one pass."""
+    samples = random_samples(600)
+    drawn = []
+    for seed in range(2):
+        published = mixed_up(samples, distill_config("paper-as-published", **PLACES, content=content, seed=seed))
+        assert published.pixels is samples.pixels and published.labels is samples.labels and published.ids is samples.ids
+        maps, logits = sources(published.ig, samples.ig), sources(published.logits, samples.logits)
+        assert sources(published.attention, samples.attention) == logits
+        assert sorted(maps) == sorted(logits) == list(range(600))
+        drawn += [range(600), maps, logits]
+    for i, first in enumerate(drawn):
+        for second in drawn[:i]:  # of two independent permutations of any size, one place in expectation is the same
+            same = sum(a == b for a, b in zip(first, second, strict=True))
+            assert same < 10 or (first == second == range(600))
+
+
+def test_published_attention_is_not_moved_with_the_crop() -> None:
+    samples, model = random_samples(10), build(TINY, 1).eval()
+    how = {"seed": 4, "epoch": 2}
+    tapped = replace(distill_config("paper", **PLACES, arm="at", cut=11).objective, overlay=0.0)
+    assert tapped.gamma > 0 and not tapped.alpha
+    left = replace(tapped, uncropped_maps=distill_config("paper-as-published", **PLACES).objective.uncropped_maps)
+    moved, cropped = (loss_of(model, samples, one, **how, padding=3)[0].item() for one in (tapped, left))
+    assert moved != cropped
+    # By hand: the same crop, and the attention as it is stored.
+    draws = draw(4, 2, samples.ids, samples.shape, recipe(padding=3), left)
+    logits, features = model(crop_flip(samples.pixels, draws.view).float() / 255, left.tap)
+    expected = cross_entropy(logits, samples.labels) + left.gamma * attention_transfer(attention_map(features), samples.attention)
+    assert cropped == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("content", ["black", "noise", "brightness", "mask"])

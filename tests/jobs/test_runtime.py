@@ -1,13 +1,17 @@
 """Starting Ray."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import ray
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
+from jobs.runtime import own_state_api
 from tests.jobs.conftest import ROOT
 
 PROGRAM = "from jobs.runtime import start_ray; import ray; start_ray(); print(ray.get_runtime_context().gcs_address)"
@@ -26,6 +30,37 @@ def test_a_job_has_a_ray_of_its_own_unless_it_is_told_of_one(cluster: None) -> N
     alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     assert address(alone) != ours
     assert address(alone | {"RAY_ADDRESS": ours}) == ours
+
+
+@pytest.mark.slow
+def test_a_training_beside_another_ray_prints_nothing_of_it(tmp_path: Path, own_ray: None) -> None:
+    """Another one is started last, in the directory where Ray looks for one that is to be joined."""
+    alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    head = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0", "--num-cpus=1", "--disable-usage-stats"]
+    other = subprocess.Popen(head, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        current = Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster"
+        while not current.exists():
+            assert other.poll() is None
+            time.sleep(0.5)
+        command = [sys.executable, "-m", "jobs.teacher", "--images", "shapes:train=40,test=10", "--width", "0.35", "--epochs", "2"]
+        command += ["--batch-size", "16", "--out", str(tmp_path / "out")]
+        done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=400, check=True)
+        assert done.stderr == ""
+        assert [line.split("teacher")[1][:7] for line in done.stdout.splitlines()] == [": epoch", ": epoch", " finish"]
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+
+
+def test_the_address_for_rays_state_api_is_ours_and_only_in_a_training(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_API_SERVER_ADDRESS"
+    for before in (None, "http://elsewhere:8265"):
+        if before is not None:
+            monkeypatch.setenv(name, before)
+        with own_state_api():
+            assert get_env_vars_to_propagate()[name] == ray.get_runtime_context().gcs_address
+        assert os.environ.get(name) == before
 
 
 STRANGER = """

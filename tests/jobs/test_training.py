@@ -4,6 +4,7 @@ import collections
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import jobs.pipeline
+import jobs.training
 from igkd import models
-from igkd.config import DistillConfig, EvaluateConfig, TeacherConfig
+from igkd.config import DistillConfig, EvaluateConfig, PipelineConfig, TeacherConfig
 from igkd.errors import UserError
 from igkd.evaluate import evaluate_images
 from igkd.feed import Batch, Resident
@@ -74,6 +77,31 @@ def test_finished_run_is_not_run_again_and_another_configuration_is_refused(clus
         train_teacher(configure(trained, epochs=3))
     with pytest.raises(UserError, match="images_fingerprint"):
         train_teacher(configure(trained, images="shapes:train=101,test=30"))
+
+
+@pytest.mark.parametrize("job", ["teacher", "pipeline"])
+def test_a_job_that_is_started_twice_runs_once(
+    job: str, tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    said = []
+
+    def meanwhile(*args: Any) -> None:
+        """In place of the first one's work: the same command in another terminal."""
+        arguments = ["--images", IMAGES] if job == "teacher" else ["--preset", "demo", "--images", IMAGES]
+        said.append(run_job(job, "--out", str(out), *arguments))
+        raise UserError("enough")
+
+    monkeypatch.setattr(*((jobs.training, "fit") if job == "teacher" else (jobs.pipeline, "start_ray")), meanwhile)
+    with pytest.raises(UserError, match="enough"):
+        if job == "teacher":
+            train_teacher(TeacherConfig(images=IMAGES, out=str(out)))
+        else:
+            jobs.pipeline.run(PipelineConfig(preset="demo", images=IMAGES, out=str(out)))
+    assert said[0].returncode == 1 and said[0].stdout == ""
+    sentence = rf"error: {out} is being computed by another job \(process {os.getpid()} on .*\); wait for it, or stop it first\n"
+    assert re.fullmatch(sentence, said[0].stderr)
+    assert not (out / "lease.json").exists() and not (out / "checkpoints").exists()
 
 
 class RecordingSamples(Samples):

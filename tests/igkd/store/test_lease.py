@@ -126,6 +126,17 @@ def test_a_live_holder_is_respected_and_a_killed_one_is_not(place: str, holder: 
     assert content(place) is None
 
 
+def test_a_part_of_a_job_needs_no_lease_of_its_own(place: str) -> None:
+    with hold(place) as whole:
+        with hold(place) as part:
+            assert part is whole
+        assert content(place) is not None
+        whole.check()
+    assert content(place) is None
+    with hold(place) as again:
+        assert again is not whole
+
+
 def test_a_holder_that_ends_well_makes_room_at_once(place: str, holder: Callable[..., subprocess.Popen[str]]) -> None:
     process = holder(place)
     _, err = process.communicate()

@@ -1,0 +1,222 @@
+"""The figures that README and docs quote are those of the rows in results/.
+
+Each is computed here, formatted by the function of its kind, and looked up in the text. Whoever changes rows or text sees what the sentence
+has to be.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igkd.stats import Comparison, wilson_interval
+from igkd.sweeps.groups import Group, Measure, families, grouped
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+Quote = tuple[str, str]
+"""A document, and what it has to say."""
+
+
+def read(name: str) -> Any:
+    text = (RESULTS / name).read_text()
+    return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
+
+
+def share(value: float) -> str:
+    """A share, in per cent with one decimal."""
+    return f"{100 * value:z.1f}"
+
+
+def ends(low: float, high: float) -> str:
+    """An interval."""
+    return f"{share(low)} to {share(high)}"
+
+
+def difference(found: Comparison) -> str:
+    """A difference in points."""
+    return f"{100 * found.difference:+z.1f}"
+
+
+def compared(name: str, measure: Measure) -> tuple[dict[str, Group], dict[tuple[str, str], Comparison]]:
+    """The groups of a sweep by label, and its comparisons by both labels."""
+    groups = grouped(read(name), measure)
+    found = [comparison for family in families(groups) for comparison in family.comparisons]
+    return {group.label: group for group in groups}, {(one.arm, one.reference): one for one in found}
+
+
+def night() -> Iterator[Quote]:
+    groups, comparisons = compared("night/rows.jsonl", "test")
+
+    def label(arm: str) -> str:
+        """As the README has it: the paper's arms are named so, the others are strong-night's."""
+        return arm.removesuffix(", paper") if arm.endswith(", paper") else f"{arm}, strong-night"
+
+    def of(arm: str, reference: str) -> Comparison:
+        return comparisons[label(arm), label(reference)]
+
+    contents = ("other", "black", "noise", "brightness")
+    arms = ["kd", "student", "ig", "kd+ig", *(f"kd+ig, {content}" for content in contents), "student, paper", "kd+ig, paper"]
+    for arm in arms:
+        group = groups[label(arm)]
+        mean, low, high = group.interval
+        agreement = sum(row["test"]["agreement"] for row in group.rows) / len(group.rows)
+        yield "README.md", f"| {arm} | {share(mean)} | {ends(low, high)} | {len(group.by_seed)} | {share(agreement)} |"
+    best, gain, worth = of("kd", "student"), of("kd+ig", "kd"), of("kd+ig", "student")
+    yield "README.md", f"kd against student {difference(best)} points (95 % interval {ends(best.low, best.high)})"
+    yield "README.md", f"kd+ig against kd {difference(gain)} ({ends(gain.low, gain.high)})"
+    yield "README.md", f"kd+ig against student {difference(worth)} ({ends(worth.low, worth.high)})"
+    paper = of("kd+ig, paper", "student, paper")
+    yield "README.md", f"By the paper's recipe, kd+ig against student {difference(paper)} ({ends(paper.low, paper.high)})"
+    behind = sorted(-of("kd+ig", f"kd+ig, {content}").difference for content in contents)
+    yield (
+        "README.md",
+        f"The method with the image's own map was {share(behind[0])} to {share(behind[-1])} points below each of its four controls",
+    )
+    significant = [pair for pair, found in comparisons.items() if found.p_holm < 0.05]
+    assert significant == [(label("kd+ig, noise"), label("kd"))]  # which the text says
+    noise = of("kd+ig, noise", "kd")
+    yield "README.md", f"Of the report's {len(comparisons)} comparisons one is, that of a control:"
+    yield "README.md", f"noise instead of a map against kd {difference(noise)} ({ends(noise.low, noise.high)})"
+
+
+def demo() -> Iterator[Quote]:
+    for row in read("demo/results.json"):
+        test = row["test"]
+        name = "teacher (2,700 images)" if row["name"] == "teacher" else row["name"]
+        interval = ends(*wilson_interval(test["correct"], test["count"]))
+        yield "README.md", f"| {name} | {row['parameters']:,} | {share(test['accuracy'])} | {interval} |"
+
+
+def choices() -> Iterator[Quote]:
+    _, comparisons = compared("choices/rows.jsonl", "validation")
+    found = comparisons["kd+ig, strong-night", "kd+ig, strong-night, without its weight of distillation"]
+    lost = f"lost {share(found.difference)} points (95 % interval {ends(found.low, found.high)}, p {found.p:.2f} before Holm's correction)"
+    yield "docs/decisions.md", lost
+
+
+def latency() -> Iterator[Quote]:
+    measured = read("latency.json")
+    one = {(row["network"], row["runtime"]): row for row in measured["latency"] if row["batch"] == row["threads"] == 1}
+    names = {"teacher": "teacher, `assets/cifar10-teacher`", "cut 5": "cut 5", "lean 4:32x2,48x2,96x2": "lean `4:32x2,48x2,96x2`"}
+    for network, name in names.items():
+        rows = [one[network, runtime] for runtime in ("torch, float32", "ONNX Runtime, float32", "ONNX Runtime, int8")]
+        times = " | ".join(f"{row['p50']:.2f}" for row in rows)
+        ratio = "1" if network == "teacher" else f"{rows[2]['times_as_fast_as_teacher_in_runtime']:.1f}"
+        eager = rows[2]["times_as_fast"]
+        cells = f"| {times} | {ratio} | {eager:.{0 if eager >= 10 else 1}f} |"
+        yield "README.md", cells
+        assert any(line.startswith(f"| {name} |") and cells in line for line in (ROOT / "README.md").read_text().splitlines())
+    int8 = measured["checks"]["onnx-int8"]
+    yield "README.md", f"gives the float32 one's answer to {share(int8['agreement'])} % of {int8['images']:,} validation images"
+    yield "README.md", f"({share(int8['accuracy'])} % right instead of {share(int8['checkpoint_accuracy'])} %)"
+    lean = one["lean 4:32x2,48x2,96x2", "ONNX Runtime, int8"]
+    fast = f"{lean['times_as_fast_as_teacher_in_runtime']:.1f} times as fast as the teacher in int8 and {lean['times_as_fast']:.0f} times"
+    yield "docs/decisions.md", fast
+
+
+def lean() -> Iterator[Quote]:
+    row = read("lean/all-images/kd-seed0.json")
+    test, last = row["test"], row["history"][-1]
+    yield "README.md", f"this one had {share(test['accuracy'])} % of the test images right"
+    yield "README.md", f"95 % interval over images {ends(*wilson_interval(test['correct'], test['count']))}"
+    yield "README.md", f"(float32: {share(last['validation_accuracy'])} %)"
+    yield "docs/decisions.md", f"{share(last['train_accuracy'])} % of the training crops themselves"
+    before = read("lean/all-images/kd-seed0-kernel3.json")["test"]["accuracy"]
+    yield "docs/decisions.md", f"went from {share(before)} to {share(test['accuracy'])} % of the test images"
+    cut, *others = read("lean/cifar10/latencies.json")["networks"]
+    sizes, speeds = sorted(one["parameters"] for one in others), sorted(one["times_as_fast"] for one in others)
+    yield "docs/decisions.md", f"cut 5 is {cut['times_as_fast']:.1f} times as fast as `assets/cifar10-teacher`"
+    yield "docs/decisions.md", f"{len(others)} random lean students of {sizes[0]:,} to {sizes[-1]:,} parameters"
+    yield "docs/decisions.md", f"are {speeds[0]:.1f} to {speeds[-1]:.1f} times as fast"
+    eager = sorted(one["times_as_fast_as_eager"] for one in others if one["times_as_fast"] >= 8)
+    assert len(eager) == 2
+    yield "docs/decisions.md", f"which is {eager[0]:.0f} and {eager[1]:.0f} times as fast as the teacher by torch"
+    loaded = sorted(one["times_as_fast"] for one in read("lean/latencies-under-load.json")["networks"][1:])
+    yield "docs/decisions.md", f"the same networks were {loaded[0]:.1f} to {loaded[-1]:.1f} times as fast"
+    trained = [share(one["history"][-1]["validation_accuracy"]) for one in read("lean/cifar10/rows.jsonl")]
+    yield "docs/decisions.md", f"the two had {trained[0]} and {trained[1]} %, cut 5 had {trained[2]} %"
+
+
+def attribution() -> Iterator[Quote]:
+    agreement, speed = read("attribution/agreement.json")["agreement"], read("attribution/speed.json")
+    fast, plain, captum = (agreement[name] for name in ("fast: openvino-bf16", "fast: openvino", "captum, internal_batch_size=50"))
+    rates = {name: found["images_per_second"] for name, found in speed["speed"].items()}
+    best, ours, theirs = rates["fast: openvino-bf16"], rates["fast: torch"], rates["captum, internal_batch_size=50"]
+    published = rates["captum, published setting (batch 8)"]
+    yield "README.md", f"mean cosine {fast['mean_cosine']:.5f} to 300 steps on {fast['images']} images"
+    yield "README.md", f"Captum's own 50 steps have {captum['mean_cosine']:.5f}"
+    yield "README.md", f"{best / theirs:.1f} times as fast as Captum with `internal_batch_size=50`"
+    yield (
+        "README.md",
+        f"{best / published:.0f} times as fast as the published loop on two cores with AVX-512, {ours / theirs:.1f} times without OpenVINO",
+    )
+    yield "README.md", f"maps, {best / theirs:.1f} times as fast as Captum"
+    yield "docs/scaling.md", f"{best:.1f} images/s by OpenVINO, {theirs:.1f} by Captum"
+    yield "docs/decisions.md", f"leaves the mean cosine to 300 nodes at {fast['mean_cosine']:.5f} on {fast['images']} images"
+    yield "docs/decisions.md", f"is {best / rates['fast: openvino']:.1f} times as fast"
+    errors = (one["median_completeness_error"] for one in (plain, fast))
+    yield "docs/decisions.md", "the median error rises from {:.2f} to {:.2f} logits".format(*errors)
+    largest = (100 * one["largest_difference"] for one in (plain, fast))
+    yield "docs/decisions.md", "the largest difference of a pixel from {:.0f} to {:.0f} % of the map's maximum".format(*largest)
+    nodes = f"{plain['mean_cosine']:.5f} with 50 midpoints and {captum['mean_cosine']:.5f} with 50 Gauss-Legendre nodes"
+    yield "docs/decisions.md", f"cosine to 300 nodes is {nodes} (means over {plain['images']} and {captum['images']} test images"
+    ray = speed["ray"]
+    one, two = ray["ray, 1"] / ray["bare, 1"], ray["ray, 2"] / ray["bare, 2"]
+    yield "docs/scaling.md", f"{ray['ray, 1']:.2f} images/s of the bare loop's {ray['bare, 1']:.2f} ({one:.0%})".replace("%", " %")
+    yield "docs/scaling.md", f"{ray['ray, 2']:.2f} of {ray['bare, 2']:.2f} ({two:.0%})".replace("%", " %")
+
+
+def precision() -> Iterator[Quote]:
+    formats = read("attribution/precision.json")["formats"]
+    whole, half = formats["float32"], formats["float16"]
+    scaled, root = formats["uint8 + scale"], formats["uint8 + scale, of the square root"]
+    assert f"{half['mean_rank_correlation']:.6f}" == f"{half['mean_cosine']:.6f}"
+    yield (
+        "docs/decisions.md",
+        f"float16 has cosine and rank correlation {half['mean_cosine']:.6f} to float32 at {half['ratio']:.2f} of the bytes",
+    )
+    yield "docs/decisions.md", f"({half['bytes']:,.0f} of {whole['bytes']:,.0f} a map"
+    for name, one in (("uint8 with a scale a map", scaled), ("uint8 of the square root", root)):
+        yield "docs/decisions.md", f"{name} {one['mean_cosine']:.5f} and {one['mean_rank_correlation']:.4f} at {one['ratio']:.2f}"
+
+
+def training() -> Iterator[Quote]:
+    rates = {name: loop["images_per_second"] for name, loop in read("train.json")["loops"].items()}
+    published, single, half = rates["published loop"], rates["ours, float32"], rates["ours, bfloat16"]
+    taken = f"A training step takes images {single / published:.1f} times as fast as the published loop"
+    yield "README.md", taken
+    yield "README.md", f"{half / published:.1f} times in bfloat16"
+    yield "docs/decisions.md", f"bfloat16 it was {half / single:.2f} times as fast"
+
+
+def cost() -> Iterator[Quote]:
+    names = {"assets/cifar10-teacher": "CIFAR-10's MobileNet-V2", "torchvision:mobilenet_v2": "MobileNet-V2, 1,000 classes"}
+    names["torchvision:resnet50"] = "ResNet-50"
+    for row in read("cost.json")["rows"]:
+        name = names[row["teacher"].split(",")[0]]
+        seconds = f"{row['seconds']:.3f} | {row['captum_seconds']:.3f} | {row['ratio']:.1f}"
+        memory = f"{row['peak_mib']:,.0f} | {row['captum_peak_mib']:,.0f}"
+        yield "docs/scaling.md", f"| {name} | {row['side']} | {row['steps']} | {seconds} | {memory} |"
+
+
+def scale() -> Iterator[Quote]:
+    for row in read("scale.json")["rows"]:
+        began = f"{row['planning_seconds']:.2f} s | {row['driver_megabytes']} MB"
+        ended = f"{row['verify_seconds']:.1f} s | {row['verify_megabytes']} MB | {row['problems']}"
+        yield "docs/scaling.md", f"| {row['rows']:,} | {began} | {row['computed']:,} rows in {row['seconds']:.0f} s | {ended} |"
+
+
+@functools.cache
+def text(document: str) -> str:
+    """With single spaces for its line breaks."""
+    return " ".join((ROOT / document).read_text().split())
+
+
+@pytest.mark.parametrize("quotes", [night, demo, choices, latency, lean, attribution, precision, training, cost, scale])
+def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
+    wrong = [f"{document} does not say: {words}" for document, words in quotes() if words not in text(document)]
+    assert not wrong, "\n".join(wrong)
