@@ -172,7 +172,7 @@ def matching_samples(
         UserError: the images are of other classes or another size, or one cannot be used.
     """
     numbers = class_numbers(model, name, source)
-    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images)
+    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images, model.spec.scaling)
     for sentence in sentences(left_out):
         print(sentence, file=sys.stderr, flush=True)
     return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)

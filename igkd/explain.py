@@ -183,7 +183,7 @@ def explain(config: ExplainConfig) -> Explanation:
     numbers = class_numbers(model, f"the checkpoint {config.checkpoint}", source) if source.classes else None
     labels = source.labels(config.split) if numbers is None else source.checked_labels(config.split)
     ids = choose(labels, config.ids, config.limit, str(source))
-    chosen = read(source, config.split, ids, numbers, model.spec.image_shape, config.bad_images)
+    chosen = read(source, config.split, ids, numbers, model.spec, config.bad_images)
     for sentence in chosen.left_out:
         print(printable(sentence), file=sys.stderr, flush=True)
     looks = {}
@@ -229,7 +229,7 @@ def cards(found: Explanation) -> list[dict[str, Any]]:
                 "name": found.chosen.names[i],
                 "label": None if label < 0 else classes[label],
                 "image": samples.pixels[i].permute(1, 2, 0).numpy(),
-                "scaled": None if found.chosen.sizes[i] == samples.shape else found.chosen.sizes[i],
+                "scaled": found.chosen.scaled_from[i],
                 "looks": looks,
                 "likeness": {name: (float(own[i]), float(control[i])) for name, (own, control) in like.items()},
             }

@@ -17,7 +17,7 @@ from igkd.errors import UserError, printable
 from igkd.evaluate import predict
 from igkd.images import FolderImages, ImageSource, Record
 from igkd.maps import cosine, rank_correlation
-from igkd.models import ImageClassifier
+from igkd.models import ImageClassifier, ModelSpec
 from igkd.pictures import size
 from igkd.samples import Samples, decode_all
 from igkd.tasks import sentences
@@ -37,8 +37,8 @@ class Chosen:
     """Their labels number the network's classes; -1 where the class is not known."""
     names: tuple[str | None, ...]
     """Of their files, where they have one."""
-    sizes: tuple[tuple[int, int], ...]
-    """(height, width) before they were scaled and cropped."""
+    scaled_from: tuple[tuple[int, int] | None, ...]
+    """(height, width) of those that were scaled and cropped; None for the others."""
     left_out: tuple[str, ...]
     """A sentence for each image that cannot be used."""
 
@@ -61,23 +61,24 @@ class Looks:
 
 
 def read(
-    source: ImageSource, split: Split, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None, shape: tuple[int, int], bad: BadImages
+    source: ImageSource, split: Split, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None, spec: ModelSpec, bad: BadImages
 ) -> Chosen:
-    """Read images and scale and crop them to one size.
+    """Read images, and scale and crop them as a network wants them.
 
     Args:
         ids: int64 (N,); the images come in this order.
         numbers: the network's number of each of the source's classes; None where it has none.
-        shape: (height, width) in pixels.
+        spec: of the network.
 
     Raises:
         UserError: an image cannot be used, or with --bad-images skip none of them can.
     """
     left_out: list[tuple[Record, str]] = []
     records = source.read(split, ids.tolist())
-    kept = list(decode_all(records, shape, True, bad, lambda record, why: left_out.append((record, why))))
+    kept = list(decode_all(records, spec.image_shape, True, bad, lambda record, why: left_out.append((record, why)), spec.scaling))
     if not kept:
         raise UserError(f"{source}: none of {len(ids)} image(s) can be used; the first {left_out[0][1]}")
+    sizes = [size(record.image) for record, _ in kept]
     samples = Samples(
         ids=np.array([record.image_id for record, _ in kept], dtype=np.int64),
         pixels=torch.from_numpy(np.stack([pixels for _, pixels in kept])).permute(0, 3, 1, 2).contiguous(),
@@ -86,7 +87,7 @@ def read(
     return Chosen(
         samples=samples,
         names=tuple(printable(record.name) if isinstance(source, FolderImages) else None for record, _ in kept),
-        sizes=tuple(size(record.image) for record, _ in kept),
+        scaled_from=tuple(found if spec.short_side or found != spec.image_shape else None for found in sizes),
         left_out=sentences(left_out),
     )
 

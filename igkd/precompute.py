@@ -13,6 +13,7 @@ from igkd.errors import UserError
 from igkd.images import BadImage, ImageSource, Record, decode, pixel_hash
 from igkd.losses import attention_map
 from igkd.models import Classifier, ImageClassifier, attention_layer
+from igkd.pictures import scale_mask
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.samples import OnBadImage, decode_all
 from igkd.teachers import check_classes
@@ -82,6 +83,8 @@ def make_plan(
         classes=source.classes,
         image_shape=shape,
         resize=config.image_size is not None,
+        short_side=spec.short_side,
+        interpolation=spec.interpolation,
         bad_images=config.bad_images,
         teacher=teacher_sha,
         width=spec.width,
@@ -151,12 +154,15 @@ def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Ro
             "pixels": black if pixels is None else pixels,
         }
         if plan.has_mask:
-            row["mask"] = (np.zeros((height, width)) if record.mask is None else record.mask).astype(np.uint8)
+            mask = np.zeros((height, width), np.bool_) if record.mask is None else scale_mask(record.mask, plan.image_shape, plan.scaling)
+            row["mask"] = mask.astype(np.uint8)
         rows.append(row)
 
     on_bad: OnBadImage = "skip" if plan.bad_images == "skip" else "refuse"
     records = source.read(plan.split, selection.ids.tolist())  # type: ignore[arg-type]
-    for record, pixels in decode_all(records, plan.image_shape, plan.resize, on_bad, lambda record, why: add(record, None, why)):
+    for record, pixels in decode_all(
+        records, plan.image_shape, plan.resize, on_bad, lambda record, why: add(record, None, why), plan.scaling
+    ):
         add(record, pixels, "")
     rows.sort(key=lambda row: row["image_id"])
     return {name: _column([row[name] for row in rows]) for name in rows[0]}

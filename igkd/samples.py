@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igkd.errors import UserError
-from igkd.images import BadImage, ImageSource, Record, Split, decode
+from igkd.images import FILL, BadImage, ImageSource, Record, Scaling, Split, decode
 
 OnBadImage = Literal["refuse", "skip"]
 
@@ -78,6 +78,7 @@ def decode_all(
     resize: bool,
     on_bad: OnBadImage,
     skipped: Callable[[Record, str], None],
+    scaling: Scaling = FILL,
 ) -> Iterable[tuple[Record, NDArray[np.uint8]]]:
     """Decode records one by one; the first decides the shape of all when none is given.
 
@@ -87,13 +88,14 @@ def decode_all(
         resize: scale and crop to `shape` instead of insisting on it.
         on_bad: "refuse" raises on an image that cannot be used, "skip" passes it to `skipped` and goes on.
         skipped: called with the record and the reason.
+        scaling: how images are scaled and cropped.
 
     Raises:
         UserError: naming the image, under "refuse".
     """
     for record in records:
         try:
-            pixels = decode(record.image, shape if resize else None)
+            pixels = decode(record.image, shape if resize else None, scaling)
             shape = shape or pixels.shape[:2]
             if pixels.shape[:2] != shape:
                 raise BadImage(
@@ -115,6 +117,7 @@ def load_samples(
     shape: tuple[int, int] | None = None,
     resize: bool = False,
     on_bad: OnBadImage = "refuse",
+    scaling: Scaling = FILL,
 ) -> tuple[Samples, list[tuple[Record, str]]]:
     """Read and decode images into memory.
 
@@ -125,7 +128,8 @@ def load_samples(
         UserError: an image does not decode or has another size than the others, unless `on_bad` is "skip".
     """
     left_out: list[tuple[Record, str]] = []
-    kept = list(decode_all(source.read(split, ids.tolist()), shape, resize, on_bad, lambda record, why: left_out.append((record, why))))
+    records = source.read(split, ids.tolist())
+    kept = list(decode_all(records, shape, resize, on_bad, lambda record, why: left_out.append((record, why)), scaling))
     if not kept:
         raise UserError(
             f"{source}, split '{split}': none of {len(ids)} image(s) can be used" + (f"; the first {left_out[0][1]}" if left_out else "")

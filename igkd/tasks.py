@@ -14,7 +14,7 @@ from igkd.augment import deranged
 from igkd.config import DistillConfig, Objective, Recipe, TeacherConfig
 from igkd.errors import UserError
 from igkd.files import absolute
-from igkd.images import Record, open_images
+from igkd.images import Record, Scaling, open_images
 from igkd.models import ImageClassifier, ModelSpec
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.recipes import MADE, made_for
@@ -108,10 +108,11 @@ def distill_task(
         train = train.select(some_of(train, config))
         sample = train
 
-    test = None if config.test_images is None else partial(read_test, config.test_images, plan.image_shape, plan.resize)
+    test = None if config.test_images is None else partial(read_test, config.test_images, plan.image_shape, plan.resize, plan.scaling)
     spec = ModelSpec(
-        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean
-    )
+        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean,
+        short_side=plan.short_side, interpolation=plan.interpolation,
+    )  # fmt: skip
     if config.normalise:
         mean, std = normalisation(sample)
         spec = replace(spec, mean=mean, std=std)
@@ -130,10 +131,10 @@ def distill_task(
 
 
 @lru_cache(maxsize=1)
-def read_test(images: str, shape: tuple[int, int], resize: bool) -> tuple[Samples, tuple[str, ...]]:
+def read_test(images: str, shape: tuple[int, int], resize: bool, scaling: Scaling) -> tuple[Samples, tuple[str, ...]]:
     """The test images of a source, every one of which must be usable."""
     source = open_images(images)
-    return load_samples(source, "test", np.arange(len(source.checked_labels("test"))), shape, resize)[0], ()
+    return load_samples(source, "test", np.arange(len(source.checked_labels("test"))), shape, resize, scaling=scaling)[0], ()
 
 
 def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:

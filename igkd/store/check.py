@@ -105,7 +105,7 @@ def _check_rows(name: str, table: pa.Table, plan: Plan) -> Iterator[str]:
         if not 0 <= row["label"] < len(plan.classes):
             yield f"{where}: label {row['label']} is outside the {len(plan.classes)} classes"
         try:
-            picture = decode(row["image"], plan.image_shape if plan.resize else None)
+            picture = decode(row["image"], plan.image_shape if plan.resize else None, plan.scaling)
             if pixel_hash(picture) != row["image_sha"]:
                 yield f"{where}: the picture does not have the hash in image_sha"
             elif picture.shape[:2] != plan.image_shape:

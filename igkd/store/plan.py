@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from igkd.attribution import Engine, Method
 from igkd.models import MAX_SIDE
+from igkd.pictures import Interpolation, Scaling
 from igkd.typed import short, typed
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class Plan:
     image_shape: tuple[int, int]
     resize: bool
     """Whether pictures were scaled and cropped to that shape."""
+    short_side: int = 0
+    """How they were, as `pictures.Scaling` has it: the teacher's own way."""
+    interpolation: Interpolation = "bicubic"
     bad_images: str
     """"refuse" or "skip"."""
     teacher: str
@@ -63,6 +67,11 @@ class Plan:
         """Number of Parquet files."""
         return -(-self.rows // self.rows_per_file)
 
+    @property
+    def scaling(self) -> Scaling:
+        """How pictures of another size were made `image_shape`, where `resize` is set."""
+        return Scaling(self.short_side, self.interpolation)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values, tuples as lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -71,7 +80,7 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> "Plan":
         """What `to_json` gave; raises TypeError for settings missing, unknown or of another type, ValueError for impossible ones."""
         plan = typed(cls, data)
-        sizes = (*plan.image_shape, *plan.attention_shape)
+        sizes = (*plan.image_shape, *plan.attention_shape, plan.short_side)
         if plan.rows < 0 or plan.rows_per_file < 1 or len(plan.attention_shape) != 2 or not all(0 <= side <= MAX_SIDE for side in sizes):
             raise ValueError("its sizes are impossible")
         if plan.precision not in ("float16", "float32"):

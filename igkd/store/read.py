@@ -113,7 +113,7 @@ class Store:
         rows = zip(*(table.column(c).to_pylist() for c in ("image_id", "image", "image_sha")), strict=True)
         for row, (i, image, sha) in enumerate(rows):
             try:
-                picture = decode(image, self.plan.image_shape if self.plan.resize else None)
+                picture = decode(image, self.plan.image_shape if self.plan.resize else None, self.plan.scaling)
             except BadImage as error:
                 raise UserError(f"{self.uri}: image {i} {error}; see `python -m igkd.store verify {self.uri}`") from None
             if pixel_hash(picture) != sha or picture.shape != pixels.shape[1:]:
