@@ -136,7 +136,7 @@ class Explanation:
     looks: dict[str, Looks]
     """By network, the teacher first: "teacher" and "student", or "network" alone."""
     networks: dict[str, dict[str, Any]]
-    """By network: path, parameters, sha256, and mean, the colour that is its baseline."""
+    """By network: path, parameters and sha256."""
     row: dict[str, Any]
     """How it was made."""
 
@@ -148,11 +148,6 @@ class Explanation:
     def likeness(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """As the function of this name gives it; empty without a teacher."""
         return likeness(self.looks["student"], self.looks["teacher"]) if "teacher" in self.looks else {}
-
-    @property
-    def one_baseline(self) -> bool:
-        """Whether maps of all networks start from the same colour."""
-        return len({network["mean"] for network in self.networks.values()}) == 1
 
     def right(self, name: str) -> int:
         """How many images a network is right about."""
@@ -186,10 +181,11 @@ def explain(config: ExplainConfig) -> Explanation:
     chosen = read(source, config.split, ids, numbers, model.spec, config.bad_images)
     for sentence in chosen.left_out:
         print(printable(sentence), file=sys.stderr, flush=True)
+    baseline = next(iter(found.values()))[0].spec.mean  # the teacher's mean colour, or that of the network alone
     looks = {}
     for name, (network, _, where) in found.items():
         placed = network.to(device).to(memory_format=torch.channels_last)
-        looks[name] = look(placed, chosen.samples, config.steps, f"the {name} {where}")
+        looks[name] = look(placed, chosen.samples, config.steps, f"the {name} {where}", baseline)
     student = Path(config.checkpoint).resolve().name
     return Explanation(
         title=f"What {student} looks at" if teacher is None else f"What {student} and its teacher look at",
@@ -198,7 +194,7 @@ def explain(config: ExplainConfig) -> Explanation:
         chosen=chosen,
         looks=looks,
         networks={
-            name: {"path": where, "parameters": models.parameter_count(network), "sha256": card["sha256"], "mean": network.spec.mean}
+            name: {"path": where, "parameters": models.parameter_count(network), "sha256": card["sha256"]}
             for name, (network, card, where) in found.items()
         },
         row={"config": dataclasses.asdict(config), "provenance": runs.provenance(runs.command(), 0, started)},

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igkd.attribution import attributor
+from igkd.attribution import Colour, attributor
 from igkd.config import BadImages, Split
 from igkd.errors import UserError, printable
 from igkd.evaluate import predict
 from igkd.images import FolderImages, ImageSource, Record
-from igkd.maps import cosine, rank_correlation
+from igkd.maps import check_finite, cosine, rank_correlation
 from igkd.models import ImageClassifier, ModelSpec
 from igkd.pictures import size
 from igkd.samples import Samples, decode_all
@@ -92,7 +92,7 @@ def read(
     )
 
 
-def look(model: ImageClassifier, samples: Samples, steps: int, name: str) -> Looks:
+def look(model: ImageClassifier, samples: Samples, steps: int, name: str, baseline: Colour) -> Looks:
     """Answers and maps of a network; an image's map does not depend on the others'.
 
     Args:
@@ -100,19 +100,22 @@ def look(model: ImageClassifier, samples: Samples, steps: int, name: str) -> Loo
         samples: of the network's size; a label of -1 has the network's own answer explained.
         steps: of integrated gradients.
         name: the network, in messages.
+        baseline: the colour in [0, 1] that maps start from: the same for networks whose maps are compared.
 
     Raises:
-        UserError: its logits are not numbers.
+        UserError: its logits or maps are not all finite numbers.
     """
     logits = predict(model, samples)
     if not logits.isfinite().all():
         raise UserError(f"{name} gives logits that are not all finite numbers: its weights are of no use; train it anew")
     targets = torch.where(samples.labels >= 0, samples.labels, logits.argmax(1))
     # Compiling a graph would take longer than so few images take without one. One image a call: others beside it would round it otherwise.
-    attribute = attributor(model, "ig", "torch", steps)
+    attribute = attributor(model, "ig", "torch", steps, baseline)
     ids = torch.from_numpy(samples.ids)
-    maps = [attribute(samples.pixels[i], targets[i], ids[i]).ig for i in told(torch.arange(len(samples)).split(1), f"maps of {name}")]
-    return Looks(logits=logits, targets=targets, maps=torch.cat(maps).numpy())
+    rows = told(torch.arange(len(samples)).split(1), f"maps of {name}")
+    maps = torch.cat([attribute(samples.pixels[i], targets[i], ids[i]).ig for i in rows]).numpy()
+    check_finite(maps, samples.ids, name)
+    return Looks(logits=logits, targets=targets, maps=maps)
 
 
 def told(rows: Sequence[Tensor], what: str) -> Iterator[Tensor]:

@@ -1,6 +1,5 @@
 """Compute the attribution store: python -m jobs.precompute --images SRC --teacher DIR --store URI"""
 
-import dataclasses
 import gc
 import json
 import time
@@ -12,7 +11,6 @@ import ray
 import ray.data
 
 from igkd import precompute, store
-from igkd.attribution import FAST_ENGINES
 from igkd.config import PrecomputeConfig, parse
 from igkd.errors import UserError
 from igkd.files import absolute
@@ -106,10 +104,10 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     source = open_images(config.images)
     model, card = open_teacher(config.teacher)
     start_ray()
-    begun = store.engine_of(absolute(config.store))
-    if config.engine == "fast" and begun is not None and begun in FAST_ENGINES:  # perhaps where another is the fastest
-        config = dataclasses.replace(config, engine=begun)
-    plan, selection = precompute.make_plan(config, source, model, card["sha256"], gpu=bool(ray.cluster_resources().get("GPU")))
+    gpu, begun = bool(ray.cluster_resources().get("GPU")), store.engine_of(absolute(config.store))
+    plan, selection = precompute.make_plan(
+        config, source, model, card["sha256"], gpu, begun, say=lambda line: print(f"precompute: {line}", flush=True)
+    )
     return fill_store(config, source, model, plan, selection)
 
 
@@ -155,6 +153,8 @@ def fill_store(
         manifest = store.finish(uri, plan, entries.values())
     for skipped in manifest["skipped"]:
         print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)
+    if zero := store.zero_maps(manifest):
+        print(f"precompute: {zero}", flush=True)
     print(f"precompute: {manifest['rows']} rows, {len(manifest['skipped'])} image(s) left out, in {config.store}", flush=True)
     return manifest
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from igkd.errors import UserError
-
 aten = torch.ops.aten
 ACTIVATIONS = [
     aten.threshold_backward,
@@ -52,8 +50,8 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backwar
         warnings.simplefilter("ignore")  # torch announces the end of torch.jit, by which OpenVINO reads a graph
         try:
             converted = openvino.convert_model(graph, example_input=(x, chosen), input=[list(x.shape), list(chosen.shape)])
-        except openvino.frontend.OpConversionFailure as error:
-            raise UserError(f"OpenVINO cannot differentiate this network ({str(error).splitlines()[-1]}); take --engine torch") from None
+        except openvino.frontend.OpConversionFailure as error:  # its last line alone says what is missing
+            raise RuntimeError(str(error).strip().splitlines()[-1].strip("- ")) from None
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # as the graph is written
         "INFERENCE_NUM_THREADS": streams,

@@ -11,7 +11,7 @@ so a part that exists is done, and whoever writes it twice writes the same.
 from igkd.store.check import describe, verify
 from igkd.store.lease import Lease, hold
 from igkd.store.plan import VERSION, Plan, ids_hash, part_name
-from igkd.store.read import Store, to_numpy
+from igkd.store.read import Store, to_numpy, zero_maps
 from igkd.store.write import (
     DamagedPart,
     Entry,
@@ -48,4 +48,5 @@ __all__ = [
     "to_numpy",
     "verify",
     "write_part",
+    "zero_maps",
 ]

@@ -12,7 +12,7 @@ from igkd.errors import UserError
 from igkd.files import filesystem, list_names, parse_json, read_file
 from igkd.images import BadImage, decode, pixel_hash
 from igkd.store.plan import Plan, ids_hash, part_name
-from igkd.store.read import Store, part_table, skipped_of, to_numpy
+from igkd.store.read import Store, count_zero, part_table, skipped_of, to_numpy
 
 
 def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -32,6 +32,7 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
     problems = _check_directory(store)
     found: list[NDArray[np.int64]] = []
     skipped: list[dict[str, Any]] = []
+    zero = 0
     for file in store.manifest["files"]:
         name = file["name"]
         try:
@@ -53,12 +54,15 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
             problems += _check_rows(name, table, store.plan)
             found.append(to_numpy(table.column("image_id")))
             skipped += skipped_of(table)
+            zero += count_zero(to_numpy(table.column("ig")))
             say(f"{name}: {len(table)} rows")
             continue
         found.append(np.empty(0, np.int64))
         say(f"{name}: not usable")
     problems += _repeated(found)
     if not problems:
+        if zero != store.manifest["zero_maps"]:
+            problems.append(f"{zero} maps are all zero, not the manifest's {store.manifest['zero_maps']}")
         if skipped != store.manifest["skipped"]:
             problems.append("the manifest's list of skipped images is not that of the parts")
         left_out = np.array([s["image_id"] for s in skipped], dtype=np.int64)
@@ -141,6 +145,7 @@ def describe(uri: str) -> dict[str, Any]:
         "images": len(labels),
         "validation": int(validation.sum()),
         "skipped": len(store.manifest["skipped"]),
+        "all_zero_maps": store.manifest["zero_maps"],
         "files": len(store.manifest["files"]),
         "bytes": size,
         "bytes_per_image": round(size / max(1, len(labels))),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,8 @@ class Store:
                 raise ValueError(f"it does not list the {plan.parts} parts of its plan")
             if not sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == plan.rows - len(manifest["skipped"]):
                 raise ValueError("its numbers of rows do not add up")
+            if type(manifest["zero_maps"]) is not int or not 0 <= manifest["zero_maps"] <= manifest["rows"]:
+                raise ValueError("its number of all-zero maps is impossible")
         except FileNotFoundError:
             raise UserError(_why_no_manifest(uri)) from None
         except (ValueError, KeyError, TypeError) as error:
@@ -140,6 +142,20 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     if isinstance(column.type, pa.FixedShapeTensorType):
         return np.array(combined.to_numpy_ndarray())
     return np.array(combined.to_numpy(zero_copy_only=False))
+
+
+def count_zero(maps: NDArray[Any]) -> int:
+    """How many of n maps (n, H, W) are zero everywhere."""
+    return int((~maps.any(axis=(1, 2))).sum())
+
+
+def zero_maps(manifest: Mapping[str, Any]) -> str:
+    """How many maps of a store are zero everywhere, as a sentence; "" if none is."""
+    count, plan = manifest["zero_maps"], manifest["plan"]
+    if not count:
+        return ""
+    rounded = ", or so little that float16 rounds it to 0 (--precision float32 keeps it)" if plan["precision"] == "float16" else ""
+    return f"{count:,} of {manifest['rows']:,} maps are all zero: nothing in these images changes their class's logit{rounded}"
 
 
 def part_table(data: bytes, plan: Plan) -> pa.Table:
