@@ -417,7 +417,7 @@ def test_fast_takes_a_vision_transformer() -> None:
     assert (found - expected).abs().max() < 1e-4 * expected.max()
 
 
-@pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (0.9, 0.1, 0.5), (0.3,)])
+@pytest.mark.parametrize("colour", [(0.9, 0.1, 0.5), (0.3,)])
 def test_maps_from_a_colour_are_captums_from_that_baseline(
     model: Classifier, batch: tuple[Tensor, Tensor], engine: Engine, colour: tuple[float, ...]
 ) -> None:
