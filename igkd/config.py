@@ -186,7 +186,7 @@ class PrecomputeConfig:
     images: str
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     teacher: str
-    """Directory of the teacher's checkpoint, or torchvision:NAME for one trained on ImageNet."""
+    """Directory of the teacher's checkpoint, or torchvision:NAME for one trained on ImageNet, which takes images of its own size."""
     store: str
     """Directory or s3:// URI of the store; the same command continues what is there."""
     split: Split = "train"
@@ -197,8 +197,8 @@ class PrecomputeConfig:
     method: Method = "ig"
     """Integrated gradients, their mean over noisy images, or input times gradient."""
     engine: Literal["fast"] | Engine = "fast"
-    """captum is the reference; fast gives the same maps sooner: by torch on a GPU or where OpenVINO is not installed, by openvino else,
-    with the backward pass in bfloat16 where the processor of the driver has that."""
+    """captum is the reference; fast gives the same maps sooner: by torch on a GPU or where OpenVINO is not installed or fails with this
+    teacher, by openvino else, with the backward pass in bfloat16 where the processor of the driver has that."""
     cut: int = 5
     """Student cut whose attention layer is tapped."""
     precision: Literal["float16", "float32"] = "float16"

@@ -41,7 +41,7 @@ def plain(network: nn.Module) -> nn.Module:
     """Turn every `StridedDepthwise` of a network back into the plain layer, in place, for tools that know layers by type; gives it."""
     for module in network.modules():
         if type(module) is StridedDepthwise:
-            module.__class__ = nn.Conv2d
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
     return network
 
 

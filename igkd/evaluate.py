@@ -23,7 +23,7 @@ from igkd.config import BadImages, EvaluateConfig, Split, parse
 from igkd.errors import UserError, run_cli
 from igkd.files import write_json
 from igkd.images import ImageSource, open_images, tell
-from igkd.maps import areas, cosine, perturbation_curves, random_maps, rank_correlation, top_overlap
+from igkd.maps import areas, check_finite, cosine, perturbation_curves, random_maps, rank_correlation, top_overlap
 from igkd.models import ImageClassifier
 from igkd.randomness import stratified_choice
 from igkd.samples import Samples, load_samples
@@ -90,6 +90,8 @@ def evaluate(
     }
     if teacher is not None:
         theirs = answers(teacher, samples)
+        if not theirs.isfinite().all():
+            raise UserError("the teacher's logits are not all finite numbers: its weights are of no use; choose another --teacher")
         row["teacher_accuracy"] = metrics.correct(theirs, labels) / len(labels)
         row["agreement"] = metrics.agreement(logits, theirs)
     if maps:
@@ -102,23 +104,29 @@ def judge_maps(
 ) -> dict[str, Any]:
     """Integrated-gradients maps of the true labels: the student's against the teacher's, and both against random ones.
 
-    Each network's maps start from its own baseline, 0 in its normalised space. Deletion and insertion ask the student alone, whoever made
-    the map: curves of two networks could not be compared. A curve has the student's mean probability of the label at evenly spaced
-    shares of pixels, from 0 to 1.
+    All maps start from one baseline, which deleted pixels have, too: the teacher's mean colour, or the network's own where there is no
+    teacher. From different baselines, such as black and grey, maps of two networks differ whatever the networks look at. Deletion and
+    insertion ask the student alone, whoever made the map: curves of two networks could not be compared. A curve has the student's mean
+    probability of the label at evenly spaced shares of pixels, from 0 to 1.
 
     Returns:
-        count; with a teacher, cosine, rank_correlation and top_overlap, each as mean, standard_error and control, the mean for another
-        image's map of the teacher; student, teacher (if there is one) and random, each as deletion and insertion, each of these as area
-        (mean), standard_error and curve. Errors are over images.
+        count; baseline, in pixels of [0, 1]; with a teacher, cosine, rank_correlation and top_overlap, each as mean, standard_error and
+        control, the mean for another image's map of the teacher; student, teacher (if there is one) and random, each as deletion and
+        insertion, each of these as area (mean), standard_error and curve. Errors are over images.
+
+    Raises:
+        UserError: a map is not all finite numbers.
     """
+    baseline = (teacher or model).spec.mean
     networks = {"student": model} if teacher is None else {"student": model, "teacher": teacher}
     ids = torch.from_numpy(samples.ids)
     # Compiling a graph would take longer than so few images take without one.
     looks = {}
     for name, network in networks.items():
         progress(f"the {name}'s maps of {len(samples):,} images")
-        looks[name] = attributor(network, "ig", "torch", steps)(samples.pixels, samples.labels, ids).ig.numpy()
-    row: dict[str, Any] = {"count": len(samples)}
+        looks[name] = attributor(network, "ig", "torch", steps, baseline)(samples.pixels, samples.labels, ids).ig.numpy()
+        check_finite(looks[name], samples.ids, f"the {name}")
+    row: dict[str, Any] = {"count": len(samples), "baseline": list(baseline)}
     if teacher is not None:
         for name, similarity in SIMILARITIES.items():
             own = similarity(looks["student"], looks["teacher"])
@@ -126,7 +134,7 @@ def judge_maps(
             row[name] = {"mean": float(own.mean()), "standard_error": standard_error(own), "control": float(control.mean())}
     for name, values in (looks | {"random": random_maps(samples.ids, samples.shape)}).items():
         progress(f"deletion and insertion curves by maps: {name}")
-        curves = perturbation_curves(model, samples.pixels, samples.labels, values)
+        curves = perturbation_curves(model, samples.pixels, samples.labels, values, baseline=baseline)
         row[name] = {
             kind: {"area": float(areas(c).mean()), "standard_error": standard_error(areas(c)), "curve": c.mean(axis=0).tolist()}
             for kind, c in zip(("deletion", "insertion"), curves, strict=True)
@@ -156,7 +164,7 @@ def matching_samples(
         UserError: the images are of other classes or another size, or one cannot be used.
     """
     numbers = class_numbers(model, name, str(source), source.classes, OWN_CLASSES)
-    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images)
+    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images, scaling=model.spec.scaling)
     for sentence in sentences(left_out):
         print(sentence, file=sys.stderr, flush=True)
     return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)

@@ -132,7 +132,7 @@ class Explanation:
     looks: dict[str, Looks]
     """By network, the teacher first: "teacher" and "student", or "network" alone."""
     networks: dict[str, dict[str, Any]]
-    """By network: path, parameters, sha256, and mean, the colour that is its baseline."""
+    """By network: path, parameters and sha256."""
     row: dict[str, Any]
     """How it was made."""
 
@@ -144,11 +144,6 @@ class Explanation:
     def likeness(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """As the function of this name gives it; empty without a teacher."""
         return likeness(self.looks["student"], self.looks["teacher"]) if "teacher" in self.looks else {}
-
-    @property
-    def one_baseline(self) -> bool:
-        """Whether maps of all networks start from the same colour."""
-        return len({network["mean"] for network in self.networks.values()}) == 1
 
     def right(self, name: str) -> int:
         """How many images a network is right about."""
@@ -183,13 +178,14 @@ def explain(config: ExplainConfig) -> Explanation:
         known.append(tuple(source.classes[i] for i in np.argsort(numbers)))
     labels = source.labels(config.split) if numbers is None else source.checked_labels(config.split)
     ids = choose(labels, config.ids, config.limit, str(source))
-    chosen = read(source, config.split, ids, numbers, model.spec.image_shape, config.bad_images)
+    chosen = read(source, config.split, ids, numbers, model.spec, config.bad_images)
     for sentence in chosen.left_out:
         print(printable(sentence), file=sys.stderr, flush=True)
+    baseline = next(iter(found.values()))[0].spec.mean  # the teacher's mean colour, or that of the network alone
     looks = {}
     for name, (network, _, where) in found.items():
         placed = network.to(device).to(memory_format=torch.channels_last)
-        looks[name] = look(placed, chosen.samples, config.steps, f"the {name} {where}")
+        looks[name] = look(placed, chosen.samples, config.steps, f"the {name} {where}", baseline)
     student = Path(config.checkpoint).resolve().name
     return Explanation(
         title=f"What {student} looks at" if teacher is None else f"What {student} and its teacher look at",
@@ -198,7 +194,7 @@ def explain(config: ExplainConfig) -> Explanation:
         chosen=chosen,
         looks=looks,
         networks={
-            name: {"path": where, "parameters": models.parameter_count(network), "sha256": card["sha256"], "mean": network.spec.mean}
+            name: {"path": where, "parameters": models.parameter_count(network), "sha256": card["sha256"]}
             for name, (network, card, where) in found.items()
         },
         row={"config": dataclasses.asdict(config), "provenance": runs.provenance(runs.command(), 0, started)},
@@ -229,7 +225,7 @@ def cards(found: Explanation) -> list[dict[str, Any]]:
                 "name": found.chosen.names[i],
                 "label": None if label < 0 else classes[label],
                 "image": samples.pixels[i].permute(1, 2, 0).numpy(),
-                "scaled": None if found.chosen.sizes[i] == samples.shape else found.chosen.sizes[i],
+                "scaled": found.chosen.scaled_from[i],
                 "looks": looks,
                 "likeness": {name: (float(own[i]), float(control[i])) for name, (own, control) in like.items()},
             }

@@ -28,10 +28,10 @@ from igkd import folders, shapes
 from igkd.errors import UserError, printable
 from igkd.files import STORAGE_ERRORS, absolute, explain, filesystem, is_damage, is_local, list_paths, open_ranges, parse_json
 from igkd.parquet import TooLarge, check_group, check_repeats
-from igkd.pictures import MAX_BYTES, BadImage, decode, encode_png, pixel_hash
+from igkd.pictures import FILL, MAX_BYTES, BadImage, Scaling, decode, encode_png, pixel_hash
 from igkd.randomness import default_test_mask
 
-__all__ = ["BadImage", "ImageSource", "Record", "Split", "decode", "encode_png", "open_images", "pixel_hash", "tell"]
+__all__ = ["FILL", "BadImage", "ImageSource", "Record", "Scaling", "Split", "decode", "encode_png", "open_images", "pixel_hash", "tell"]
 
 Split = Literal["train", "test"]
 

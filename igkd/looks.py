@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igkd.attribution import attributor
+from igkd.attribution import Colour, attributor
 from igkd.config import BadImages, Split
 from igkd.errors import UserError, printable
 from igkd.evaluate import predict
 from igkd.images import FolderImages, ImageSource, Record
-from igkd.maps import cosine, rank_correlation
-from igkd.models import ImageClassifier
+from igkd.maps import check_finite, cosine, rank_correlation
+from igkd.models import ImageClassifier, ModelSpec
 from igkd.pictures import size
 from igkd.samples import Samples, decode_all
 from igkd.tasks import sentences
@@ -37,8 +37,8 @@ class Chosen:
     """Their labels number the network's classes; -1 where the class is not known."""
     names: tuple[str | None, ...]
     """Of their files, where they have one."""
-    sizes: tuple[tuple[int, int], ...]
-    """(height, width) before they were scaled and cropped."""
+    scaled_from: tuple[tuple[int, int] | None, ...]
+    """(height, width) of those that were scaled and cropped; None for the others."""
     left_out: tuple[str, ...]
     """A sentence for each image that cannot be used."""
 
@@ -61,23 +61,24 @@ class Looks:
 
 
 def read(
-    source: ImageSource, split: Split, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None, shape: tuple[int, int], bad: BadImages
+    source: ImageSource, split: Split, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None, spec: ModelSpec, bad: BadImages
 ) -> Chosen:
-    """Read images and scale and crop them to one size.
+    """Read images, and scale and crop them as a network wants them.
 
     Args:
         ids: int64 (N,); the images come in this order.
         numbers: the network's number of each of the source's classes; None where it has none.
-        shape: (height, width) in pixels.
+        spec: of the network.
 
     Raises:
         UserError: an image cannot be used, or with --bad-images skip none of them can.
     """
     left_out: list[tuple[Record, str]] = []
     records = source.read(split, ids.tolist())
-    kept = list(decode_all(records, shape, True, bad, lambda record, why: left_out.append((record, why))))
+    kept = list(decode_all(records, spec.image_shape, True, bad, lambda record, why: left_out.append((record, why)), scaling=spec.scaling))
     if not kept:
         raise UserError(f"{source}: none of {len(ids)} image(s) can be used; the first {left_out[0][1]}")
+    sizes = [size(record.image) for record, _ in kept]
     samples = Samples(
         ids=np.array([record.image_id for record, _ in kept], dtype=np.int64),
         pixels=torch.from_numpy(np.stack([pixels for _, pixels in kept])).permute(0, 3, 1, 2).contiguous(),
@@ -86,12 +87,12 @@ def read(
     return Chosen(
         samples=samples,
         names=tuple(printable(record.name) if isinstance(source, FolderImages) else None for record, _ in kept),
-        sizes=tuple(size(record.image) for record, _ in kept),
+        scaled_from=tuple(found if spec.short_side or found != spec.image_shape else None for found in sizes),
         left_out=sentences(left_out),
     )
 
 
-def look(model: ImageClassifier, samples: Samples, steps: int, name: str) -> Looks:
+def look(model: ImageClassifier, samples: Samples, steps: int, name: str, baseline: Colour) -> Looks:
     """Answers and maps of a network; an image's map does not depend on the others'.
 
     Args:
@@ -99,19 +100,22 @@ def look(model: ImageClassifier, samples: Samples, steps: int, name: str) -> Loo
         samples: of the network's size; a label of -1 has the network's own answer explained.
         steps: of integrated gradients.
         name: the network, in messages.
+        baseline: the colour in [0, 1] that maps start from: the same for networks whose maps are compared.
 
     Raises:
-        UserError: its logits are not numbers.
+        UserError: its logits or maps are not all finite numbers.
     """
     logits = predict(model, samples)
     if not logits.isfinite().all():
         raise UserError(f"{name} gives logits that are not all finite numbers: its weights are of no use; train it anew")
     targets = torch.where(samples.labels >= 0, samples.labels, logits.argmax(1))
     # Compiling a graph would take longer than so few images take without one. One image a call: others beside it would round it otherwise.
-    attribute = attributor(model, "ig", "torch", steps)
+    attribute = attributor(model, "ig", "torch", steps, baseline)
     ids = torch.from_numpy(samples.ids)
-    maps = [attribute(samples.pixels[i], targets[i], ids[i]).ig for i in told(torch.arange(len(samples)).split(1), f"maps of {name}")]
-    return Looks(logits=logits, targets=targets, maps=torch.cat(maps).numpy())
+    rows = told(torch.arange(len(samples)).split(1), f"maps of {name}")
+    maps = torch.cat([attribute(samples.pixels[i], targets[i], ids[i]).ig for i in rows]).numpy()
+    check_finite(maps, samples.ids, name)
+    return Looks(logits=logits, targets=targets, maps=maps)
 
 
 def told(rows: Sequence[Tensor], what: str) -> Iterator[Tensor]:

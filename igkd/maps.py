@@ -11,13 +11,33 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from igkd.attribution.base import as_float
+from igkd.attribution.base import Colour, as_float
+from igkd.errors import UserError
 from igkd.models import ImageClassifier
 from igkd.randomness import uniform
 
 Maps = NDArray[np.floating[Any]]
 Figures = NDArray[np.float64]
 """(N,), one figure an image."""
+
+
+def check_finite(maps: Maps, ids: NDArray[np.int64], name: str) -> None:
+    """Refuse maps that are no numbers.
+
+    Args:
+        maps: (N, H, W).
+        ids: int64 (N,), of their images.
+        name: the network, in messages.
+
+    Raises:
+        UserError: a map has a value that is not finite.
+    """
+    wrong = np.flatnonzero(~np.isfinite(maps).all(axis=(1, 2)))
+    if len(wrong):
+        raise UserError(
+            f"{name} gives a map of image {ids[wrong[0]]} that is not all finite numbers: its weights are of no use, or too large for "
+            "single precision; train it anew"
+        )
 
 
 def mass_inside(maps: Maps, masks: NDArray[np.bool_]) -> Figures:
@@ -73,24 +93,33 @@ def random_maps(ids: NDArray[np.int64], shape: tuple[int, int], seed: int = 0) -
 
 
 def perturbation_curves(
-    model: ImageClassifier, pixels: Tensor, labels: Tensor, maps: Maps, steps: int = 16, batch_size: int = 250
+    model: ImageClassifier,
+    pixels: Tensor,
+    labels: Tensor,
+    maps: Maps,
+    steps: int = 16,
+    batch_size: int = 250,
+    baseline: Colour | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How the label's probability falls as pixels are deleted, and rises as they are inserted, the map's largest first (Petsiuk, Das,
     Saenko 2018, "RISE").
 
-    A deleted pixel is 0 in the network's normalised space, the baseline of integrated gradients; insertion starts from an image that is
-    all baseline. After step k of `steps`, round(k H W / steps) pixels are deleted or inserted. A good map has a small area under the
+    A deleted pixel has the colour of the baseline, where integrated gradients start; insertion starts from an image that is all baseline.
+    After step k of `steps`, round(k H W / steps) pixels are deleted or inserted. A good map has a small area under the
     curve of deletion and a large one under that of insertion.
 
     Args:
         model: in evaluation mode.
         pixels: (N, 3, H, W), uint8 or float in [0, 1].
         labels: int64 (N,).
+        baseline: in pixels of [0, 1]; None is the network's mean colour, 0 in its normalised space.
 
     Returns:
         probabilities of deletion and of insertion, float64 (N, steps + 1) each.
     """
     device = next(model.parameters()).device
+    colour = None if baseline is None else torch.tensor(baseline, device=device).view(1, -1, 1, 1)
+    gone = torch.zeros(1, 1, 1, 1, device=device) if colour is None else model.normalise(colour)
     place = torch.from_numpy(places(maps)).unsqueeze(1)
     counts = [round(k * place[0].numel() / steps) for k in range(steps + 1)]
     curves = torch.empty(2, len(pixels), steps + 1, dtype=torch.float64)
@@ -101,7 +130,7 @@ def perturbation_curves(
             for step, count in enumerate(counts):
                 marked = position < count
                 for curve, kept in zip(curves, (~marked, marked), strict=True):
-                    logits = model.from_normalised((x * kept).contiguous(memory_format=torch.channels_last))
+                    logits = model.from_normalised(torch.where(kept, x, gone).contiguous(memory_format=torch.channels_last))
                     curve[rows, step] = logits.double().softmax(1).gather(1, target)[:, 0].cpu()
     return curves[0].numpy(), curves[1].numpy()
 

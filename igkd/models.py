@@ -21,6 +21,7 @@ from igkd import lean
 from igkd.convolutions import avoid_slow_kernels
 from igkd.errors import UserError
 from igkd.files import read_json, write_bytes, write_json
+from igkd.pictures import Interpolation, Scaling
 from igkd.typed import short, typed
 
 # (expansion t, channels c, blocks n, stride s): the paper's network, whose second stage keeps the resolution.
@@ -52,6 +53,9 @@ class ModelSpec:
     """Divides the pixels after that, per channel."""
     lean: str = ""
     """The architecture of a lean student, as `igkd.lean` names it: cut is then 0, width and stride say what the teacher has."""
+    short_side: int = 0
+    """Where pictures are scaled to `image_shape`: the pixels of their shorter side before the crop, as `pictures.Scaling` has it."""
+    interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
         if self.cut not in CUTS:
@@ -61,6 +65,11 @@ class ModelSpec:
             if self.cut:
                 raise UserError(f"a lean student has no layers of the teacher's to cut off: its cut is 0, not {self.cut}")
 
+    @property
+    def scaling(self) -> Scaling:
+        """How pictures of another size are made the network's size."""
+        return Scaling(self.short_side, self.interpolation)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelSpec":
         """What a checkpoint says; raises TypeError or ValueError if that is no network."""
@@ -68,6 +77,7 @@ class ModelSpec:
         for name, sound in (
             ("image_shape", all(1 <= side <= MAX_SIDE for side in spec.image_shape)),
             ("stride", 1 <= spec.stride <= MAX_SIDE),
+            ("short_side", spec.short_side == 0 or max(spec.image_shape) <= spec.short_side <= MAX_SIDE),
             ("mean", len(spec.mean) in (1, 3)),
             ("std", len(spec.std) in (1, 3) and min(spec.std) > 0),
         ):

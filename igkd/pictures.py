@@ -3,6 +3,8 @@
 import hashlib
 import io
 import warnings
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,20 +29,36 @@ TURNS = {
 }
 """What turns a picture upright, by its EXIF orientation; 1, or none, is upright already."""
 
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+"""By PIL's names, in lower case."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a picture of another size is made one of a network's size (H, W): scaled, then cropped around its centre."""
+
+    short_side: int = 0
+    """Pixels that the shorter side is scaled to before the crop; 0: the picture is scaled until it just covers (H, W)."""
+    interpolation: Interpolation = "bicubic"
+
+
+FILL = Scaling()
+
 
 class BadImage(ValueError):
     """An image that cannot be used; the message says why."""
 
 
-def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def decode(image: bytes, shape: tuple[int, int] | None = None, scaling: Scaling = FILL) -> NDArray[np.uint8]:
     """Decode to uint8 (H, W, 3) RGB, turned upright as the picture's EXIF orientation says.
 
     Args:
         image: encoded picture.
         shape: (H, W) to scale and centre-crop to; None keeps the picture's own.
+        scaling: how that is done. With a `short_side`, pictures that have the shape already are scaled, too, as torchvision does.
 
     Raises:
-        BadImage: it does not decode.
+        BadImage: it does not decode, or it is so long and narrow that scaling it would take too much memory.
     """
     if not image:
         raise BadImage("has no bytes")
@@ -56,9 +74,30 @@ def decode(image: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uin
         raise BadImage("does not decode (not a picture in a format PIL reads)") from None
     except Exception as error:  # of bytes that anyone may have made: PIL's readers raise whatever they stumble over
         raise BadImage(f"does not decode ({str(error) or type(error).__name__})") from None
-    if shape is not None and (picture.height, picture.width) != shape:
-        picture = ImageOps.fit(picture, (shape[1], shape[0]), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    return np.asarray(picture if shape is None else _scaled(picture, shape, scaling))
+
+
+def scale_mask(mask: NDArray[np.bool_], shape: tuple[int, int], scaling: Scaling) -> NDArray[np.bool_]:
+    """A picture's mask, bool (H, W), as `decode` scales and crops the picture itself: bool of the given shape."""
+    return np.asarray(_scaled(Image.fromarray(mask.astype(np.uint8)), shape, replace(scaling, interpolation="nearest"))).astype(np.bool_)
+
+
+def _scaled(picture: Image.Image, shape: tuple[int, int], scaling: Scaling) -> Image.Image:
+    """The picture scaled and cropped to (H, W); with a short side, to the pixel what torchvision's ImageClassification transform gives."""
+    filter, (height, width) = Image.Resampling[scaling.interpolation.upper()], shape
+    if not scaling.short_side:
+        return picture if (picture.height, picture.width) == shape else ImageOps.fit(picture, (width, height), filter)
+    short, long = sorted(picture.size)
+    longer = int(scaling.short_side * long / short)
+    if scaling.short_side * longer > MAX_PIXELS:
+        raise BadImage(
+            f"is too long and narrow ({picture.height}x{picture.width} pixels, height x width): scaled to {scaling.short_side} pixels "
+            f"along its shorter side, it would have more than {MAX_PIXELS:,}"
+        )
+    wide = picture.width > picture.height
+    picture = picture.resize((longer, scaling.short_side) if wide else (scaling.short_side, longer), filter)
+    top, left = round((picture.height - height) / 2), round((picture.width - width) / 2)
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """From images to rows of the store: plan, read, attribute, write. Pure of any scheduler; `jobs.precompute` says where each step runs."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from igkd.errors import UserError
 from igkd.images import ImageSource, Record, pixel_hash
 from igkd.losses import attention_map
 from igkd.models import Classifier, ImageClassifier, attention_layer, parameter_count
+from igkd.pictures import scale_mask
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.samples import OnBadImage, decode_all, first_image
 from igkd.teachers import class_numbers
@@ -42,16 +44,24 @@ class Selection:
 
 
 def make_plan(
-    config: PrecomputeConfig, source: ImageSource, model: ImageClassifier, teacher_sha: str, gpu: bool = False
+    config: PrecomputeConfig,
+    source: ImageSource,
+    model: ImageClassifier,
+    teacher_sha: str,
+    gpu: bool = False,
+    begun: attribution.Engine | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[store.Plan, Selection]:
     """Decide everything about a store before computing anything.
 
     Args:
         teacher_sha: sha256 of the model's weights.
         gpu: whether GPUs will compute it, on which the choice of the fastest engine depends.
+        begun: the engine that some parts of the store were computed with; another fast one is then not looked for.
+        say: is told a line, which engine was chosen and why.
 
     Raises:
-        UserError: the teacher does not fit the images, or the settings are impossible.
+        UserError: the teacher does not fit the images, the settings are impossible, or the engine fails with this teacher.
     """
     labels = source.checked_labels(config.split)
     spec = model.spec
@@ -76,7 +86,7 @@ def make_plan(
         layer = attention_layer(config.cut)
         with torch.inference_mode():
             tapped = model(torch.zeros(1, 3, *shape), layer)[1]
-    engine = attribution.choose_engine(config.engine, config.method, gpu)
+    engine = chosen_engine(config, model, shape, gpu, begun, say)
     most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
     plan = store.Plan(
         images=config.images,
@@ -85,6 +95,8 @@ def make_plan(
         classes=named(tuple(source.classes[i] for i in np.argsort(numbers)), spec.classes),
         image_shape=shape,
         resize=config.image_size is not None,
+        short_side=spec.short_side,
+        interpolation=spec.interpolation,
         bad_images=config.bad_images,
         teacher=teacher_sha,
         teacher_parameters=parameter_count(model),
@@ -103,6 +115,23 @@ def make_plan(
         rows_per_file=config.rows_per_file or most,
     )
     return plan, Selection(ids, validation[ids], numbers)
+
+
+def chosen_engine(
+    config: PrecomputeConfig,
+    model: ImageClassifier,
+    shape: tuple[int, int],
+    gpu: bool,
+    begun: attribution.Engine | None,
+    say: Callable[[str], None],
+) -> attribution.Engine:
+    """The engine of a store; arguments and errors are those of `make_plan`."""
+    if begun is not None and (config.engine == begun or (config.engine == "fast" and begun in attribution.FAST_ENGINES)):
+        return attribution.choose_engine(begun, config.method, gpu)  # it has worked; perhaps where another is the fastest
+    engine, why = attribution.find_engine(config.engine, config.method, gpu, model, shape)
+    if why:
+        say(f"fast stands for the engine {engine} here: {why}")
+    return engine
 
 
 def limited(labels: NDArray[np.int64], validation: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
@@ -142,12 +171,15 @@ def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Ro
             "pixels": black if pixels is None else pixels,
         }
         if plan.has_mask:
-            row["mask"] = (np.zeros((height, width)) if record.mask is None else record.mask).astype(np.uint8)
+            mask = np.zeros((height, width), np.bool_) if record.mask is None else scale_mask(record.mask, plan.image_shape, plan.scaling)
+            row["mask"] = mask.astype(np.uint8)
         rows.append(row)
 
     on_bad: OnBadImage = "skip" if plan.bad_images == "skip" else "refuse"
     records = source.read(plan.split, selection.ids.tolist())  # type: ignore[arg-type]
-    for record, pixels in decode_all(records, plan.image_shape, plan.resize, on_bad, lambda record, why: add(record, None, why)):
+    for record, pixels in decode_all(
+        records, plan.image_shape, plan.resize, on_bad, lambda record, why: add(record, None, why), scaling=plan.scaling
+    ):
         add(record, pixels, "")
     rows.sort(key=lambda row: row["image_id"])
     return {name: _column([row[name] for row in rows]) for name in rows[0]}
@@ -167,7 +199,11 @@ def plan_attributor(model: ImageClassifier, plan: store.Plan) -> attribution.Att
 
 
 def attribute_rows(model: ImageClassifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:
-    """Replace `pixels` by what the teacher makes of them: ig, ig_delta, logits, attention; rows with a reason get zeros."""
+    """Replace `pixels` by what the teacher makes of them: ig, ig_delta, logits, attention; rows with a reason get zeros.
+
+    Raises:
+        UserError: the teacher makes of an image what is no finite number in the store's precision; image and value are named.
+    """
     real = np.dtype(plan.precision)
     n = len(rows["image_id"])
     out = {
@@ -182,10 +218,38 @@ def attribute_rows(model: ImageClassifier, attribute: attribution.Attributor, pl
         pixels = torch.from_numpy(np.array(rows["pixels"])[good]).permute(0, 3, 1, 2).float() / 255
         labels, ids = (torch.from_numpy(np.array(rows[name])[good]) for name in ("label", "image_id"))
         result = attribute(pixels, labels, ids)
-        out["ig"][good], out["ig_delta"][good], out["logits"][good] = result.ig.numpy(), result.delta.numpy(), result.logits.numpy()
+        found = {"logits": result.logits, "ig_delta": result.delta, "ig": result.ig}
         if plan.attention_layer is not None:
-            out["attention"][good] = attention_of(model, pixels, plan.attention_layer).numpy()
+            found["attention"] = attention_of(model, pixels, plan.attention_layer)
+        for name, values in found.items():
+            out[name][good] = storable(name, values.numpy(), out[name].dtype, [(rows["image_id"][i], rows["name"][i]) for i in good])
     return {name: column for name, column in rows.items() if name != "pixels"} | out
+
+
+KINDS = {"logits": "logits", "ig_delta": "a completeness error", "ig": "a map", "attention": "attention"}
+
+
+def storable(name: str, values: NDArray[np.float32], dtype: np.dtype[Any], images: list[tuple[int, str]]) -> NDArray[Any]:
+    """What a teacher made of images, float32 (n, ...), in the column's dtype.
+
+    Args:
+        name: of the column.
+        images: id and name of each image.
+
+    Raises:
+        UserError: a value is not finite, or larger than the dtype holds; it is named, with its image.
+    """
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype)
+    wrong = np.argwhere(~np.isfinite(stored))
+    if len(wrong) == 0:
+        return stored
+    (image_id, image), value = images[wrong[0][0]], values[tuple(wrong[0])]
+    said = f"image {image_id} ({image}): the teacher gives {KINDS[name]} with the value {value:.6g}"
+    if np.isfinite(value):
+        most = f"{np.finfo(dtype).max:.0f}"
+        raise UserError(f"{said}, above {most}, the largest number of --precision {dtype}; --precision float32 stores it")
+    raise UserError(f"{said}, which is no finite number: its weights are of no use or too large for single precision; take another teacher")
 
 
 def attention_of(model: ImageClassifier, pixels: torch.Tensor, layer: int) -> torch.Tensor:

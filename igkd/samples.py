@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igkd.errors import UserError
-from igkd.images import BadImage, ImageSource, Record, Split, decode
+from igkd.images import FILL, BadImage, ImageSource, Record, Scaling, Split, decode
 
 OnBadImage = Literal["refuse", "skip"]
 SIZING = "--image-size N scales and crops all of them to one size"
@@ -88,6 +88,7 @@ def decode_all(
     on_bad: OnBadImage,
     skipped: Callable[[Record, str], None],
     sizing: str = SIZING,
+    scaling: Scaling = FILL,
 ) -> Iterable[tuple[Record, NDArray[np.uint8]]]:
     """Decode records one by one; the first decides the shape of all when none is given.
 
@@ -98,13 +99,14 @@ def decode_all(
         on_bad: "refuse" raises on an image that cannot be used, "skip" passes it to `skipped` and goes on.
         skipped: called with the record and the reason.
         sizing: what to do about an image of another size.
+        scaling: how images are scaled and cropped.
 
     Raises:
         UserError: naming the image, under "refuse".
     """
     for record in records:
         try:
-            pixels = decode(record.image, shape if resize else None)
+            pixels = decode(record.image, shape if resize else None, scaling)
             shape = shape or pixels.shape[:2]
             if pixels.shape[:2] != shape:
                 raise BadImage(
@@ -140,6 +142,7 @@ def load_samples(
     resize: bool = False,
     on_bad: OnBadImage = "refuse",
     sizing: str = SIZING,
+    scaling: Scaling = FILL,
 ) -> tuple[Samples, list[tuple[Record, str]]]:
     """Read and decode images into memory.
 
@@ -151,7 +154,7 @@ def load_samples(
     """
     left_out: list[tuple[Record, str]] = []
     records = source.read(split, ids.tolist())
-    kept = list(decode_all(records, shape, resize, on_bad, lambda record, why: left_out.append((record, why)), sizing))
+    kept = list(decode_all(records, shape, resize, on_bad, lambda record, why: left_out.append((record, why)), sizing, scaling))
     if not kept:
         raise UserError(
             f"{source}, split '{split}': none of {len(ids)} image(s) can be used" + (f"; the first {left_out[0][1]}" if left_out else "")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from igkd import augment, models
 from igkd.attribution import FAST_ENGINES, Engine, attributor
 from igkd.latency import take_turns
-from igkd.maps import mass_inside, pointing_hits
+from igkd.maps import check_finite, mass_inside, pointing_hits
 from igkd.models import Classifier, ImageClassifier
 from igkd.report import Focus, GalleryRow, Latency
 from igkd.samples import Samples
@@ -47,9 +47,16 @@ class Showcase:
         self.masks: NDArray[np.bool_] | None = store.column("mask")[rows].astype(np.bool_) if store.plan.has_mask else None
         pixels, targets = self.samples.pixels.float() / 255, self.samples.labels
         plan, ids = store.plan, torch.from_numpy(self.samples.ids)
-        # By the same rule; for so few images compiling a graph would take longer than computing without one.
+        # By the same rule, from the colour that the teacher's maps in the store start from. For so few images compiling a graph would take
+        # longer than computing without one.
         engine: Engine = "torch" if plan.engine in FAST_ENGINES else plan.engine
-        self.maps = {arm: attributor(m, plan.method, engine, plan.steps)(pixels, targets, ids) for arm, m in self.students.items()}
+        baseline = teacher.spec.mean
+        self.maps = {
+            arm: attributor(student, plan.method, engine, plan.steps, baseline)(pixels, targets, ids)
+            for arm, student in self.students.items()
+        }
+        for arm, found in self.maps.items():
+            check_finite(found.ig.numpy(), self.samples.ids, f"the student {arm}")
 
     def gallery(self) -> list[GalleryRow]:
         """One row a class; the teacher's map is the store's own, so that a misplaced one would be seen."""

@@ -19,7 +19,7 @@ from igkd.config import BadImages, DistillConfig, FewCrops, Objective, Recipe, T
 from igkd.errors import UserError
 from igkd.feed import check_sizes, check_validation
 from igkd.files import absolute
-from igkd.images import Record, open_images, tell
+from igkd.images import FILL, Record, Scaling, open_images, tell
 from igkd.models import ImageClassifier, ModelSpec, values_a_channel
 from igkd.randomness import stratified_choice, validation_mask
 from igkd.recipes import MADE, made_for
@@ -141,12 +141,10 @@ def check_teacher(config: TeacherConfig) -> None:
     check_validation(int(validation.sum()), config.workers)
     if config.batch_size > 1:
         return
-    try:
-        first = decode(next(source.read("train", [0])).image).shape
-    except BadImage:
-        return  # which the run will say, or leave out
+    first = first_image(source, "train", config.bad_images).shape
     shape = (first[0], first[1]) if config.image_size is None else (config.image_size, config.image_size)
-    check_batch_size(ModelSpec(classes=source.classes, image_shape=shape, width=config.width, stride=config.stride), config.recipe)
+    spec = ModelSpec(classes=source.classes, image_shape=shape, width=config.width, stride=config.stride, lean=config.lean)
+    check_batch_size(spec, config.recipe)
 
 
 def check_student(config: DistillConfig, store: Store) -> None:
@@ -206,8 +204,9 @@ def distill_task(
 def student_spec(config: DistillConfig, plan: Plan) -> ModelSpec:
     """The network of a student, for pixels as they are."""
     return ModelSpec(
-        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean
-    )
+        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean,
+        short_side=plan.short_side, interpolation=plan.interpolation,
+    )  # fmt: skip
 
 
 def check_batch_size(spec: ModelSpec, recipe: Recipe) -> None:
@@ -273,18 +272,20 @@ def unseen_by_student(config: DistillConfig, store: Store) -> Unseen | None:
     if config.test_images is None:
         return None
     plan = store.plan
-    found = read_unseen(config.test_images, plan.classes, plan.image_shape, plan.resize, config.bad_images)
+    found = read_unseen(config.test_images, plan.classes, plan.image_shape, plan.resize, config.bad_images, plan.scaling)
     if config.maps and len(found.samples) < 2:
         raise UserError(f"{config.test_images} has one test image, and --maps {config.maps} compares maps of several; use --maps 0")
     return found
 
 
-def read_unseen(images: str, classes: tuple[str, ...], shape: tuple[int, int], resize: bool, bad_images: BadImages) -> Unseen:
+def read_unseen(
+    images: str, classes: tuple[str, ...], shape: tuple[int, int], resize: bool, bad_images: BadImages, scaling: Scaling = FILL
+) -> Unseen:
     """The test split of a source; one process decodes the same images once.
 
     Args:
         classes: of the training images.
-        shape: (H, W) that every image must have, or with `resize` is scaled and cropped to.
+        shape: (H, W) that every image must have, or with `resize` is scaled and cropped to, as `scaling` says.
 
     Raises:
         UserError: there are no images, they are of other classes, or one cannot be used.
@@ -294,15 +295,18 @@ def read_unseen(images: str, classes: tuple[str, ...], shape: tuple[int, int], r
     source.checked_labels("test")
     numbers = renumbering(classes, source.classes, "the network to be trained", images, "give test images of the same classes")
     fingerprint = source.fingerprint("test")
-    samples, left_out = _decoded(str(source), fingerprint, shape, resize, bad_images)
+    samples, left_out = _decoded(str(source), fingerprint, shape, resize, bad_images, scaling)
     return Unseen(samples=replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), left_out=left_out, fingerprint=fingerprint)
 
 
 @lru_cache(maxsize=1)
-def _decoded(images: str, fingerprint: str, shape: tuple[int, int], resize: bool, bad_images: BadImages) -> tuple[Samples, tuple[str, ...]]:
+def _decoded(
+    images: str, fingerprint: str, shape: tuple[int, int], resize: bool, bad_images: BadImages, scaling: Scaling
+) -> tuple[Samples, tuple[str, ...]]:
     """The test split of a source, of this fingerprint."""
     source = open_images(images)
-    samples, left_out = load_samples(source, "test", np.arange(len(source.labels("test"))), shape, resize, bad_images, TEST_SIZING)
+    everything = np.arange(len(source.labels("test")))
+    samples, left_out = load_samples(source, "test", everything, shape, resize, bad_images, TEST_SIZING, scaling)
     return samples, sentences(left_out)
 
 

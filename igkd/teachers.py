@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import re
+import warnings
 from typing import Any
 from urllib.error import URLError
 
@@ -21,8 +23,6 @@ from igkd.models import ImageClassifier, ModelSpec
 
 # torchvision unpickles what it finds in $TORCH_HOME without looking at its hash. This makes torch load tensors and nothing else.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TorchvisionClassifier(ImageClassifier):
@@ -43,7 +43,8 @@ def open_teacher(text: str) -> tuple[ImageClassifier, dict[str, Any]]:
 
     Args:
         text: the directory of a checkpoint; or torchvision:NAME with the default weights, which are downloaded;
-            torchvision:NAME,weights=none,seed=N has random ones. torchvision's take images of 224x224 pixels.
+            torchvision:NAME,weights=none,seed=N has random ones. Size, scaling, mean and deviation of torchvision's images are those
+            of its default weights' own transforms, also where the weights are random.
 
     Raises:
         UserError: there is no such teacher, or its weights cannot be had.
@@ -52,19 +53,21 @@ def open_teacher(text: str) -> tuple[ImageClassifier, dict[str, Any]]:
         return models.load(text), models.checkpoint_card(text)
     name, _, rest = text.removeprefix("torchvision:").partition(",")
     options = dict(part.partition("=")[::2] for part in rest.split(",") if part)
-    if options.keys() - {"weights", "seed"} or options.get("weights", "none") != "none" or not options.get("seed", "0").isdecimal():
+    seed = options.get("seed", "0")
+    if options.keys() - {"weights", "seed"} or options.get("weights", "none") != "none" or not re.fullmatch("[0-9]{1,18}", seed):
         raise UserError(f"'{text}' is no teacher: after torchvision:NAME come at most weights=none and seed=N")
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(f"torchvision has no classifier '{name}'; it has {', '.join(known)}")
     classes = tuple(map(str, range(IMAGENET_CLASSES)))
+    weights = torchvision.models.get_model_weights(name).DEFAULT
     if "weights" in options:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(options.get("seed", "0")))
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # inception_v3 and googlenet announce other random weights
+            torch.manual_seed(int(seed))
             network = torchvision.models.get_model(name, weights=None)
     else:
         try:
-            weights = torchvision.models.get_model_weights(name).DEFAULT
             network = torchvision.models.get_model(name, weights=weights)
         except (URLError, OSError) as error:
             raise UserError(
@@ -77,8 +80,7 @@ def open_teacher(text: str) -> tuple[ImageClassifier, dict[str, Any]]:
                 f"{type(error).__name__}; delete it, and it is downloaded anew"
             ) from None
         classes = tuple(weights.meta["categories"])
-    spec = ModelSpec(classes=classes, image_shape=(224, 224), stride=2, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    model = TorchvisionClassifier(spec, network).eval()
+    model = TorchvisionClassifier(torchvision_spec(weights.transforms(), classes), network).eval()
     sha = hashlib.sha256(safetensors.torch.save({k: v.contiguous() for k, v in network.state_dict().items()})).hexdigest()
     card = {
         "sha256": sha,
@@ -87,6 +89,24 @@ def open_teacher(text: str) -> tuple[ImageClassifier, dict[str, Any]]:
         "made": {"name": text},
     }
     return model, card
+
+
+def torchvision_spec(transform: Any, classes: tuple[str, ...]) -> ModelSpec:
+    """How a network of torchvision is fed.
+
+    Args:
+        transform: `weights.transforms()`, an ImageClassification.
+    """
+    (side,), (short_side,) = transform.crop_size, transform.resize_size
+    return ModelSpec(
+        classes=classes,
+        image_shape=(side, side),
+        stride=2,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        short_side=short_side,
+        interpolation=transform.interpolation.value,
+    )
 
 
 class Renumbered(ImageClassifier):

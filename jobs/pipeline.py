@@ -61,7 +61,7 @@ def check_test_images(pipeline: Pipeline) -> None:
     given, student = open_teacher(pipeline.precompute.teacher)[0].spec, pipeline.students[0]
     if student.test_images is not None:
         resize = pipeline.precompute.image_size is not None
-        read_unseen(student.test_images, given.classes, given.image_shape, resize, student.bad_images)
+        read_unseen(student.test_images, given.classes, given.image_shape, resize, student.bad_images, given.scaling)
 
 
 def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ import ray
 import ray.data
 
 from igkd import precompute, store, views
-from igkd.attribution import FAST_ENGINES
 from igkd.config import PrecomputeConfig, parse
 from igkd.errors import UserError
 from igkd.files import absolute
@@ -122,10 +121,15 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     tell(source)
     model, card = open_teacher(config.teacher)
     start_ray()
-    begun = store.engine_of(absolute(config.store))
-    if config.engine == "fast" and begun is not None and begun in FAST_ENGINES:  # perhaps where another is the fastest
-        config = dataclasses.replace(config, engine=begun)
-    plan, selection = precompute.make_plan(config, source, model, card["sha256"], gpu=has_gpu())
+    plan, selection = precompute.make_plan(
+        config,
+        source,
+        model,
+        card["sha256"],
+        has_gpu(),
+        store.engine_of(absolute(config.store)),
+        say=lambda line: print(f"precompute: {line}", flush=True),
+    )
     asked = views_asked_for(config, plan)
     manifest = fill_store(config, source, model, plan, selection)
     if asked is not None:
@@ -199,6 +203,8 @@ def fill_store(
         return manifest
     for skipped in manifest["skipped"]:
         print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)
+    if zero := store.zero_maps(manifest):
+        print(f"precompute: {zero}", flush=True)
     print(f"precompute: {manifest['rows']} rows, {len(manifest['skipped'])} image(s) left out, in {config.store}", flush=True)
     return manifest
 

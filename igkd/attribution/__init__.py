@@ -4,25 +4,46 @@
     attribute(pixels, labels, ids).ig
 
 Methods: `ig`, integrated gradients (Sundararajan, Taly, Yan 2017, "Axiomatic Attribution for Deep Networks"): attribution_i =
-(x_i - x'_i) * integral over a in [0, 1] of dF(x' + a (x - x')) / dx_i, here with F the logit of the true label and x' = 0 in normalised
-space; `smoothgrad-ig`, its mean over noisy copies of the image (Smilkov et al. 2017, "SmoothGrad"); `input-x-gradient` (Shrikumar et
+(x_i - x'_i) * integral over a in [0, 1] of dF(x' + a (x - x')) / dx_i, here with F the logit of the true label and x' the baseline;
+`smoothgrad-ig`, its mean over noisy copies of the image (Smilkov et al. 2017, "SmoothGrad"); `input-x-gradient` (Shrikumar et
 al. 2016). A map is the sum over channels of the absolute attributions.
+
+A map starts from a baseline, an even colour: by default 0 in normalised space. Maps of two networks are compared from one baseline in
+pixels: give both the same `baseline`.
 
 Engines: `captum`, the reference, does all of them; `torch`, `openvino` and `openvino-bf16` do `ig` with several times less work.
 """
 
+import functools
 import importlib.util
 from typing import Literal
 
-from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Engine, Method, inputs_per_pass
+import torch
+
+from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, Engine, FromBaseline, Method, first_line, inputs_per_pass
 from igkd.errors import UserError
 from igkd.models import ImageClassifier
 
-__all__ = ["FAST_ENGINES", "Attribution", "Attributor", "Engine", "Method", "attributor", "choose_engine", "inputs_per_pass", "quadrature"]
+__all__ = [
+    "FAST_ENGINES",
+    "Attribution",
+    "Attributor",
+    "Colour",
+    "Engine",
+    "Method",
+    "attributor",
+    "choose_engine",
+    "find_engine",
+    "inputs_per_pass",
+    "quadrature",
+]
+TOLERANCE = 0.1
+"""Euclidean distance of an engine's map on trial to the map by plain autograd, as a share of its length: the backward pass in bfloat16
+has some hundredths, corners of ReLU add some thousandths, and a graph that was translated wrongly has nothing in common with it."""
 
 
 def choose_engine(engine: Literal["fast"] | Engine, method: Method, gpu: bool) -> Engine:
-    """The engine that `fast` stands for here; another as it is.
+    """The engine that `fast` stands for on this machine, whatever the network; another as it is.
 
     Args:
         gpu: whether there are GPUs to compute on.
@@ -46,6 +67,87 @@ def choose_engine(engine: Literal["fast"] | Engine, method: Method, gpu: bool) -
     return engine
 
 
+def find_engine(
+    engine: Literal["fast"] | Engine, method: Method, gpu: bool, model: ImageClassifier, shape: tuple[int, int]
+) -> tuple[Engine, str]:
+    """The engine that computes a network's maps: tried on two random images, so that one that fails does so before anything is written.
+
+    Args:
+        gpu: whether there are GPUs to compute on.
+        model: in evaluation mode; where it is, the trial is made.
+        shape: (height, width) of the images.
+
+    Returns:
+        the engine, and for `fast` a few words why it is this one, "" for another.
+
+    Raises:
+        UserError: the engine asked for cannot do the method, is not installed or fails with this network; or with `fast`, all fail.
+    """
+    first = choose_engine(engine, method, gpu)
+    trial = _Trial(model, method, shape)
+    if engine != "fast":
+        if failure := trial.failure(first):
+            raise UserError(f"--engine {engine} cannot compute maps of this network: it {failure}; leave --engine out, and one is found")
+        return first, ""
+    if method != "ig":
+        candidates, reasons = [first], [f"the one that does {method}"]
+    elif first == "torch":
+        candidates, reasons = [first, "captum"], ["there are GPUs" if gpu else "OpenVINO is not installed"]
+    else:
+        candidates, reasons = [first, "torch", "captum"], []
+    if method == "ig" and (unfolded := trial.why_not_folded()):
+        # Plain autograd gives the same maps to rounding; of a translation of what torch.fx cannot read one would have to hope so.
+        candidates = [kind for kind in candidates if not kind.startswith("openvino")]
+        reasons.append(f"its batch norms are not folded: {unfolded}")
+    for kind in candidates:
+        failure = trial.failure(kind)
+        if not failure:
+            return kind, "; ".join(reasons) or "the fastest here"
+        reasons.append(f"{kind} {failure}")
+    raise UserError(f"no engine can compute maps of this network ({'; '.join(reasons)}); choose another --teacher")
+
+
+class _Trial:
+    """Two random images, and what engines make of them."""
+
+    def __init__(self, model: ImageClassifier, method: Method, shape: tuple[int, int]) -> None:
+        self.model, self.method = model, method
+        self.pixels = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+        self.labels = torch.zeros(2, dtype=torch.int64)
+
+    def why_not_folded(self) -> str:
+        """Why nothing can be folded; "" where it can be, and where nothing works at all."""
+        from igkd.attribution.fast import folded
+
+        try:
+            return folded(FromBaseline(self.model, None).eval(), self.pixels.shape[1:])[1]
+        except Exception:
+            return ""
+
+    def failure(self, engine: Engine) -> str:
+        """What is wrong with an engine's maps, as the end of a sentence; "" if nothing is."""
+        try:
+            if engine == "captum":
+                attributor(self.model, self.method, engine, 2)(self.pixels, self.labels, torch.arange(2))
+                return ""
+            expected = self.expected
+            if engine == "torch":  # computes that very way; what is folded has been compared
+                return ""
+            maps = attributor(self.model, self.method, engine, 2)(self.pixels, self.labels, torch.arange(2)).ig.double()
+        except Exception as error:  # of libraries that translate a network: they raise whatever they stumble over
+            return f"fails ({first_line(error)})"
+        if expected.isfinite().all() and not (maps - expected).norm() <= TOLERANCE * expected.norm():
+            return "gives other maps than plain differentiation"
+        return ""
+
+    @functools.cached_property
+    def expected(self) -> torch.Tensor:
+        """The maps by plain differentiation, float64 (2, H, W)."""
+        from igkd.attribution.fast import plain_map
+
+        return plain_map(self.model, self.pixels, self.labels, 2).double()
+
+
 def quadrature(engine: Engine, method: Method) -> str:
     """Captum's name of the rule by which the path integral is taken; "none" where there is no integral."""
     if method == "input-x-gradient":
@@ -53,17 +155,18 @@ def quadrature(engine: Engine, method: Method) -> str:
     return "gausslegendre" if engine == "captum" else "riemann_middle"
 
 
-def attributor(model: ImageClassifier, method: Method, engine: Engine, steps: int) -> Attributor:
+def attributor(model: ImageClassifier, method: Method, engine: Engine, steps: int, baseline: Colour | None = None) -> Attributor:
     """The function that computes maps.
 
     Args:
         model: in evaluation mode, on the device to compute on.
         steps: nodes of the quadrature.
+        baseline: the even colour that maps start from, in pixels of [0, 1]; None is the network's mean colour, 0 in normalised space.
     """
     if engine == "captum":
         from igkd.attribution.reference import CaptumAttribution  # takes a second to import
 
-        return CaptumAttribution(model, method, steps)
+        return CaptumAttribution(model, method, steps, baseline)
     from igkd.attribution.fast import FastIntegratedGradients
 
-    return FastIntegratedGradients(model, steps, engine)
+    return FastIntegratedGradients(model, steps, engine, baseline)

@@ -1,8 +1,9 @@
 """The fast engine for integrated gradients: the same maps with less work.
 
-Batch normalisation is folded into the convolutions, nothing is kept for the parameters' gradients, the interpolated inputs of many
-images fill one batch, and the path is integrated by the midpoint rule, whose completeness error is smaller than that of
-Gauss-Legendre at the same number of nodes (the integrand has corners, which a rule of high order does not profit from).
+Batch normalisation is folded into the convolutions where torch.fx can trace the network, nothing is kept for the parameters'
+gradients, the interpolated inputs of many images fill one batch, and the path is integrated by the midpoint rule, whose completeness
+error is smaller than that of Gauss-Legendre at the same number of nodes (the integrand has corners, which a rule of high order does
+not profit from).
 """
 
 import copy
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from igkd.attribution.base import Attribution, Engine, as_float, inputs_per_pass
+from igkd.attribution.base import Attribution, Colour, Engine, FromBaseline, first_line, inputs_per_pass
 from igkd.convolutions import plain
 from igkd.models import ImageClassifier
 
+SAME = 1e-3
+"""Difference that folding may make to logits, as a share of the largest: far more than rounding does."""
 Gradients = Callable[[Tensor, Tensor], Tensor]
 """Normalised float32 (N, 3, H, W) and targets int64 (N,) to the gradients of the targets' logits, float32 (N, 3, H, W)."""
 
@@ -23,37 +26,39 @@ Gradients = Callable[[Tensor, Tensor], Tensor]
 class FastIntegratedGradients:
     """Integrated gradients by autograd or, with OpenVINO, by a compiled graph of forward and backward pass."""
 
-    def __init__(self, model: ImageClassifier, steps: int, engine: Engine) -> None:
-        self.model, self.steps, self.engine = model, steps, engine
-        self.device = next(model.parameters()).device
-        self.network = folded(model)
-        self._gradients: dict[tuple[torch.Size, int], Gradients] = {}
+    def __init__(self, model: ImageClassifier, steps: int, engine: Engine, baseline: Colour | None = None) -> None:
+        self.steps, self.engine = steps, engine
+        self.original = FromBaseline(model, baseline).eval()
+        self._ready: dict[tuple[torch.Size, int], tuple[nn.Module, Gradients]] = {}
 
     def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> Attribution:
-        x = self.model.normalise(as_float(pixels).to(self.device))
-        targets = labels.to(self.device)
-        size = inputs_per_pass(self.device.type, x.shape[-2] * x.shape[-1])
+        x = self.original.beyond(pixels)
+        targets = labels.to(x.device)
+        size = inputs_per_pass(x.device.type, x.shape[-2] * x.shape[-1])
         if self.engine in ("openvino", "openvino-bf16"):
             size *= torch.get_num_threads()
+        network, gradients = self._for_shape(x.shape[1:], size)
         with torch.inference_mode():
-            logits = torch.cat([self.network(batch) for batch in x.split(size)])
-            origin = self.network(torch.zeros_like(x[:1]))
-        attributions = x * mean_gradients(self._for_shape(x.shape[1:], size), x, targets, self.steps, size)
+            logits = torch.cat([network(batch) for batch in x.split(size)])
+            origin = network(torch.zeros_like(x[:1]))
+        attributions = x * mean_gradients(gradients, x, targets, self.steps, size)
         rise = (logits - origin).gather(1, targets[:, None])[:, 0]
         delta = attributions.sum(dim=(1, 2, 3)) - rise
         return Attribution(*(part.float().cpu() for part in (attributions.abs().sum(dim=1), delta, logits)))
 
-    def _for_shape(self, shape: torch.Size, size: int) -> Gradients:
-        """The gradient function for images of a shape, made when it is first needed."""
-        if (shape, size) not in self._gradients:
+    def _for_shape(self, shape: torch.Size, size: int) -> tuple[nn.Module, Gradients]:
+        """The network, and its gradient function, for images of a shape, made when they are first needed."""
+        if (shape, size) not in self._ready:
+            network, _ = folded(self.original, shape)
             if self.engine in ("openvino", "openvino-bf16"):
                 from igkd.attribution.openvino import compiled_gradients  # an optional dependency
 
                 backward = torch.bfloat16 if self.engine == "openvino-bf16" else torch.float32
-                self._gradients = {(shape, size): compiled_gradients(self.network, size, shape, backward)}
+                gradients: Gradients = compiled_gradients(network, size, shape, backward)
             else:
-                self._gradients = {(shape, size): autograd_gradients(self.network)}
-        return self._gradients[shape, size]
+                gradients = autograd_gradients(network)
+            self._ready = {(shape, size): (network, gradients)}
+        return self._ready[shape, size]
 
 
 def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int, size: int) -> Tensor:
@@ -91,6 +96,14 @@ def autograd_gradients(network: nn.Module) -> Gradients:
     return gradients
 
 
+def plain_map(model: ImageClassifier, pixels: Tensor, labels: Tensor, steps: int) -> Tensor:
+    """Maps (B, H, W) of few images by the network as it is, nothing folded or compiled, on its device: what engines are tried against."""
+    network = FromBaseline(model, None).eval()
+    x = network.beyond(pixels)
+    gradients = autograd_gradients(network)
+    return (x * mean_gradients(gradients, x, labels.to(x.device), steps, len(x))).abs().sum(dim=1).cpu()
+
+
 class Clamp(torch.autograd.Function):
     """ReLU6 whose derivative is read off its output: what came in need not be kept, nor written at all where it is fused."""
 
@@ -114,24 +127,36 @@ class ClampedReLU6(nn.Module):
         return clamped
 
 
-class _FromNormalised(nn.Module):
-    def __init__(self, model: ImageClassifier) -> None:
-        super().__init__()
-        self.model = model
+def folded(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
+    """The same function as a network of its own, in evaluation mode: batch norms folded where that is possible, no parameter gradients.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.from_normalised(x)
+    Args:
+        shape: (3, H, W) of the images.
 
-
-def folded(model: ImageClassifier) -> nn.Module:
-    """The function `from_normalised` as a network of its own, in evaluation mode: batch norms folded, no parameter gradients.
-
-    Equal to the model up to rounding; needs a model that torch.fx can trace, as torchvision's are.
+    Returns:
+        the network, equal to the original up to rounding, and why nothing was folded: "" where everything was.
     """
-    network: nn.Module = fuse(plain(copy.deepcopy(_FromNormalised(model)).eval()))
-    for parameter in network.parameters():
+    copied, why = _fused(network, shape)
+    for parameter in copied.parameters():
         parameter.requires_grad_(False)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.ReLU6):
-            network.set_submodule(name, ClampedReLU6())
-    return network
+    for name, module in list(copied.named_modules()):
+        if type(module) is nn.ReLU6:
+            copied.set_submodule(name, ClampedReLU6())
+    return copied, why
+
+
+def _fused(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
+    """What `folded` gives, as torch.fx makes it."""
+    weights = next(network.parameters())
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(weights)
+    copied = plain(copy.deepcopy(network))
+    try:
+        fused: nn.Module = fuse(copied)
+        with torch.inference_mode():
+            ours, theirs = fused(x).double(), network(x).double()
+    except Exception as error:  # torch.fx stumbles over whatever a network's forward does that is more than tensors
+        return copied, f"torch.fx cannot trace it ({first_line(error)})"
+    # A network that asks what type its input is takes another way while it is traced, without an error.
+    if theirs.isfinite().all() and not (ours - theirs).abs().max() <= SAME * theirs.abs().max():
+        return copied, "with its batch norms folded, it has other logits"
+    return fused, ""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from igkd.errors import UserError
 from igkd.models import ImageClassifier
 
 aten = torch.ops.aten
@@ -54,10 +53,7 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backwar
     with torch.no_grad():
         chosen = torch.zeros_like(network(x))
     graph = gradient_graph(network, x, chosen, backward)
-    try:
-        compiled = _compiled(graph, (x, chosen), streams)
-    except openvino.frontend.OpConversionFailure as error:
-        raise UserError(f"OpenVINO cannot differentiate this network ({str(error).splitlines()[-1]}); take --engine torch") from None
+    compiled = _compiled(graph, (x, chosen), streams)
     requests = [(compiled.create_infer_request(), torch.zeros_like(x), torch.zeros_like(chosen)) for _ in range(streams)]
 
     def gradients(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -106,11 +102,14 @@ def _compiled(network: nn.Module, inputs: tuple[Tensor, ...], streams: int, prec
     """A network compiled for inputs of these shapes, with a stream for each thread.
 
     Raises:
-        OpConversionFailure: OpenVINO does not know an operation of it.
+        RuntimeError: OpenVINO does not know an operation of it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the end of torch.jit, by which OpenVINO reads a graph
-        converted = openvino.convert_model(network, example_input=inputs, input=[list(x.shape) for x in inputs])
+        try:
+            converted = openvino.convert_model(network, example_input=inputs, input=[list(x.shape) for x in inputs])
+        except openvino.frontend.OpConversionFailure as error:  # its last line alone says what is missing
+            raise RuntimeError(str(error).strip().splitlines()[-1].strip("- ")) from None
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": streams,

@@ -7,7 +7,7 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, NoiseTunnel
 from torch import Tensor
 
-from igkd.attribution.base import Attribution, as_float, inputs_per_pass
+from igkd.attribution.base import Attribution, Colour, FromBaseline, inputs_per_pass
 from igkd.models import ImageClassifier
 from igkd.randomness import uniform
 
@@ -23,20 +23,19 @@ class CaptumAttribution:
     changes a map by a hundredth of its maximum.
     """
 
-    def __init__(self, model: ImageClassifier, method: str, steps: int) -> None:
-        self.model, self.method, self.steps = model, method, steps
+    def __init__(self, model: ImageClassifier, method: str, steps: int, baseline: Colour | None = None) -> None:
+        self.network, self.method, self.steps = FromBaseline(model, baseline), method, steps
 
     def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> Attribution:
-        device = next(self.model.parameters()).device
         rows = [
-            self._one(self.model.normalise(as_float(image).to(device)), label.to(device), int(image_id))
+            self._one(self.network.beyond(image), label.to(self.network.device), int(image_id))
             for image, label, image_id in zip(pixels.split(1), labels.split(1), ids, strict=True)
         ]
         return Attribution(*(torch.cat([row[i].detach().float().cpu() for row in rows]) for i in range(3)))
 
     def _one(self, x: Tensor, target: Tensor, image_id: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Map (1, H, W), completeness error (1,) and logits (1, classes) of one normalised image (1, 3, H, W)."""
-        network = self.model.from_normalised
+        """Map (1, H, W), completeness error (1,) and logits (1, classes) of one image (1, 3, H, W), less the baseline."""
+        network = self.network
         with torch.inference_mode():
             logits = network(x)
             rise = (logits - network(torch.zeros_like(x)))[0, target]
@@ -44,7 +43,7 @@ class CaptumAttribution:
         return attributions.abs().sum(dim=1), attributions.sum().reshape(1) - rise, logits
 
     def _attributions(self, x: Tensor, target: Tensor, image_id: int) -> Tensor:
-        network = self.model.from_normalised
+        network = self.network
         limit = inputs_per_pass(x.device.type, x.shape[-2] * x.shape[-1])
         how: dict[str, Any] = {
             "baselines": torch.zeros_like(x),

@@ -12,7 +12,7 @@ is a function of its plan alone and appears whole or not at all, so a part that 
 from igkd.store.check import describe, verify
 from igkd.store.lease import Lease, hold
 from igkd.store.plan import VERSION, Forwards, Layer, Plan, ViewsPlan, ids_hash, part_name
-from igkd.store.read import Store, to_numpy
+from igkd.store.read import Store, to_numpy, zero_maps
 from igkd.store.write import (
     DamagedPart,
     Entry,
@@ -54,4 +54,5 @@ __all__ = [
     "verify",
     "views_plan_of",
     "write_part",
+    "zero_maps",
 ]

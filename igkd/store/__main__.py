@@ -7,7 +7,7 @@ from typing import Any
 
 from igkd.errors import printable, run_cli
 from igkd.store.check import describe, verify
-from igkd.store.read import Store
+from igkd.store.read import Store, zero_maps
 
 
 def main() -> int:
@@ -33,6 +33,8 @@ def main() -> int:
         f"{given.uri} is sound: {manifest['rows']} rows in {len(manifest['files'])} file(s), {len(manifest['skipped'])} image(s) skipped; "
         "every hash, id, label, picture and map was checked"
     )
+    if zero := zero_maps(manifest):
+        print(zero)
     return 0
 
 

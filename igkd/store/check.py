@@ -12,7 +12,7 @@ from igkd.errors import UserError
 from igkd.files import filesystem, list_names, parse_json, read_file
 from igkd.images import BadImage, decode, pixel_hash
 from igkd.store.plan import Layer, Plan, ViewsPlan, ids_hash, part_name
-from igkd.store.read import Store, part_table, read_manifest, skipped_of, to_numpy
+from igkd.store.read import Store, count_zero, part_table, read_manifest, skipped_of, to_numpy
 
 
 def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -60,6 +60,7 @@ def _check_parts(
     problems: list[str] = []
     found: list[NDArray[np.int64]] = []
     skipped: list[dict[str, Any]] = []
+    zero = 0
     for file in manifest["files"]:
         name = file["name"]
         try:
@@ -80,6 +81,7 @@ def _check_parts(
                 problems.append(f"{name} has {len(table)} rows instead of {file['rows']}")
             if isinstance(plan, Plan):
                 problems += _check_rows(name, table, plan)
+                zero += count_zero(to_numpy(table.column("ig")))
             else:
                 problems += _check_finite(name, table, ["views"])
             found.append(to_numpy(table.column("image_id")))
@@ -88,6 +90,8 @@ def _check_parts(
             continue
         found.append(np.empty(0, np.int64))
         say(f"{name}: not usable")
+    if isinstance(plan, Plan) and not problems and zero != manifest["zero_maps"]:
+        problems.append(f"{zero} maps are all zero, not the manifest's {manifest['zero_maps']}")
     return problems, found, skipped
 
 
@@ -130,7 +134,7 @@ def _check_rows(name: str, table: pa.Table, plan: Plan) -> Iterator[str]:
         if not 0 <= row["label"] < len(plan.classes):
             yield f"{where}: label {row['label']} is outside the {len(plan.classes)} classes"
         try:
-            picture = decode(row["image"], plan.image_shape if plan.resize else None)
+            picture = decode(row["image"], plan.image_shape if plan.resize else None, plan.scaling)
             if pixel_hash(picture) != row["image_sha"]:
                 yield f"{where}: the picture does not have the hash in image_sha"
             elif picture.shape[:2] != plan.image_shape:
@@ -172,6 +176,7 @@ def describe(uri: str) -> dict[str, Any]:
         "images": len(labels),
         "validation": int(validation.sum()),
         "skipped": len(store.manifest["skipped"]),
+        "all_zero_maps": store.manifest["zero_maps"],
         "files": len(store.manifest["files"]),
         "bytes": size,
         "bytes_per_image": round(size / max(1, len(labels))),

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from igkd.attribution import Engine, Method
 from igkd.models import MAX_SIDE
+from igkd.pictures import Interpolation, Scaling
 from igkd.typed import short, typed
 
 Forwards = Literal["torch", "openvino", "openvino-bf16"]
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,9 @@ class Plan(Layer):
     image_shape: tuple[int, int]
     resize: bool
     """Whether pictures were scaled and cropped to that shape."""
+    short_side: int = 0
+    """How they were, as `pictures.Scaling` has it: the teacher's own way."""
+    interpolation: Interpolation = "bicubic"
     bad_images: str
     """"refuse" or "skip"."""
     teacher: str
@@ -110,10 +114,15 @@ class Plan(Layer):
     attention_shape: tuple[int, ...]
     has_mask: bool
 
+    @property
+    def scaling(self) -> Scaling:
+        """How pictures of another size were made `image_shape`, where `resize` is set."""
+        return Scaling(self.short_side, self.interpolation)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         plan = super().from_json(data)
-        sizes = (*plan.image_shape, *plan.attention_shape)
+        sizes = (*plan.image_shape, *plan.attention_shape, plan.short_side)
         if len(plan.attention_shape) != 2 or not all(0 <= side <= MAX_SIDE for side in sizes):
             raise ValueError("its sizes are impossible")
         if plan.precision not in ("float16", "float32"):

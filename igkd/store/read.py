@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
@@ -145,7 +145,7 @@ class Store:
         rows = zip(*(table.column(c).to_pylist() for c in ("image_id", "image", "image_sha")), strict=True)
         for row, (i, image, sha) in enumerate(rows):
             try:
-                picture = decode(image, self.plan.image_shape if self.plan.resize else None)
+                picture = decode(image, self.plan.image_shape if self.plan.resize else None, self.plan.scaling)
             except BadImage as error:
                 raise UserError(f"{self.uri}: image {i} {error}; see `python -m igkd.store verify {self.uri}`") from None
             if pixel_hash(picture) != sha or picture.shape != pixels.shape[1:]:
@@ -193,6 +193,8 @@ def read_manifest(uri: str, layer: type[L]) -> tuple[L, dict[str, Any]]:
             raise ValueError(f"it does not list the {plan.parts} parts of its plan")
         if not sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == plan.rows - len(manifest["skipped"]):
             raise ValueError("its numbers of rows do not add up")
+        if layer is Plan and (type(manifest["zero_maps"]) is not int or not 0 <= manifest["zero_maps"] <= manifest["rows"]):
+            raise ValueError("its number of all-zero maps is impossible")
     except FileNotFoundError:
         raise UserError(_why_no_manifest(uri)) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -200,6 +202,20 @@ def read_manifest(uri: str, layer: type[L]) -> tuple[L, dict[str, Any]]:
             f"{uri}/{layer.manifest_name} is damaged or not ours ({error!r}); run the same jobs.precompute command again"
         ) from None
     return plan, manifest
+
+
+def count_zero(maps: NDArray[Any]) -> int:
+    """How many of n maps (n, H, W) are zero everywhere."""
+    return int((~maps.any(axis=(1, 2))).sum())
+
+
+def zero_maps(manifest: Mapping[str, Any]) -> str:
+    """How many maps of a store are zero everywhere, as a sentence; "" if none is."""
+    count, plan = manifest["zero_maps"], manifest["plan"]
+    if not count:
+        return ""
+    rounded = ", or so little that float16 rounds it to 0 (--precision float32 keeps it)" if plan["precision"] == "float16" else ""
+    return f"{count:,} of {manifest['rows']:,} maps are all zero: nothing in these images changes their class's logit{rounded}"
 
 
 def part_table(data: bytes, plan: Layer) -> pa.Table:

@@ -18,12 +18,13 @@ from igkd.errors import UserError
 from igkd.files import filesystem, is_local, list_names, parse_json, read_file, remove_file, write_file
 from igkd.store.lease import LEASE
 from igkd.store.plan import Layer, Plan, ViewsPlan
-from igkd.store.read import part_table, read_manifest, skipped_of, to_numpy
+from igkd.store.read import count_zero, part_table, read_manifest, skipped_of, to_numpy
 
 Columns = Mapping[str, Any]
 """Rows of one part by column: numpy arrays, and bytes objects for `image` and `image_sha`."""
 Entry = dict[str, Any]
-"""What the manifest says of one part: {"name", "rows", "bytes", "sha256"} and "skipped", the images that it left out."""
+"""What the manifest says of one part: {"name", "rows", "bytes", "sha256"}, "zero_maps", how many of its maps are zero everywhere, and
+"skipped", the images that it left out."""
 
 
 class DamagedPart(UserError):
@@ -61,11 +62,13 @@ def part_bytes(plan: Layer, columns: Columns, skipped: Sequence[Mapping[str, Any
 def start(uri: str, plan: Layer) -> list[int]:
     """Begin a store or another layer of one, or go on with it.
 
+    A store with another plan of which nothing is computed yet, not a single part, is begun anew with this one.
+
     Returns:
         the parts that are still to be computed.
 
     Raises:
-        UserError: the place holds a store with another plan, or something else, or cannot be written.
+        UserError: the place holds parts of a store with another plan, or something else, or cannot be written.
     """
     fs, root = filesystem(uri)
     wanted = plan.to_json()
@@ -77,16 +80,16 @@ def start(uri: str, plan: Layer) -> list[int]:
                 raise ValueError(f"{plan.plan_name} holds no plan")
             # Where the images are is not what they are: that is in their fingerprint.
             differing = sorted(k for k in wanted.keys() | earlier.keys() if k != "images" and wanted.get(k) != earlier.get(k))
-            if differing:
+            if differing and isinstance(plan, Plan) and _only_planned(present, earlier):
+                write_file(fs, f"{root}/{plan.plan_name}", (json.dumps(wanted, indent=1) + "\n").encode())
+            elif differing:
                 changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {wanted.get(k)!r}" for k in differing)
                 if isinstance(plan, ViewsPlan):
                     raise UserError(
                         f"{uri} holds views of other settings ({changes}); leave --views out, or delete its {plan.kind}-* files"
                     )
                 raise UserError(f"{uri} holds a store with other settings ({changes}); choose another --store or delete it")
-        elif isinstance(plan, Plan) and any(
-            name != LEASE and not name.endswith(".tmp") for name in present
-        ):  # a killed job may leave its lease, or a .tmp
+        elif isinstance(plan, Plan) and any(map(_not_left_over, present)):
             raise UserError(f"{uri} exists and is not a store (it has no plan.json); choose another --store")
         else:
             write_file(fs, f"{root}/{plan.plan_name}", (json.dumps(wanted, indent=1) + "\n").encode())
@@ -95,9 +98,21 @@ def start(uri: str, plan: Layer) -> list[int]:
     return [part for part in range(plan.parts) if plan.part_name(part) not in present]
 
 
+def _not_left_over(name: str) -> bool:
+    """Whether a file is another than the lease and the temporary ones that a killed job may leave."""
+    return name != LEASE and not name.endswith(".tmp")
+
+
+def _only_planned(present: Iterable[str], plan: Mapping[str, Any]) -> bool:
+    """Whether a directory holds nothing but a plan, and one of ours: other programs have files of that name, too."""
+    return plan.keys() >= {"ids_sha256", "rows_per_file", "engine"} and [*filter(_not_left_over, present)] == ["plan.json"]
+
+
 def engine_of(uri: str) -> Engine | None:
-    """The engine that a store was begun with, finished or not; None where none was."""
+    """The engine that a store's parts were computed with, finished or not; None where there is not a single one."""
     fs, root = filesystem(uri)
+    if not any(name.startswith("part-") for name in list_names(fs, root)):
+        return None
     try:
         engine: Engine = parse_json(read_file(fs, f"{root}/plan.json"))["engine"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -131,7 +146,7 @@ def write_part(uri: str, plan: Layer, part: int, columns: Columns, skipped: Sequ
     fs, root = filesystem(uri)
     data = part_bytes(plan, columns, skipped)
     write_file(fs, f"{root}/{plan.part_name(part)}", data)
-    return _entry(plan.part_name(part), data, len(columns["image_id"]), skipped)
+    return _entry(plan, part, data, len(columns["image_id"]), columns.get("ig"), skipped)
 
 
 def check_part(uri: str, plan: Layer, part: int, ids: NDArray[np.int64], sha256: str | None = None) -> Entry:
@@ -162,12 +177,15 @@ def check_part(uri: str, plan: Layer, part: int, ids: NDArray[np.int64], sha256:
         raise DamagedPart(f"{root}/{plan.part_name(part)} is missing") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedPart(f"{root}/{plan.part_name(part)} is damaged ({error})") from None
-    return _entry(plan.part_name(part), data, len(table), skipped)
+    maps = to_numpy(table.column("ig")) if "ig" in table.column_names else None
+    return _entry(plan, part, data, len(table), maps, skipped)
 
 
-def _entry(name: str, data: bytes, rows: int, skipped: Sequence[Mapping[str, Any]]) -> Entry:
-    digest = hashlib.sha256(data).hexdigest()
-    return {"name": name, "rows": rows, "bytes": len(data), "sha256": digest, "skipped": list(skipped)}
+def _entry(plan: Layer, part: int, data: bytes, rows: int, maps: NDArray[Any] | None, skipped: Sequence[Mapping[str, Any]]) -> Entry:
+    entry = {"name": plan.part_name(part), "rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if isinstance(plan, Plan):
+        entry["zero_maps"] = count_zero(np.asarray(maps, plan.precision))
+    return entry | {"skipped": list(skipped)}
 
 
 def finish(uri: str, plan: Layer, entries: Iterable[Entry]) -> dict[str, Any]:
@@ -192,7 +210,9 @@ def finish(uri: str, plan: Layer, entries: Iterable[Entry]) -> dict[str, Any]:
             f"{plan.rows} images that were asked for; run the same jobs.precompute command again"
         )
     files = [{key: entry[key] for key in ("name", "rows", "bytes", "sha256")} for entry in ordered]
-    manifest = {"plan": plan.to_json(), "rows": rows, "skipped": skipped, "files": files}
+    manifest: dict[str, Any] = {"plan": plan.to_json(), "rows": rows, "skipped": skipped, "files": files}
+    if isinstance(plan, Plan):
+        manifest["zero_maps"] = sum(entry.get("zero_maps", 0) for entry in ordered)
     write_file(fs, f"{root}/{plan.manifest_name}", (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
 

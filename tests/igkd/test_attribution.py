@@ -7,8 +7,9 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
-from igkd.attribution import Attribution, Attributor, Engine, Method, attributor, choose_engine, inputs_per_pass, reference
+from igkd.attribution import Attribution, Attributor, Engine, Method, attributor, choose_engine, find_engine, inputs_per_pass, reference
 from igkd.attribution.base import INPUTS_PER_PASS, LEAST_INPUTS_PER_PASS
 from igkd.errors import UserError
 from igkd.models import Classifier, ImageClassifier, ModelSpec, build
@@ -266,6 +267,187 @@ def test_fast_engines_take_other_networks(name: str, engine: Engine) -> None:
         teacher.train()(pixels)
     found = integrated_gradients(teacher.eval(), pixels, labels, STEPS, engine)
     assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > LEAST[engine]
+
+
+class Layers(ImageClassifier):
+    """A classifier of 16x16 pixels and three classes around some layers of eight channels."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__(ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26)))
+        self.body, self.head = body, nn.Linear(8, 3)
+
+    def from_normalised(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x).mean(dim=(2, 3)))
+        return logits
+
+
+class Branching(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.mean() > -100 else x  # torch.fx raises: it has no value to look at
+
+
+class Typed(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if type(x) is Tensor else 2 * x)  # torch.fx traces the other way, and does not say so
+
+
+class Twice(nn.Module):
+    """One convolution under two batch norms: folding the first into it changes the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.one(self.conv(x))) + torch.tanh(self.two(self.conv(x + 1)))
+
+
+class OwnBatchNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def layers(kind: str) -> Layers:
+    """A network with statistics that folding has to take along; smooth, so that rounding stays rounding."""
+    torch.manual_seed(0)
+    conv, norm, more = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+    bodies: dict[str, nn.Module] = {
+        "plain": nn.Sequential(conv, norm, nn.SiLU()),
+        "branching": Branching(conv, norm, nn.SiLU()),
+        "typed": Typed(conv, norm, nn.SiLU()),
+        "twice": Twice(),
+        "own batch norm": nn.Sequential(conv, OwnBatchNorm(8), nn.SiLU()),
+        "in place": nn.Sequential(nn.SiLU(inplace=True), conv, norm, nn.SiLU(inplace=True)),
+        "dropout": nn.Sequential(conv, norm, nn.SiLU(), nn.Dropout(0.5), StochasticDepth(0.5, "row")),
+        "layer norm": nn.Sequential(conv, nn.LayerNorm([8, 14, 14]), nn.SiLU(), more),
+        "linear norm": nn.Sequential(conv, norm, nn.GroupNorm(2, 8), nn.GELU()),
+    }
+    found = Layers(bodies[kind])
+    for module in found.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.2, 0.6)
+    return found.eval()
+
+
+KINDS = ["plain", "branching", "typed", "twice", "own batch norm", "in place", "dropout", "layer norm", "linear norm"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fast_finds_an_engine_whose_maps_are_captums(kind: str, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (pixels, labels) = layers(kind), batch
+    before = pixels.clone()
+    engine, why = find_engine("fast", "ig", False, model, (16, 16))
+    unfolded = {kind: "torch.fx cannot trace it" for kind in ("branching", "own batch norm")}
+    unfolded |= {"typed": "it has other logits", "twice": "it has other logits"}
+    if kind in unfolded:
+        assert engine == "torch" and "its batch norms are not folded" in why and unfolded[kind] in why
+    elif "norm" in kind:
+        assert engine == "torch" and why.startswith("openvino") and "fails" in why
+    else:
+        assert (engine, why) == (choose_engine("fast", "ig", False), "the fastest here")
+    assert "\n" not in why
+    gentle = layers(kind)
+    if kind == "in place":
+        gentle.body[0] = nn.SiLU()
+    expected, delta = midpoint(gentle, pixels, labels)
+    for found in (attributor(model, "ig", "torch", STEPS), attributor(model, "ig", engine, STEPS)):
+        result = found(pixels, labels, torch.arange(7))
+        off = (result.ig - expected).abs().amax(dim=(1, 2)) / expected.amax(dim=(1, 2))
+        assert off.max() < (0.02 if found.engine == "openvino-bf16" else 1e-4)  # type: ignore[attr-defined]
+        torch.testing.assert_close(result.logits, gentle(pixels).detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result.delta, delta, rtol=1e-2, atol=1e-2)
+    reference = attributor(model, "ig", "captum", STEPS)(pixels, labels, torch.arange(7))
+    torch.testing.assert_close(reference.logits, gentle(pixels).detach(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(pixels, before)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "convnext_tiny", "swin_t", "shufflenet_v2_x0_5", "regnet_x_400mf", "squeezenet1_1"])
+def test_torchvisions_networks_have_captums_maps(name: str) -> None:
+    """In double precision: in single, a few have an activation at the corner of a ReLU, which rounding carries across."""
+    teacher, _ = open_teacher(f"torchvision:{name},weights=none,seed=1")
+    teacher = teacher.double()
+    pixels, labels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([7, 900])
+    found = attributor(teacher, "ig", "torch", 2)(pixels, labels, torch.arange(2)).ig.double()
+    x = teacher.normalise(pixels)
+    captum = IntegratedGradients(teacher.from_normalised)
+    expected = captum.attribute(x, torch.zeros_like(x), labels, n_steps=2, method="riemann_middle").abs().sum(dim=1).detach()
+    assert 0 < (found - expected).abs().max() < 1e-6 * expected.max()
+
+
+class Broken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("this network has no forward pass\nand says so at length")
+
+
+def test_an_engine_that_fails_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"--engine openvino cannot compute maps of this network: it fails \(.*; leave --engine out") as one:
+        find_engine("openvino", "ig", False, layers("layer norm"), (16, 16))
+    with pytest.raises(UserError, match=r"no engine can.*torch fails \(this network has no forward pass\); captum fails") as two:
+        find_engine("fast", "ig", False, Layers(Broken()), (16, 16))
+    with pytest.raises(UserError, match=r"--engine captum cannot compute maps of this network: it fails \(this network has no") as three:
+        find_engine("captum", "ig", False, Layers(Broken()), (16, 16))
+    assert not any("\n" in str(caught.value) for caught in (one, two, three))
+
+
+def test_an_engine_that_gives_other_maps_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igkd.attribution.openvino._convolution_backward", lambda dtype, g, x, *rest: (x * g.mean(), None, None))
+    first = choose_engine("fast", "ig", False)
+    assert find_engine("fast", "ig", False, layers("plain"), (16, 16)) == ("torch", f"{first} gives other maps than plain differentiation")
+
+
+def test_an_engine_asked_for_is_tried_and_taken() -> None:
+    for engine in ("captum", "torch", "openvino"):
+        assert find_engine(engine, "ig", False, layers("plain"), (16, 16)) == (engine, "")
+    assert find_engine("fast", "ig", True, layers("plain"), (16, 16)) == ("torch", "there are GPUs")
+    assert find_engine("fast", "smoothgrad-ig", False, layers("plain"), (16, 16)) == ("captum", "the one that does smoothgrad-ig")
+
+
+@pytest.mark.slow
+def test_fast_takes_a_vision_transformer() -> None:
+    teacher, _ = open_teacher("torchvision:vit_b_16,weights=none,seed=1")
+    for module in teacher.modules():  # a vision transformer's last layer is 0 at first, and so are its maps
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, 0, 0.05, generator=torch.Generator().manual_seed(0))
+    engine, why = find_engine("fast", "ig", False, teacher, (224, 224))
+    assert engine == "torch" and "fails" in why
+    pixels, labels = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)), torch.tensor([7])
+    found = attributor(teacher, "ig", engine, STEPS)(pixels, labels, torch.arange(1)).ig
+    expected, _ = midpoint(teacher, pixels, labels)
+    assert (found - expected).abs().max() < 1e-4 * expected.max()
+
+
+@pytest.mark.parametrize("colour", [(0.9, 0.1, 0.5), (0.3,)])
+def test_maps_from_a_colour_are_captums_from_that_baseline(
+    model: Classifier, batch: tuple[Tensor, Tensor], engine: Engine, colour: tuple[float, ...]
+) -> None:
+    pixels, labels = batch
+    found = attributor(model, "ig", engine, STEPS, colour)(pixels, labels, torch.arange(7))
+    x, start = model.normalise(pixels), model.normalise(torch.tensor(colour).view(1, -1, 1, 1).expand(7, 3, 16, 16))
+    how = "gausslegendre" if engine == "captum" else "riemann_middle"
+    attributions, delta = IntegratedGradients(model.from_normalised).attribute(
+        x, start, labels, n_steps=STEPS, method=how, return_convergence_delta=True
+    )
+    assert least_cosine(found.ig, attributions.abs().sum(dim=1)) > 0.9999
+    torch.testing.assert_close(found.delta, delta, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(found.logits, model(pixels).detach(), rtol=1e-4, atol=1e-5)
+    assert least_cosine(found.ig, attributor(model, "ig", engine, STEPS)(pixels, labels, torch.arange(7)).ig) < 0.98
+
+
+@pytest.mark.parametrize("method", ["ig", "input-x-gradient", "smoothgrad-ig"])
+def test_a_networks_own_mean_colour_is_the_baseline_it_has_anyway(model: Classifier, batch: tuple[Tensor, Tensor], method: Method) -> None:
+    for engine in ("captum", "torch") if method == "ig" else ("captum",):
+        one, two = (attributor(model, method, engine, 3, b)(*batch, torch.arange(7)).ig for b in (None, model.spec.mean))
+        assert torch.equal(one, two)
+
+
+def test_input_x_gradient_from_a_colour_by_hand(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:
+    found = attributor(model, "input-x-gradient", "captum", 1, (0.2, 0.4, 0.6))(*batch, torch.arange(7))
+    x = model.normalise(batch[0]).requires_grad_()
+    start = model.normalise(torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1))
+    model.from_normalised(x).gather(1, batch[1][:, None]).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(found.ig, ((x - start) * x.grad).abs().sum(dim=1).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_input_x_gradient_by_hand(model: Classifier, batch: tuple[Tensor, Tensor]) -> None:

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captum.attr import IntegratedGradients
 from PIL import Image
 
 from igkd import models, shapes
+from igkd.attribution import attributor
 from igkd.config import EvaluateConfig
 from igkd.errors import UserError
 from igkd.evaluate import distinct, evaluate, evaluate_images, predict
 from igkd.images import open_images
+from igkd.looks import likeness, look
+from igkd.maps import cosine
 from igkd.models import ModelSpec, build
 from igkd.samples import Samples, load_samples
 from igkd.tasks import check_test_images
@@ -96,9 +100,9 @@ def test_maps_are_judged_by_the_student(student: str, teacher: str, samples: Sam
     model, other = models.load(student), models.load(teacher)
     row = evaluate(model, samples, teacher=other, maps=30, steps=4)
     maps = row["maps"]
-    assert set(maps) == {"count", "cosine", "rank_correlation", "top_overlap", "student", "teacher", "random"}
+    assert set(maps) == {"count", "baseline", "cosine", "rank_correlation", "top_overlap", "student", "teacher", "random"}
     probability = {}
-    for name, pixels in (("image", samples.pixels.float() / 255), ("baseline", model.mean.expand(30, 3, 32, 32))):
+    for name, pixels in (("image", samples.pixels.float() / 255), ("baseline", other.mean.expand(30, 3, 32, 32))):
         with torch.inference_mode():
             probability[name] = model(pixels).double().softmax(1)[torch.arange(30), samples.labels].mean().item()
     for name in ("student", "teacher", "random"):
@@ -109,8 +113,36 @@ def test_maps_are_judged_by_the_student(student: str, teacher: str, samples: Sam
     assert row["agreement"] == np.mean(predict(model, samples).argmax(1).numpy() == predict(other, samples).argmax(1).numpy()) < 1
     relabelled = evaluate(model, dataclasses.replace(samples, labels=predict(other, samples).argmax(1)), teacher=other)
     assert relabelled["teacher_accuracy"] == 1 and relabelled["accuracy"] == relabelled["agreement"] == row["agreement"]
-    alone = evaluate(model, samples, maps=30, steps=4)
-    assert set(alone["maps"]) == {"count", "student", "random"} and near(alone["maps"]["student"], maps["student"])
+    alone, twin = evaluate(model, samples, maps=30, steps=4), copy.deepcopy(model)
+    assert set(alone["maps"]) == {"count", "baseline", "student", "random"} and alone["maps"]["baseline"] == [0, 0, 0]
+    assert near(alone["maps"]["student"], evaluate(model, samples, teacher=twin, maps=30, steps=4)["maps"]["student"])
+
+
+@pytest.mark.parametrize("own", [(0.0, 0.0, 0.0), (0.2, 0.3, 0.6)])
+def test_maps_of_two_networks_are_captums_from_the_teachers_mean_colour(own: tuple[float, ...], samples: Samples, teacher: str) -> None:
+    """The student differs from its teacher in nothing but where its own normalised pixels are 0: its maps are the teacher's."""
+    other = models.load(teacher)
+    model = models.Classifier(dataclasses.replace(other.spec, mean=own, std=(1.0, 1.0, 1.0)))
+    model.eval().load_state_dict(other.state_dict())
+    first, norm = model.features[0][0], model.features[0][1]
+    with torch.no_grad():  # the first convolution takes over what the teacher's normalisation does: exactly so but at the padded border
+        first.weight.div_(other.std)
+        first.padding = other.features[0][0].padding = (0, 0)
+        norm.running_mean += (first.weight * (other.mean - model.mean)).sum(dim=(1, 2, 3))
+    some = samples.select(np.arange(10))
+    assert torch.allclose(predict(model, some), predict(other, some), atol=1e-3)
+    row = evaluate(model, some, teacher=other, maps=10, steps=8)["maps"]
+    assert row["cosine"]["mean"] > 0.999 > row["cosine"]["control"] + 0.1 and row["baseline"] == list(other.spec.mean)
+    x, start = (model.normalise(p) for p in (some.pixels / 255, other.mean.expand(10, 3, 32, 32)))
+    captum = IntegratedGradients(model.from_normalised).attribute(x, start, some.labels, n_steps=8, method="riemann_middle")
+    expected = captum.abs().sum(dim=1).detach().numpy()
+    ids = torch.from_numpy(some.ids)
+    found = attributor(model, "ig", "torch", 8, other.spec.mean)(some.pixels, some.labels, ids).ig.numpy()
+    assert cosine(found, expected).min() > 0.999  # rounding carries a few activations across corners of ReLU6
+    own_start = attributor(model, "ig", "torch", 8)(some.pixels, some.labels, ids).ig.numpy()
+    assert cosine(found, own_start).mean() < 0.99, "the baseline makes no difference"
+    shown = [look(network, some, 8, "it", other.spec.mean) for network in (model, other)]
+    assert likeness(*shown)["cosine"][0].min() > 0.999
 
 
 def test_the_chosen_images_have_their_classes_share(student: str, samples: Samples) -> None:
@@ -134,6 +166,8 @@ def test_what_cannot_be_judged_is_refused(samples: Samples) -> None:
         model.classifier.bias[1] = float("nan")
     with pytest.raises(UserError, match="not all finite"):
         evaluate(model, random_samples(7))
+    with pytest.raises(UserError, match="the teacher's logits are not all finite"):
+        evaluate(lively(build(TINY, 0)), random_samples(7), teacher=model)
 
 
 def test_classes_of_one_name_are_told_apart_and_absent_ones_have_no_accuracy() -> None:

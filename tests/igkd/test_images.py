@@ -13,13 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms._presets import ImageClassification
+from torchvision.transforms.functional import center_crop, resize
 
 from igkd import pictures, shapes
 from igkd.errors import UserError
-from igkd.images import BadImage, Split, decode, encode_png, loose_pictures, open_images, pixel_hash, tell
+from igkd.images import BadImage, Scaling, Split, decode, encode_png, loose_pictures, open_images, pixel_hash, tell
+from igkd.pictures import Interpolation, scale_mask
 from tests.conftest import encoded, write_parquet
 
 RNG = np.random.default_rng(0)
@@ -166,6 +171,36 @@ def test_crop_is_centred_and_scaled() -> None:
     wide[:, 10:20] = 200
     assert (decode(encoded(wide), (10, 10))[:, 1:-1] == 200).all()
     assert decode(encoded(PIXELS), (64, 48)).shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize(("short_side", "side"), [(8, 5), (9, 9), (12, 7), (256, 224)])
+def test_with_a_short_side_a_picture_is_torchvisions_to_the_pixel(interpolation: Interpolation, short_side: int, side: int) -> None:
+    how = ImageClassification(crop_size=side, resize_size=short_side, interpolation=InterpolationMode(interpolation))
+    for height, width in ((5, 7), (7, 5), (side, side), (short_side, short_side), (41, 30), (30, 41), (3, 17)):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+        expected = center_crop(resize(picture, how.resize_size, how.interpolation, antialias=how.antialias), how.crop_size)
+        found = decode(encoded(picture), (side, side), Scaling(short_side, interpolation))
+        assert np.array_equal(found, np.asarray(expected))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (how.mean, how.std))
+        assert torch.allclose((torch.from_numpy(found.copy()).permute(2, 0, 1) / 255 - mean) / std, how(picture), atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [Scaling(), Scaling(24, "bilinear")])
+def test_a_mask_is_scaled_with_its_picture(how: Scaling) -> None:
+    pixels, mask = shapes.draw(0, "train", 3)
+    drawn = np.where(mask[..., None], np.uint8(255), np.uint8(0)).repeat(3, axis=2)
+    seen = decode(encoded(drawn), (20, 20), how)[:, :, 0] > 127
+    assert pixels.shape[:2] == mask.shape and np.mean(scale_mask(mask, (20, 20), how) == seen) > 0.97
+    assert np.array_equal(scale_mask(mask, mask.shape, Scaling()), mask)
+
+
+def test_a_line_that_would_fill_the_memory_when_scaled_is_refused() -> None:
+    with pytest.raises(BadImage, match="is too long and narrow .1x300000 pixels, height x width.*256 pixels along its shorter side"):
+        decode(encoded(np.zeros((1, 300_000, 3), np.uint8)), (224, 224), Scaling(256, "bilinear"))
+
+
+NOISE = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from igkd.errors import UserError
 from igkd.maps import (
     areas,
+    check_finite,
     cosine,
     mass_inside,
     perturbation_curves,
@@ -19,8 +21,9 @@ from igkd.maps import (
     rank_correlation,
     top_overlap,
 )
-from igkd.models import ImageClassifier, ModelSpec
-from tests.igkd.training import random_samples
+from igkd.models import ImageClassifier, ModelSpec, build
+from tests.conftest import lively
+from tests.igkd.training import TINY, random_samples
 
 IDS = np.arange(5) * 7 + 3
 
@@ -159,3 +162,28 @@ def test_curves_do_not_depend_on_batches_dtype_or_order_of_images() -> None:
         assert by_one[kind] == pytest.approx(whole[kind], abs=1e-5)
         assert moved[kind] == pytest.approx(whole[kind][order.numpy()], abs=1e-5)
         assert np.ptp(whole[kind], axis=1).min() > 1e-3
+
+
+def test_maps_that_are_no_numbers_are_refused_by_image() -> None:
+    maps, ids = np.ones((3, 2, 2), np.float32), np.array([4, 9, 11])
+    check_finite(maps, ids, "the student")
+    for value in (np.inf, np.nan):
+        maps[1, 0, 1] = value
+        with pytest.raises(UserError, match="the student gives a map of image 9 that is not all finite numbers: .* train it anew"):
+            check_finite(maps, ids, "the student")
+
+
+def test_deleted_pixels_have_the_colour_of_the_baseline() -> None:
+    model, samples = lively(build(TINY, 0)), random_samples(3)
+    maps, colour = random_maps(samples.ids, samples.shape), (0.1, 0.8, 0.4)
+    deletion, insertion = perturbation_curves(model, samples.pixels, samples.labels, maps, steps=4, baseline=colour)
+    pixels = samples.pixels.float() / 255
+    even = torch.tensor(colour).view(1, 3, 1, 1).expand_as(pixels)
+    deleted = torch.from_numpy(places(maps)).unsqueeze(1) < round(0.25 * maps[0].size)
+    for curve, seen in ((deletion[:, 1], torch.where(deleted, even, pixels)), (insertion[:, 1], torch.where(deleted, pixels, even))):
+        with torch.inference_mode():
+            expected = model(seen).double().softmax(1).gather(1, samples.labels[:, None])[:, 0]
+        np.testing.assert_allclose(curve, expected, rtol=1e-4)
+    own = perturbation_curves(model, samples.pixels, samples.labels, maps, steps=4)
+    named = perturbation_curves(model, samples.pixels, samples.labels, maps, steps=4, baseline=model.spec.mean)
+    assert np.array_equal(own, named) and not np.allclose(own[0], deletion)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igkd import models, precompute, shapes, store
+from igkd.attribution import Engine
 from igkd.config import PrecomputeConfig
 from igkd.errors import UserError
 from igkd.images import decode, open_images, pixel_hash
 from igkd.randomness import stratified_choice, uniform, validation_mask
-from igkd.store import Store
+from igkd.store import Store, verify
 from tests.conftest import BAD, LABELS, encoded, make_store, write_parquet
 
 
@@ -279,3 +281,68 @@ def test_a_number_depends_on_its_own_id_only(ids: list[int], seed: int, data: st
 def test_rows_are_readable_by_column(finished: str) -> None:
     tables = [pq.read_table(p) for p in sorted(Path(finished).glob("*.parquet"))]
     assert sum(map(len, tables)) == 26 and all(t.schema == tables[0].schema for t in tables)
+
+
+def scaled_teacher(teacher: str, factor: float, bias: float = 0.0) -> models.Classifier:
+    model = models.load(teacher)
+    with torch.no_grad():
+        model.classifier.weight.mul_(factor)
+        model.classifier.bias.mul_(factor).add_(bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("factor", "bias", "precision", "words"),
+    [
+        (
+            1e8,
+            0.0,
+            "float16",
+            r"image 0 .*: the teacher gives a map with the value [0-9.e+]+, above 65504, .*--precision float32",
+        ),
+        (3e38, 0.0, "float32", r"image 0 .*: the teacher gives .* with the value (inf|nan|-inf), which is no finite number"),
+        (1.0, math.inf, "float32", r"image 0 .*: the teacher gives logits with the value inf, which is no finite number"),
+        (1.0, math.nan, "float16", r"image 0 .*: the teacher gives logits with the value nan, which is no finite number"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["captum", "torch"])
+def test_what_no_store_can_hold_is_refused_where_it_happens(
+    store_config: PrecomputeConfig, engine: Engine, factor: float, bias: float, precision: str, words: str
+) -> None:
+    config = dataclasses.replace(store_config, images="shapes:train=30", engine=engine, precision=precision, steps=2)
+    source, model = open_images(config.images), scaled_teacher(config.teacher, factor, bias)
+    plan, selection = precompute.make_plan(config, source, model, "sha")
+    rows = precompute.read_rows(source, plan, selection.part(plan, 0))
+    with pytest.raises(UserError, match=words) as caught:
+        precompute.attribute_rows(model, precompute.plan_attributor(model, plan), plan, rows)
+    assert "\n" not in str(caught.value)
+
+
+def test_large_logits_fit_into_single_precision_and_tiny_ones_are_counted(store_config: PrecomputeConfig, tmp_path: Path) -> None:
+    for factor, precision, zero in ((1e6, "float32", 0), (1e-9, "float32", 0), (1e-12, "float16", 7)):
+        model = scaled_teacher(store_config.teacher, factor)
+        models.save(model, tmp_path / f"teacher {factor}", {})
+        config = dataclasses.replace(
+            store_config, images="shapes:train=30", limit=7, precision=precision, teacher=str(tmp_path / f"teacher {factor}"), steps=2,
+            store=str(tmp_path / f"store {factor}"), engine="torch",
+        )  # fmt: skip
+        manifest = make_store(config)
+        assert manifest["zero_maps"] == zero and verify(config.store) == []
+
+
+def test_attention_that_overflows_is_refused(store_config: PrecomputeConfig) -> None:
+    values = np.array([[1.0, 2.0], [3.0, np.nan]], np.float32)
+    with pytest.raises(UserError, match=r"image 8 \(b.png\): the teacher gives attention with the value nan"):
+        precompute.storable("attention", values, np.dtype("float16"), [(7, "a.png"), (8, "b.png")])
+    assert np.array_equal(precompute.storable("ig", values[:1], np.dtype("float16"), [(7, "a.png")]), values[:1])
+
+
+def test_the_engine_is_said_and_that_of_computed_parts_is_kept(store_config: PrecomputeConfig) -> None:
+    config, said = dataclasses.replace(store_config, engine="fast"), list[str]()
+    source, model = open_images(config.images), models.load(config.teacher)
+    plan, _ = precompute.make_plan(config, source, model, "sha", gpu=True, say=said.append)
+    assert (plan.engine, plan.quadrature) == ("torch", "riemann_middle") and said == [
+        "fast stands for the engine torch here: there are GPUs"
+    ]
+    kept, _ = precompute.make_plan(config, source, model, "sha", gpu=True, begun="openvino", say=said.append)
+    assert kept.engine == "openvino" and len(said) == 1

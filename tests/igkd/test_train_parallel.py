@@ -1,5 +1,6 @@
 """Several workers do the work of one."""
 
+import copy
 import datetime
 import itertools
 import multiprocessing
@@ -11,11 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import FrozenBatchNorm2d
 
 from igkd.errors import UserError
 from igkd.feed import epoch_batches
 from igkd.models import build
-from igkd.parallel import share_batch_norms
+from igkd.parallel import SharedStatistics, share_batch_norms
 from igkd.train import History, evaluate_split, make_average
 from tests.igkd.training import TINY, Watcher, plain_samples, random_samples, recipe, run, without_seconds
 
@@ -156,6 +158,85 @@ def test_batch_norm_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> 
             assert one == pytest.approx(two, rel=2e-5)
         for name, value in average.module.state_dict().items():
             torch.testing.assert_close(weights[name], value, rtol=2e-3, atol=2e-4, msg=name)
+
+
+class Plain(nn.BatchNorm2d):
+    """A subclass that computes what its parent does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3, momentum=0.3)
+
+
+class Other(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class Scratch(nn.Module):
+    """A batch norm that knows nothing of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.register_buffer("running_mean", torch.zeros(4))
+
+
+NORMS = {
+    "1d": (lambda: nn.BatchNorm1d(4), lambda: nn.BatchNorm1d(4), (6, 4)),
+    "1d long": (lambda: nn.BatchNorm1d(4), lambda: nn.BatchNorm1d(4), (6, 4, 5)),
+    "2d": (lambda: nn.BatchNorm2d(4), lambda: nn.BatchNorm2d(4), (6, 4, 5, 3)),
+    "3d": (lambda: nn.BatchNorm3d(4), lambda: nn.BatchNorm3d(4), (6, 4, 2, 3, 2)),
+    "sync": (lambda: nn.SyncBatchNorm(4), lambda: nn.BatchNorm2d(4), (6, 4, 5, 3)),
+    "subclass": (lambda: Plain(4), lambda: Plain(4), (6, 4, 5, 3)),
+    "no weight": (lambda: nn.BatchNorm2d(4, affine=False), lambda: nn.BatchNorm2d(4, affine=False), (6, 4, 5, 3)),
+    "no momentum": (lambda: nn.BatchNorm2d(4, momentum=None), lambda: nn.BatchNorm2d(4, momentum=None), (6, 4, 5, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_every_batch_norm_of_torchs_is_shared(kind: str, tmp_path: Path) -> None:
+    """Forward, gradients and running statistics over three steps and in evaluation, also of a copy, as an average of weights makes one."""
+    make, twin, shape = NORMS[kind]
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        ours, theirs = copy.deepcopy(share_batch_norms(make())), twin()
+        assert isinstance(ours, SharedStatistics) and isinstance(ours, type(make())) and share_batch_norms(ours) is ours
+        for step in range(3):
+            seen = []
+            for layer in (ours, theirs):
+                x = (3 + 5 * torch.randn(shape, generator=torch.Generator().manual_seed(step))).requires_grad_()
+                out = layer(x)
+                (out * torch.randn(shape, generator=torch.Generator().manual_seed(9))).sum().backward()
+                seen.append((out, x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()))
+            for one, two in zip(*seen, strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (Other(4), r"the layer 1 \(Other\) is a batch norm with a forward pass of its own"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "is a batch norm without running statistics"),
+        (nn.InstanceNorm2d(4, affine=True, track_running_stats=True), r"\(InstanceNorm2d\) keeps statistics in a way of its own"),
+        (nn.InstanceNorm2d(4, track_running_stats=True), "keeps statistics in a way of its own"),
+        (nn.LazyBatchNorm2d(), "keeps statistics in a way of its own"),
+        (Scratch(), r"\(Scratch\) keeps statistics in a way of its own"),
+    ],
+)
+def test_statistics_of_a_batch_that_cannot_be_shared_are_refused(layer: nn.Module, words: str) -> None:
+    with pytest.raises(UserError, match=f"{words}: .* another run than with one worker; train with --workers 1"):
+        share_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 1), layer))
+
+
+def test_layers_without_statistics_of_a_batch_are_left_alone() -> None:
+    layers = [FrozenBatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.InstanceNorm2d(4), nn.Dropout(0.5), nn.LocalResponseNorm(2)]
+    network = nn.Sequential(*layers)
+    assert share_batch_norms(network) is network and [type(layer) for layer in network] == [type(layer) for layer in layers]
 
 
 def test_shared_batch_norm_of_one_worker_is_torchs(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from igkd import store
 from igkd.errors import UserError
 from igkd.images import decode, pixel_hash
-from igkd.store import Store, part_name
+from igkd.store import VERSION, Store, part_name
 from tests.conftest import BAD, LABELS
 from tests.igkd.store.damage import large_label, not_a_picture, rewrite, swapped_images
 
@@ -50,7 +50,7 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "version": (lambda m: m | {"plan": m["plan"] | {"version": 7}}, "has store version 7, this program reads version 2"),
+    "version": (lambda m: m | {"plan": m["plan"] | {"version": 7}}, f"has store version 7, this program reads version {VERSION}"),
     "setting": (lambda m: m | {"plan": m["plan"] | {"colour": 7}}, "manifest.json is damaged or not ours.*colour"),
     "no plan": (lambda m: {}, "manifest.json is damaged or not ours.*plan"),
     "list": (lambda m: [], "manifest.json is damaged or not ours"),

@@ -139,6 +139,7 @@ def test_start_refuses_what_is_not_its_store(tmp_path: Path) -> None:
     plan = tiny_plan()
     uri = str(tmp_path / "store")
     store.start(uri, plan)
+    store.write_part(uri, plan, 1, some_columns(plan, [4, 5]), [])
     with pytest.raises(UserError, match=r"other settings \(steps was 5 and is now 9, teacher was 'ttt.* and is now 'x'\)"):
         store.start(uri, dataclasses.replace(plan, steps=9, teacher="x"))
     full = tmp_path / "full"
@@ -147,6 +148,15 @@ def test_start_refuses_what_is_not_its_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"full exists and is not a store \(it has no plan.json\); choose another --store"):
         store.start(str(full), plan)
     assert [p.name for p in full.iterdir()] == ["thesis.tex"]
+    foreign = tmp_path / "foreign"  # a plan of another program's, and one of ours in a directory of somebody's
+    foreign.mkdir()
+    (foreign / "plan.json").write_text('{"engine": "terraform"}')
+    with pytest.raises(UserError, match="other settings"):
+        store.start(str(foreign), plan)
+    store.start(str(tmp_path / "shared"), dataclasses.replace(plan, steps=9))
+    (tmp_path / "shared" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="other settings .steps was 9 and is now 5"):
+        store.start(str(tmp_path / "shared"), plan)
     for inside in (full / "thesis.tex", full / "thesis.tex" / "store", Path("/proc/nowhere/store")):
         with pytest.raises(UserError, match="thesis.tex|nowhere"):
             store.start(str(inside), plan)
@@ -156,6 +166,41 @@ def test_start_refuses_what_is_not_its_store(tmp_path: Path) -> None:
             store.start(uri, plan)
     with pytest.raises(UserError, match="Protocol not known: ftq"):
         store.start("ftq://host/store", plan)
+
+
+def test_a_plan_alone_does_not_bind(tmp_path: Path) -> None:
+    """Only with its first part a store is one: what was planned before is begun anew with other settings."""
+    uri, plan = str(tmp_path / "store"), tiny_plan(rows=10, rows_per_file=3)
+    other = dataclasses.replace(plan, engine="torch", teacher="x", rows_per_file=5, classes=("a", "b"))
+    assert store.start(uri, plan) == [0, 1, 2, 3] and store.engine_of(uri) is None
+    (tmp_path / "store" / ".part-00000.parquet.x.tmp").write_text("left by a killed writer")
+    with store.hold(uri):
+        assert store.start(uri, other) == [0, 1] == store.start(uri, other)
+    store.write_part(uri, other, 1, some_columns(other, [5, 6, 7, 8, 9]), [])
+    assert store.engine_of(uri) == "torch"
+    with pytest.raises(UserError, match="other settings .classes was .*engine was 'torch' and is now 'captum'"):
+        store.start(uri, plan)
+
+
+def test_maps_that_are_all_zero_are_counted_and_told(tmp_path: Path) -> None:
+    uri, plan = str(tmp_path), tiny_plan(rows=6, rows_per_file=4)
+    store.start(uri, plan)
+    entries = []
+    for part, zero in ((0, [1, 2]), (1, [0])):
+        columns = some_columns(plan, ids_of(plan, part), part)
+        columns["ig"][zero] = 0
+        columns["ig"][3:] = 1e-9  # which float16 rounds to 0
+        entries.append(store.write_part(uri, plan, part, columns, []))
+    assert [entry["zero_maps"] for entry in entries] == [3, 1] and check_all(uri, plan) == entries
+    manifest = store.finish(uri, plan, entries)
+    assert manifest["zero_maps"] == 4 and store.describe(uri)["all_zero_maps"] == 4 and store.verify(uri) == []
+    assert store.zero_maps(manifest).startswith("4 of 6 maps are all zero: ") and "float16" in store.zero_maps(manifest)
+    assert store.zero_maps(manifest | {"zero_maps": 0}) == ""
+    command = [sys.executable, "-m", "igkd.store", "verify", uri]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "is sound: 6 rows" in done.stdout and "4 of 6 maps are all zero" in done.stdout
+    (tmp_path / "manifest.json").write_text((tmp_path / "manifest.json").read_text().replace('"zero_maps": 4', '"zero_maps": 0'))
+    assert store.verify(uri) == ["4 maps are all zero, not the manifest's 0"]
 
 
 def test_parts_that_do_not_fit_are_damaged(tmp_path: Path) -> None:
