@@ -8,6 +8,7 @@ import tyro
 
 from igkd import lean
 from igkd.attribution import Engine, Method
+from igkd.deadline import check_limit
 from igkd.errors import UserError
 from igkd.models import attention_layer
 
@@ -403,9 +404,10 @@ class PipelineConfig:
     What is left out of the command line has the preset's value.
     """
 
-    preset: Literal["demo", "cifar10", "evidence", "evidence-night"]
+    preset: Literal["demo", "cifar10", "evidence", "evidence-cpu", "evidence-night"]
     """demo: built-in pictures, a few minutes on two cores; cifar10: the paper's protocol, for a GPU; evidence: arms, controls and recipes
-    with 3 seeds, for a GPU; evidence-night: the same on 3,000 images, for a night of two cores."""
+    with 3 seeds, for a GPU; evidence-cpu: all of CIFAR-10 with views, two students, four arms and 3 seeds, for days of processors
+    (--dry-run says how many); evidence-night: arms, controls and recipes on 3,000 images, for a night of two cores."""
     out: str
     """Directory of everything; the same command continues what is there."""
     images: str | None = None
@@ -432,6 +434,15 @@ class PipelineConfig:
     """What to do with an image that cannot be used."""
     workers: int | None = None
     """Data-parallel workers of each training."""
+    hours: float | None = None
+    """Stop after so many hours; the same command goes on."""
+    until: str | None = None
+    """Stop at this time of day, such as 07:00; the same command goes on."""
+    dry_run: bool = False
+    """Only print what would be done, and how long it takes on this machine, from steps measured for a minute or two."""
+
+    def __post_init__(self) -> None:
+        check_limit(self.hours, self.until)
 
 
 @dataclass(frozen=True, kw_only=True)

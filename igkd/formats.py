@@ -8,6 +8,7 @@ the names of the classes: an ONNX file's `metadata_props`, and `extra/igkd.json`
 import importlib.metadata
 import io
 import json
+import platform
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from igkd.models import Deployed, ImageClassifier, ModelSpec
+from igkd.runs import processor
 
 Format = Literal["onnx", "onnx-int8", "torch-export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
@@ -79,6 +81,16 @@ def to_onnx(model: ImageClassifier) -> onnx.ModelProto:
     return _tidied(program.model_proto)
 
 
+def saturates() -> bool:
+    """Whether this processor's products of int8 overflow: x86 without VNNI adds two of them in 16 bits, enough for weights of 7 bits and not
+    of 8 (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, on `reduce_range`).
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    flags = set(processor().get("flags", "").split())
+    return bool(flags) and not flags & {"avx512_vnni", "avx_vnni"}
+
+
 def to_int8(network: onnx.ModelProto, calibration: Pixels) -> onnx.ModelProto:
     """The same in static int8: QDQ operators, uint8 activations, int8 weights with a scale for each channel.
 
@@ -99,6 +111,7 @@ def to_int8(network: onnx.ModelProto, calibration: Pixels) -> onnx.ModelProto:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
+            reduce_range=saturates(),
         )
         return _tidied(onnx.load(quantised))
 

@@ -1,5 +1,6 @@
 """Presets of jobs.pipeline: functions that give its configuration, and what the command line makes of it."""
 
+import re
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -8,6 +9,8 @@ from igkd.errors import UserError
 from igkd.recipes import distill_config
 
 S = TypeVar("S")
+RESIDUAL = "1:24x2,48x2,96x2"
+"""A residual student of 392,674 parameters, fewer than the cut one's 543,498."""
 PAPER_ARMS: tuple[Arm, ...] = ("student", "kd", "kd+ig")
 CONTROLS: tuple[Content, ...] = ("other", "black", "noise", "brightness")
 
@@ -50,6 +53,27 @@ def evidence_night(out: str) -> Pipeline:
     return replace(whole, precompute=replace(whole.precompute, limit=3000), students=students, seeds=(0, 1, 2))
 
 
+def evidence_cpu(out: str) -> Pipeline:
+    """All of CIFAR-10 as far as processors carry: the paper's teacher, the logits of all its crops, and the paper's student and a residual
+    one that is smaller and faster, each without a teacher, with one, with the teacher's maps and with another image's."""
+    places = {"store": f"{out}/store", "test_images": "cifar10", "out": f"{out}/students", "teacher": f"{out}/teacher"}
+    arms: tuple[tuple[Arm, Content], ...] = (("student", "own"), ("kd", "own"), ("kd+ig", "own"), ("kd+ig", "other"))
+    whole = cifar10(out)
+    assert whole.teacher is not None
+    teacher = replace(whole.teacher, epochs=40, averaging=0.998, low_resolution_epochs=16, keep_epochs=(10, 20, 30))
+    return replace(
+        whole,
+        teacher=teacher,
+        precompute=replace(whole.precompute, views="all"),
+        students=tuple(
+            distill_config("strong-cpu", **places, arm=arm, content=content, lean=lean, maps=200)
+            for lean in ("", RESIDUAL)
+            for arm, content in arms
+        ),
+        seeds=(0, 1, 2),
+    )
+
+
 def judged_students(out: str, recipe: str, maps: int, **settings: Any) -> tuple[DistillConfig, ...]:
     """Arms and controls by a recipe, and the ends of them by the paper's."""
     places = {"store": f"{out}/store", "test_images": "cifar10", "out": f"{out}/students", "teacher": f"{out}/teacher"}
@@ -66,7 +90,7 @@ def judged_students(out: str, recipe: str, maps: int, **settings: Any) -> tuple[
     )
 
 
-PRESETS = {"demo": demo, "cifar10": cifar10, "evidence": evidence, "evidence-night": evidence_night}
+PRESETS = {"demo": demo, "cifar10": cifar10, "evidence": evidence, "evidence-cpu": evidence_cpu, "evidence-night": evidence_night}
 
 
 def make_pipeline(config: PipelineConfig) -> Pipeline:
@@ -117,4 +141,4 @@ def changed(part: S, **values: object) -> S:
 
 def directory(student: DistillConfig) -> str:
     """The label as a name of files."""
-    return student.label.replace(", ", "-")
+    return re.sub(r"[^A-Za-z0-9+.]+", "-", student.label)

@@ -35,6 +35,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "paper-as-published": {"aligned": False},
     "strong": STRONG,
+    # The same as far as two cores carry in some hours: jobs.pipeline --preset evidence-cpu.
+    "strong-cpu": STRONG | {"epochs": 30, "low_resolution_epochs": 12, "averaging": 0.998},
     # The same for a night of two cores: some hundred steps instead of 70,000, in which a live teacher was of no use (results/choices).
     "strong-night": STRONG | {"epochs": 10, "batch_size": 64, "learning_rate": 0.05, "averaging": 0.99, "logits": "auto"},
 }

@@ -1,5 +1,6 @@
 """Directories of runs: whose they are, what came out, and how it was made."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -171,18 +172,23 @@ def commit() -> str:
     return described.stdout.strip()
 
 
+def processor() -> dict[str, str]:
+    """What Linux says of the last processor, such as its "model name" and "flags"; nothing on other systems."""
+    try:
+        facts = dict(line.partition(":")[::2] for line in Path("/proc/cpuinfo").read_text().splitlines())
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, value in facts.items()}
+
+
 def machine() -> str:
     """Cores, processor, memory and GPU in words."""
     import torch
 
-    processor, memory = platform.processor() or platform.machine(), ""
-    try:
-        facts = dict(line.partition(":")[::2] for line in Path("/proc/cpuinfo").read_text().splitlines())
-        facts = {name.strip(): value.strip() for name, value in facts.items()}
-        arithmetic = next((f" ({flag})" for flag in ARITHMETIC if flag in facts.get("flags", "").split()), "")
-        processor = facts.get("model name", processor) + arithmetic
+    facts, memory = processor(), ""
+    arithmetic = next((f" ({flag})" for flag in ARITHMETIC if flag in facts.get("flags", "").split()), "")
+    name = facts.get("model name", platform.processor() or platform.machine()) + arithmetic
+    with contextlib.suppress(OSError, ValueError):
         memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
-    except (OSError, ValueError):
-        pass
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} x {processor}{memory}, {gpu}"
+    return f"{os.cpu_count()} x {name}{memory}, {gpu}"

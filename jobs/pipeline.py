@@ -1,25 +1,27 @@
 """All of it: python -m jobs.pipeline --preset demo --out DIR"""
 
 import functools
+import time
 from pathlib import Path
 from typing import Any
 
-from igkd import report, runs, store
+from igkd import forecast, report, runs, store
 from igkd.config import Pipeline, PipelineConfig, parse
+from igkd.deadline import seconds_left
 from igkd.errors import UserError
 from igkd.files import absolute, write_bytes, write_json
 from igkd.page import source_name
 from igkd.presets import make_pipeline
 from igkd.showcase import Showcase, load_students
 from igkd.sweeps.grid import Cell
-from igkd.sweeps.ledger import STATUS, read_rows
+from igkd.sweeps.ledger import STATUS, read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.tasks import decided, open_store, read_unseen, unseen_by_teacher
 from igkd.teachers import open_teacher
 from jobs.ablate import claim, train_cells
 from jobs.distill import distill
 from jobs.precompute import precompute_store
-from jobs.runtime import in_thread, run_job, start_ray
+from jobs.runtime import TIME_IS_UP, in_thread, run_job, start_ray, stopping_after
 from jobs.teacher import train_teacher
 
 COMPARISONS = "comparisons.html"
@@ -28,22 +30,43 @@ RUNS_PER_GPU = 3
 """Small trainings fill a GPU better together."""
 
 
-def run(config: PipelineConfig) -> Path:
-    """Run what is not done yet; gives the path of the report.
+def run(config: PipelineConfig) -> Path | None:
+    """Run what is not done yet; gives the path of the report, or None where the time was up before there was one.
 
     Raises:
         UserError: a job cannot be run, or another one is at work in this directory.
     """
-    pipeline = make_pipeline(config)
+    seconds, pipeline = seconds_left(config.hours, config.until, runs.local_now()), make_pipeline(config)
+    if config.dry_run:
+        forecast_hours(pipeline)
+        return None
+    deadline = None if seconds is None else time.monotonic() + seconds
     check_test_images(pipeline)
     with store.hold(config.out):
         start_ray()
-        if pipeline.teacher is None:
-            teacher = given_teacher(pipeline.precompute.teacher)
-        else:
-            teacher = in_thread(functools.partial(train_teacher, pipeline.teacher))
-        precompute_store(pipeline.precompute)
-        return write_report(config, pipeline, teacher, run_students(config.out, pipeline))
+        try:
+            with stopping_after(seconds):
+                if pipeline.teacher is None:
+                    teacher = given_teacher(pipeline.precompute.teacher)
+                else:
+                    teacher = in_thread(functools.partial(train_teacher, pipeline.teacher))
+                precompute_store(pipeline.precompute)
+        except KeyboardInterrupt:
+            if TIME_IS_UP.is_set():
+                return None
+            raise
+        rows = run_students(config.out, pipeline, None if deadline is None else max(1.0, deadline - time.monotonic()))
+        return None if rows is None else write_report(config, pipeline, teacher, rows)
+
+
+def forecast_hours(pipeline: Pipeline) -> None:
+    """Print how long each stage takes on this machine, and all of them together."""
+    print(f"measuring on {runs.machine()}", flush=True)
+    total = 0.0
+    for stage in forecast.stages(pipeline):
+        total += stage.seconds
+        print(forecast.line(stage), flush=True)
+    print(f"{total / 3600:.1f} hours in all, if nothing else computes; what is done already is not looked at", flush=True)
 
 
 def check_test_images(pipeline: Pipeline) -> None:
@@ -64,9 +87,15 @@ def check_test_images(pipeline: Pipeline) -> None:
         read_unseen(student.test_images, given.classes, given.image_shape, resize, student.bad_images, given.scaling)
 
 
-def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
+def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> list[dict[str, Any]] | None:
     """Train all students: each in one process, as many at a time as fit; where one needs several workers, or more memory than there is,
     one after the other.
+
+    Args:
+        seconds: after which to stop.
+
+    Returns:
+        their rows; None where the time was up before.
 
     Raises:
         UserError: some could not be trained.
@@ -77,8 +106,12 @@ def run_students(out: str, pipeline: Pipeline) -> list[dict[str, Any]]:
         open_store(cell.config)
     claim(grid)  # all of them, so that what is decided now is kept
     if any(cell.config.workers > 1 or cell.config.ingest == "stream" for cell in grid):
-        return [in_thread(functools.partial(distill, cell.config)) for cell in grid]
-    if not train_cells(grid, out, RUNS_PER_GPU, page=COMPARISONS):
+        with stopping_after(seconds):
+            return [in_thread(functools.partial(distill, cell.config)) for cell in grid]
+    if not train_cells(grid, out, RUNS_PER_GPU, seconds, page=COMPARISONS):
+        if seconds is not None and not read_status(Path(out)).failures:
+            print(f"{publish(Path(out))}\n\nthe time is up; the same command goes on where this one ended", flush=True)
+            return None
         raise UserError("not all students could be trained, see above; the same command tries those again that are missing")
     rows = {row["cell"]: row for row in read_rows(Path(out))}
     for row in (rows[cell.name] for cell in grid):

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 from igkd.errors import printable, run_cli
-from igkd.sweeps.ledger import describe, read_rows, read_status
+from igkd.sweeps.ledger import STATUS, describe, read_rows, read_status
+from igkd.sweeps.stages import describe_stages
 
 
 def main() -> int:
@@ -13,7 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m igkd.sweeps", description="Look at a sweep.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="what is done, running and failed, and when it will end; exit status 1 if it needs you")
-    status.add_argument("directory", metavar="DIR", type=Path, help="the sweep's --out")
+    status.add_argument("directory", metavar="DIR", type=Path, help="the --out of a sweep or a pipeline")
     report = commands.add_parser("report", help="draw the report of what is done by now, while it runs or after")
     report.add_argument("directory", metavar="DIR", type=Path, help="the sweep's --out")
     given = parser.parse_args()
@@ -22,6 +23,10 @@ def main() -> int:
 
         print(publish(given.directory))
         return 0
+    stages = describe_stages(given.directory)
+    print(*map(printable, stages), sep="\n", end="\n" if stages else "")
+    if stages and not (given.directory / STATUS).exists():
+        return 0  # of a pipeline whose students have not begun
     pulse, now = read_status(given.directory), time.time()
     print(printable("\n".join(describe(pulse, read_rows(given.directory), now))))
     return 1 if pulse.failures or not (pulse.phase == "finished" or pulse.alive(now)) else 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from igkd.config import Arm, BadImages, Content
+from igkd.deadline import check_limit, seconds_left
 from igkd.errors import UserError
 from igkd.models import ATTENTION_DIVIDER
 
@@ -36,10 +37,7 @@ class SweepConfig:
     """Of an hour of one GPU (or, without GPUs, of one processor), for the cost in the estimate."""
 
     def __post_init__(self) -> None:
-        if self.hours is not None and self.until is not None:
-            raise UserError("--hours and --until say the same thing: give one of them")
-        if self.hours is not None and self.hours <= 0:
-            raise UserError(f"--hours must be above 0, not {self.hours}")
+        check_limit(self.hours, self.until)
         if "://" in self.out:
             raise UserError(f"--out {self.out} must be a directory, on a file system that all nodes see; only the store may be on S3")
         if self.runs_per_gpu < 1:
@@ -54,35 +52,7 @@ class SweepConfig:
         Raises:
             UserError: --until is no time of day, or less than a minute away, which means that it has just passed.
         """
-        if self.hours is not None:
-            return self.hours * 3600
-        if self.until is None:
-            return None
-        return seconds_until(self.until, now)
-
-
-def seconds_until(text: str, now: datetime.datetime) -> float:
-    """Seconds from `now` until a time of day, within the next 24 hours, or until a date and time.
-
-    Raises:
-        UserError: it is neither, or lies in the past. A time of day that passed within the last hour counts as past: it is far more
-            likely a slip than a wish for 23 hours.
-    """
-    try:
-        end = datetime.datetime.combine(now.date(), datetime.time.fromisoformat(text), now.tzinfo)
-    except ValueError:
-        try:
-            end = datetime.datetime.fromisoformat(text)
-        except ValueError:
-            raise UserError(f"--until {text} is no time; give one such as 07:00 or 2026-01-31T07:00") from None
-        seconds = (end.astimezone() - now.astimezone()).total_seconds()
-        if seconds <= 0:
-            raise UserError(f"--until {text} is in the past; it is {now:%Y-%m-%d %H:%M} now") from None
-        return seconds
-    seconds = (end - now).total_seconds()
-    if -3600 < seconds <= 0:
-        raise UserError(f"--until {text} is in the past; it is {now:%H:%M} now (give a date, too, if you mean another day)")
-    return seconds if seconds > 0 else seconds + 24 * 3600
+        return seconds_left(self.hours, self.until, now)
 
 
 @dataclass(frozen=True, kw_only=True)

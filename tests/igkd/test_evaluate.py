@@ -23,7 +23,7 @@ from igkd.looks import likeness, look
 from igkd.maps import cosine
 from igkd.models import ModelSpec, build
 from igkd.samples import Samples, load_samples
-from igkd.tasks import check_test_images
+from igkd.tasks import read_unseen
 from igkd.train import evaluate_split
 from tests.conftest import lively, settled
 from tests.igkd.training import TINY, random_samples
@@ -274,7 +274,7 @@ def test_how_a_folder_is_understood_is_told_once(student: str, tmp_path: Path, c
     (tmp_path / "test" / ".DS_Store").write_text("of a file manager")
     config = EvaluateConfig(checkpoint=student, images=f"folder:{tmp_path / 'test'}")  # without splits
     figures = [evaluate_images(config)["evaluation"] for _ in range(2)]
-    check_test_images(config.images, shapes.CLASSES)  # as jobs do, beforehand
+    read_unseen(config.images, shapes.CLASSES, (32, 32), False, "skip")  # as jobs do, beforehand
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
     assert figures[0]["count"] == 6 and len(notes) == 2
     assert "6 of the 30 pictures" in notes[0] and "1 .DS_Store" in notes[1]

@@ -60,7 +60,7 @@ CHANGES: dict[str, dict[str, Any]] = {"demo": {"epochs": 16, "alpha": 0.5}, "evi
 def test_without_a_recipe_a_run_has_its_presets_and_what_the_preset_changes(preset: Any) -> None:
     runs = make_pipeline(PipelineConfig(preset=preset, out="o")).students
     for one in runs:
-        assert settings(one) == settings(distill_config(one.recipe, store="s", out="o", **CHANGES.get(preset, {})))
+        assert settings(one) == settings(distill_config(one.recipe, store="s", out="o", lean=one.lean, **CHANGES.get(preset, {})))
         assert one.label.endswith("" if one.recipe == "paper" else f", {one.recipe}")
     assert len(runs) == len({one.out for one in runs})
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from igkd.deadline import seconds_until
 from igkd.errors import UserError
-from igkd.sweeps.config import SweepConfig, seconds_until
+from igkd.sweeps.config import SweepConfig
 from igkd.sweeps.ledger import Ledger, Row, Status, describe, duration, read_rows, read_status, remaining_seconds
 
 NOON = datetime.datetime(2026, 3, 1, 12, 0, tzinfo=datetime.UTC)
