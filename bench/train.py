@@ -1,4 +1,4 @@
-"""Training a student: the published loop, per-sample transforms in a DataLoader, against ours, batched on the device."""
+"""Training: the published loop, per-sample transforms in a DataLoader, against ours, batched on the device."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -21,21 +21,24 @@ from torchvision.transforms import v2
 
 from igkd import runs
 from igkd.config import Precision, parse
+from igkd.execution import Compiled, multiplies_in_bfloat16
 from igkd.feed import Batch, Resident
 from igkd.files import write_json
 from igkd.images import open_images
 from igkd.models import Classifier, ModelSpec, build
+from igkd.presets import RESIDUAL
 from igkd.recipes import distill_config
 from igkd.samples import Samples, load_samples
 from igkd.train import compute_loss, make_optimizer
 from jobs.runtime import WORKER_ENVIRONMENT
 
-BASELINE = "published loop"
+BASELINE, COMPILED = "published loop", "compiled"
+NETWORKS: dict[str, dict[str, object]] = {"teacher": {}, "cut 5": {"cut": 5}, f"residual {RESIDUAL}": {"lean": RESIDUAL}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Images a second of one training step of the paper's recipe, arm kd+ig, cut 5."""
+    """Images a second of a training step of the paper's recipe, arm kd+ig, for the teacher's network, cut 5 and a residual student."""
 
     images: str = "shapes"
     """Its test split is trained on; maps and logits are noise, which costs the same."""
@@ -95,14 +98,15 @@ def published(model: Classifier, samples: Samples, device: torch.device) -> Iter
             yield len(images)
 
 
-def ours(model: Classifier, samples: Samples, device: torch.device, precision: Precision) -> Iterator[int]:
+def ours(model: Classifier, samples: Samples, device: torch.device, precision: Precision, compiled: bool) -> Iterator[int]:
     """Train by igkd.train's step; gives the images of each step."""
     config = distill_config("paper", store="", test_images="", out="", precision=precision)
     model.to(memory_format=torch.channels_last)
     optimizer, feed = make_optimizer(model, config.training), Resident(samples, config.training, config.objective, 0, device)
+    network = Compiled(model, lambda line: print(line, flush=True)) if compiled else model
 
     def step(batch: Batch, epoch: int) -> int:
-        loss, _ = compute_loss(model, batch, config.training, config.objective, seed=0, epoch=epoch)
+        loss, _ = compute_loss(network, batch, config.training, config.objective, seed=0, epoch=epoch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -115,47 +119,77 @@ def ours(model: Classifier, samples: Samples, device: torch.device, precision: P
             yield step(batch, epoch)
 
 
-def serve(pipe: multiprocessing.connection.Connection, kind: str, config: Config, threads: int) -> None:
+def serve(pipe: multiprocessing.connection.Connection, loop: str, network: ModelSpec, config: Config, threads: int) -> None:
     """A process that trains: gets a number of steps, gives (images, seconds, peak MiB)."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = samples_of(config)
-    model = build(ModelSpec(classes=tuple("0123456789"), image_shape=samples.shape, cut=5), 0).to(device).train()
-    loop = published(model, samples, device) if kind == BASELINE else ours(model, samples, device, kind.removeprefix("ours, "))  # type: ignore[arg-type]
+    model = build(network, 0).to(device).train()
+    if loop == BASELINE:
+        running = published(model, samples, device)
+    else:
+        running = ours(model, samples, device, "auto" if loop == COMPILED else loop, loop == COMPILED)  # type: ignore[arg-type]
     while (steps := pipe.recv()) is not None:
         begin = time.perf_counter()
-        images = sum(islice(loop, steps))
+        images = sum(islice(running, steps))
         if device.type == "cuda":
             torch.cuda.synchronize()
         pipe.send((images, time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
-def main() -> None:
-    config, started = parse(Config, "bench.train"), runs.now()
+def loops() -> list[str]:
+    """What is measured on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if multiplies_in_bfloat16(device):
+        return [BASELINE, "float32", "bfloat16", COMPILED]
+    print("bfloat16 is left out: this machine has no instructions for it, and precision auto is float32", flush=True)
+    return [BASELINE, "float32", COMPILED]
+
+
+def measure(network: ModelSpec, config: Config) -> dict[str, dict[str, float]]:
+    """Every loop with one network, taking turns, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
     pipes = {}
-    for kind in (BASELINE, "ours, float32", "ours, bfloat16"):
-        pipes[kind], other = context.Pipe()
-        with mock.patch.dict(os.environ, {} if kind == BASELINE else WORKER_ENVIRONMENT):
-            context.Process(target=serve, args=(other, kind, config, torch.get_num_threads())).start()
-    rates: dict[str, list[float]] = {kind: [] for kind in pipes}
+    for loop in loops():
+        pipes[loop], other = context.Pipe()
+        with mock.patch.dict(os.environ, {} if loop == BASELINE else WORKER_ENVIRONMENT):
+            context.Process(target=serve, args=(other, loop, network, config, torch.get_num_threads())).start()
+    rates: dict[str, list[float]] = {loop: [] for loop in pipes}
+    ratios: dict[str, list[float]] = {loop: [] for loop in pipes}
     memory = {}
     for turn in range(config.rounds + 1):
-        for kind, pipe in pipes.items():
+        now = {}
+        for loop, pipe in pipes.items():
             pipe.send(config.steps)
-            images, seconds, memory[kind] = pipe.recv()
-            if turn:  # the first turn warms up
-                rates[kind].append(images / seconds)
+            images, seconds, memory[loop] = pipe.recv()
+            now[loop] = images / seconds
+        if turn:  # the first turn warms up and compiles
+            for loop, rate in now.items():
+                rates[loop].append(rate)
+                ratios[loop].append(rate / now[BASELINE])
     for pipe in pipes.values():
         pipe.send(None)
-    medians = {kind: statistics.median(values) for kind, values in rates.items()}
-    rows = {
-        kind: {"images_per_second": rate, "ratio": rate / medians[BASELINE], "peak_mib": memory[kind]} for kind, rate in medians.items()
+    return {
+        loop: {"images_per_second": statistics.median(rates[loop]), "ratio": statistics.median(ratios[loop]), "peak_mib": memory[loop]}
+        for loop in pipes
     }
-    for kind, row in rows.items():
-        print(f"{kind:16} {row['images_per_second']:8.1f} images/s  {row['ratio']:5.2f} x  {row['peak_mib']:7,.0f} MiB at most", flush=True)
+
+
+def main() -> None:
+    config, started = parse(Config, "bench.train"), runs.now()
+    shape = samples_of(config).shape
+    print(runs.machine(), flush=True)
+    found = {}
+    for name, how in NETWORKS.items():
+        found[name] = measure(ModelSpec(classes=tuple("0123456789"), image_shape=shape, **how), config)  # type: ignore[arg-type]
+        for loop, row in found[name].items():
+            print(
+                f"{name:24} {loop:16} {row['images_per_second']:8.1f} images/s  {row['ratio']:5.2f} x  {row['peak_mib']:7,.0f} MiB at most",
+                flush=True,
+            )
     if config.out:
-        write_json(Path(config.out), {"loops": rows} | runs.provenance(f"python -m bench.train --images {config.images}", 0, started))
+        command = f"python -m bench.train --images {config.images} --steps {config.steps} --rounds {config.rounds}"
+        write_json(Path(config.out), {"networks": found} | runs.provenance(command, 0, started))
 
 
 if __name__ == "__main__":

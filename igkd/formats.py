@@ -82,8 +82,9 @@ def to_onnx(model: ImageClassifier) -> onnx.ModelProto:
 
 
 def saturates() -> bool:
-    """Whether this processor's products of int8 overflow: x86 without VNNI adds two of them in 16 bits, enough for weights of 7 bits and not
-    of 8 (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, on `reduce_range`).
+    """Whether products of int8 overflow on this processor: x86 without VNNI adds two of them in 16 bits: weights must have 7 bits.
+
+    See https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html on `reduce_range`.
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
