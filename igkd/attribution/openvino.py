@@ -104,7 +104,7 @@ def _compiled(network: nn.Module, inputs: tuple[Tensor, ...], streams: int, prec
     Raises:
         RuntimeError: OpenVINO does not know an operation of it.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():  # layers of ours are the plain ones where there are no gradients
         warnings.simplefilter("ignore")  # torch announces the end of torch.jit, by which OpenVINO reads a graph
         try:
             converted = openvino.convert_model(network, example_input=inputs, input=[list(x.shape) for x in inputs])

@@ -321,6 +321,27 @@ def test_openvino_says_what_torch_says(teacher: str) -> None:
     assert views.choose_forwards(model, pixels, gpu=False).startswith("openvino")
 
 
+@pytest.mark.parametrize("lean", ["", "2:8x1,16x1"])
+def test_any_network_of_ours_answers_by_openvino(lean: str) -> None:
+    """Also those whose layers are others while there are gradients."""
+    pytest.importorskip("openvino")
+    spec = models.ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), width=0.35, lean=lean)
+    pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    by_torch, by_openvino = (views.answering(models.build(spec, 1).eval(), engine)(pixels) for engine in ("torch", "openvino"))
+    assert torch.allclose(by_torch, by_openvino, atol=1e-4) and by_torch.shape == (9, 3)
+
+
+def test_a_network_that_openvino_does_not_know_answers_by_torch() -> None:
+    class Strange(models.Classifier):
+        def from_normalised(self, x: torch.Tensor) -> torch.Tensor:
+            return super().from_normalised(torch.fft.fft2(x).real.contiguous())
+
+    model = Strange(models.ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), lean="2:8x1")).eval()
+    pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
+    engine = views.choose_forwards(model, pixels, gpu=False)
+    assert views.close_enough(views.answering(model, "torch")(pixels), views.answering(model, engine)(pixels))
+
+
 def test_bfloat16_has_to_be_close() -> None:
     exact = torch.zeros(2000, 10)
     exact[:, 0] = 1

@@ -85,3 +85,14 @@ def test_it_takes_no_work_from_whoever_has_no_token(tmp_path: Path) -> None:
     assert done.stdout.split() == ["token", "True", "disabled", "False"], done.stderr
     assert len((tmp_path / ".ray" / "auth_token").read_text()) >= 32
     assert "authentication is disabled" not in done.stderr
+
+
+@pytest.mark.parametrize(("seconds", "status", "said"), [("0.2", 0, "the time is up; the same command goes on"), ("None", 3, "")])
+def test_work_in_a_thread_ends_when_the_time_is_up(seconds: str, status: int, said: str) -> None:
+    program = (
+        "import sys, time\nfrom jobs.runtime import in_thread, stopping_after\n"
+        f"with stopping_after({seconds}):\n    in_thread(lambda: time.sleep(60 if {seconds} else 0))\nsys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout and "Traceback" not in done.stderr
