@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igkd import formats, lean, shapes
+from igkd.attribution.base import FromBaseline
 from igkd.attribution.fast import folded
 from igkd.config import Arm, DistillConfig
 from igkd.errors import UserError
@@ -143,7 +144,9 @@ def test_batch_norms_fold() -> None:
     model = lively(build(SPEC, 0))
     x = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(folded(model)(x), model.from_normalised(x), rtol=1e-4, atol=1e-4)
+        network, why = folded(FromBaseline(model, None).eval(), x.shape[1:])
+        assert why == ""
+        torch.testing.assert_close(network(x), model.from_normalised(x), rtol=1e-4, atol=1e-4)
 
 
 STEP = """

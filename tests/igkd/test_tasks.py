@@ -115,7 +115,7 @@ def test_test_images_are_judged_by_the_stores_numbers_and_decoded_once(tmp_path:
 
 
 def test_what_is_wrong_with_test_images_is_one_sentence(tmp_path: Path) -> None:
-    images = folder(tmp_path, "test", 30)
+    images = folder(tmp_path / "many", "test", 30)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"test_images": "shapes:test=0"}, "no images in split 'test'"),
         ({"test_images": "shapes:test=1", "maps": 5}, "has one test image, and --maps 5 compares"),

@@ -16,7 +16,7 @@ from igkd.images import open_images
 from igkd.looks import read
 from igkd.models import ModelSpec
 from igkd.store import Store
-from igkd.tasks import distill_task
+from igkd.tasks import distill_task, unseen_by_student
 from igkd.teachers import open_teacher, torchvision_spec
 from tests.conftest import make_store
 
@@ -96,12 +96,13 @@ def test_what_a_store_its_students_and_igkd_evaluate_see_is_what_torchvisions_tr
     samples, _ = opened.samples()
     for i, pixels in zip(samples.ids.tolist(), samples.pixels, strict=True):
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected("train", i))
-    task = distill_task(DistillConfig(store=config.store, out="o", test_images=config.images, arm="kd"))
-    assert task.spec.scaling == spec.scaling and task.test is not None
+    student = DistillConfig(store=config.store, out="o", test_images=config.images, arm="kd")
+    unseen = unseen_by_student(student, opened)
+    assert distill_task(student).spec.scaling == spec.scaling and unseen is not None
     judged, _ = matching_samples(models.load(config.teacher), "it", source, "test", np.arange(30), True, "refuse")
     drawn = read(source, "test", np.arange(30), np.arange(2), spec, "refuse")
     assert (16, 16) in drawn.scaled_from, "enlarged, then cropped, as torchvision does"
-    for found in (task.test()[0], judged, drawn.samples):
+    for found in (unseen.samples, judged, drawn.samples):
         for i, pixels in zip(found.ids.tolist(), found.pixels, strict=True):
             assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected("test", i))
 

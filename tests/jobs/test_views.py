@@ -72,7 +72,9 @@ def test_lost_and_damaged_views_are_computed_again_and_only_they(
 
 
 def test_views_that_do_not_fit_the_store_are_refused_before_anything_is_computed(at_once: Path, teacher: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"other views \(padding was 1 and is now 2\); leave --views out, or delete its views-\* files"):
+    with pytest.raises(
+        UserError, match=r"views of other settings \(padding was 1 and is now 2\); leave --views out, or delete its views-\* files"
+    ):
         precompute_store(configure(teacher, at_once, padding=2))
     with pytest.raises(UserError, match="must be all, none, or a number"):
         precompute_store(configure(teacher, tmp_path / "store", views="many"))
