@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency clean
+.PHONY: demo test slow lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
@@ -18,7 +18,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-ig bench-train bench-scale bench-cost bench-precision bench-latency
+bench: bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views
 
 bench-ig: $(VENV)/.ready
 	$(BIN)/python -m bench.attribution --ray 240
@@ -37,6 +37,9 @@ bench-precision: $(VENV)/.ready
 
 bench-latency: $(VENV)/.ready
 	$(BIN)/python -m bench.latency
+
+bench-views: $(VENV)/.ready
+	$(BIN)/python -m bench.views
 
 # Made again only when what it holds changes.
 $(VENV)/.ready: pyproject.toml constraints.txt

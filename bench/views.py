@@ -1,0 +1,109 @@
+"""The logits of crops: how fast they are computed, and what they save a student's run against asking the teacher in training."""
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from igkd import models, runs, views
+from igkd.attribution.openvino import has_bfloat16
+from igkd.config import parse
+from igkd.feed import Resident
+from igkd.files import write_json
+from igkd.images import open_images
+from igkd.models import ImageClassifier
+from igkd.recipes import distill_config
+from igkd.samples import load_samples
+from igkd.store import Forwards
+from igkd.teachers import open_teacher
+from igkd.train import compute_loss, make_optimizer
+
+CROPS = 162
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Crops a second by each engine, and images a second of training cut 5 with stored and with live logits, taking turns."""
+
+    teacher: str = "assets/cifar10-teacher"
+    images: str = "shapes"
+    """Its test split is answered and trained on."""
+    crops: int = 640
+    """Of one measurement of an engine."""
+    steps: int = 4
+    """Training steps of one measurement."""
+    rounds: int = 3
+    """The median counts, of rates and of ratios within a round."""
+    out: str | None = None
+    """JSON file for the figures."""
+
+
+def rate(count: int, begin: float) -> float:
+    return count / (time.perf_counter() - begin)
+
+
+def measure_engines(teacher: ImageClassifier, pixels: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Crops a second, and the largest difference of a logit from torch's."""
+    engines: list[Forwards] = ["torch", "openvino", *(["openvino-bf16"] if has_bfloat16() else [])]  # type: ignore[list-item]
+    answers = {engine: views.answering(teacher, engine) for engine in engines}
+    exact = answers["torch"](pixels)
+    found: dict[str, float] = {}
+    rates: dict[str, list[float]] = {engine: [] for engine in engines}
+    for turn in range(rounds + 1):
+        for engine, answer in answers.items():
+            begin = time.perf_counter()
+            logits = answer(pixels)
+            if turn:
+                rates[engine].append(rate(len(pixels), begin))
+            found[f"{engine}, largest difference of a logit"] = (logits - exact).abs().max().item()
+    return found | {f"{engine}, crops a second": statistics.median(values) for engine, values in rates.items()}
+
+
+def measure_training(teacher: ImageClassifier, config: Config) -> dict[str, float]:
+    """Images a second of a student's steps, and the ratio."""
+    settings = distill_config("strong", store="", out="", arm="kd")
+    recipe = settings.training
+    samples, _ = load_samples(open_images(config.images), "test", np.arange(min(1000, 4 * recipe.batch_size)))
+    shape = (9, 9, 2, len(teacher.spec.classes))
+    samples = dataclasses.replace(samples, views=torch.randn(len(samples), *shape).half())
+    model = models.build(dataclasses.replace(teacher.spec, cut=5), 0).to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(model, recipe)
+
+    def run(objective: object, steps: int) -> float:
+        chosen = dataclasses.replace(settings.objective, logits=objective)  # type: ignore[arg-type]
+        feed = Resident(samples, recipe, chosen, 0, torch.device("cpu"))
+        begin, seen = time.perf_counter(), 0
+        for batch in islice(feed.epoch(1), steps):
+            loss, _ = compute_loss(model, batch, recipe, chosen, seed=0, epoch=1, teacher=teacher)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen += batch.size
+        return rate(seen, begin)
+
+    rounds = [{how: run(how, config.steps) for how in ("views", "live")} for _ in range(config.rounds + 1)][1:]
+    found = {f"training with {how}, images a second": statistics.median(one[how] for one in rounds) for how in ("views", "live")}
+    return found | {"views against live": statistics.median(one["views"] / one["live"] for one in rounds)}
+
+
+def main() -> None:
+    config, started = parse(Config, "bench.views"), runs.now()
+    teacher, _ = open_teacher(config.teacher)
+    samples, _ = load_samples(open_images(config.images), "test", np.arange(config.crops))
+    print(runs.machine(), flush=True)
+    found = measure_engines(teacher, samples.pixels, config.rounds) | measure_training(teacher, config)
+    for name, value in found.items():
+        print(f"{name:48} {value:10.4g}", flush=True)
+    best = max(value for name, value in found.items() if name.endswith("crops a second"))
+    print(f"{CROPS} crops of 50,000 images take {CROPS * 50_000 / best / 3600:.1f} h by the fastest", flush=True)
+    if config.out:
+        write_json(Path(config.out), {"figures": found} | runs.provenance(f"python -m bench.views --images {config.images}", 0, started))
+
+
+if __name__ == "__main__":
+    main()
