@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views clean
+.PHONY: demo test slow chaos lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
@@ -12,6 +12,10 @@ test: $(VENV)/.ready
 
 slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
+
+# The test of kills at random, at the length that says something: some 30 minutes.
+chaos: $(VENV)/.ready
+	CHAOS_RUNS=20 $(BIN)/python -m pytest tests/jobs/test_chaos.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

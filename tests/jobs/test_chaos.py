@@ -27,7 +27,7 @@ from tests.conftest import free_port
 from tests.jobs.conftest import ROOT
 from tests.jobs.nodes import Nodes
 
-RUNS, SEED = int(os.environ.get("CHAOS_RUNS", "20")), int(os.environ.get("CHAOS_SEED", "0"))
+RUNS, SEED = int(os.environ.get("CHAOS_RUNS", "6")), int(os.environ.get("CHAOS_SEED", "0"))
 PARTS, ROWS_PER_FILE = 12, 6
 PATIENCE = 400
 
