@@ -190,9 +190,9 @@ def test_a_run_that_diverges_has_a_row_that_says_so_and_stops_nothing(cluster: N
 
 
 def test_test_pictures_are_looked_at_before_any_run_and_do_not_matter_to_finished_ones(swept: Path, toy_store: str, tmp_path: Path) -> None:
-    out, images = tmp_path / "out", pictures(tmp_path, "test", 30)
+    out, images = tmp_path / "out", pictures(tmp_path / "images", "test", 30)
     shutil.copytree(swept, out)
-    path = next((tmp_path / "test").rglob("004.png"))
+    path = next((tmp_path / "images").rglob("004.png"))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="004.png.*--bad-images skip"):
         ablate(grid(toy_store, tmp_path / "new", test_images=images))

@@ -222,7 +222,8 @@ def test_student_learns_from_the_store_in_every_way_at_once(cluster: None, toy_s
 def test_a_truncated_test_picture_is_told_before_anything_is_trained_and_the_run_goes_on_without_it(
     cluster: None, toy_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = DistillConfig(store=toy_store, test_images=pictures(tmp_path, "test", 30), out=str(tmp_path / "out"), arm="student", epochs=1)
+    images = pictures(tmp_path / "images", "test", 30)
+    config = DistillConfig(store=toy_store, test_images=images, out=str(tmp_path / "out"), arm="student", epochs=1)
     path = next(tmp_path.rglob("004.png"))
     whole = path.read_bytes()
     path.write_bytes(whole[:200])
@@ -233,7 +234,7 @@ def test_a_truncated_test_picture_is_told_before_anything_is_trained_and_the_run
     row = distill(config)
     assert (row["test"]["count"], row["test"]["left_out"]) == (29, 0)
     # The classes of a folder are in another order than the store's.
-    again = evaluate_images(EvaluateConfig(checkpoint=config.out, images=f"folder:{tmp_path}"))["evaluation"]
+    again = evaluate_images(EvaluateConfig(checkpoint=config.out, images=images))["evaluation"]
     assert again["correct"] == row["test"]["correct"] and again["per_class"] == row["test"]["per_class"]
     path.write_bytes(whole)
     assert distill(config)["test"] == row["test"]
