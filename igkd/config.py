@@ -1,6 +1,7 @@
 """Settings of every job, with their defaults: the one place where defaults live. `jobs` turn them into command lines."""
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -63,10 +64,12 @@ class Recipe:
     """Compile the training step by torch.compile."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0 or not 0 <= self.low_resolution_epochs <= self.epochs:
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < inf or not 0 <= self.low_resolution_epochs <= self.epochs:
             raise UserError(
                 "epochs and batch-size must be at least 1, the learning rate above 0, low-resolution epochs at most all of them"
             )
+        if not 0 <= self.weight_decay < inf:
+            raise UserError(f"the weight decay must be a number of at least 0, not {self.weight_decay}")
         if self.cutout < 0 or not 0 <= self.averaging < 1 or not 0 <= self.label_smoothing < 1:
             raise UserError("cutout must be at least 0, averaging and label smoothing at least 0 and below 1")
 

@@ -1,6 +1,7 @@
 """When long work is to stop by itself: --hours and --until."""
 
 import datetime
+import math
 
 from igkd.errors import UserError
 
@@ -13,7 +14,7 @@ def check_limit(hours: float | None, until: str | None) -> None:
     """
     if hours is not None and until is not None:
         raise UserError("--hours and --until say the same thing: give one of them")
-    if hours is not None and hours <= 0:
+    if hours is not None and not 0 < hours < math.inf:
         raise UserError(f"--hours must be above 0, not {hours}")
 
 

@@ -102,7 +102,7 @@ def find_engine(
     for kind in candidates:
         failure = trial.failure(kind)
         if not failure:
-            return kind, "; ".join(reasons) or "the fastest here"
+            return kind, "; ".join(reasons) or "nothing is faster on this machine"
         reasons.append(f"{kind} {failure}")
     raise UserError(f"no engine can compute maps of this network ({'; '.join(reasons)}); choose another --teacher")
 

@@ -28,10 +28,11 @@ def main() -> int:
     if problems:
         print(*map(printable, problems), f"{given.uri} is damaged: {len(problems)} problem(s)", sep="\n")
         return 1
-    manifest = Store.open(given.uri).manifest
+    opened = Store.open(given.uri)
+    manifest, crops = opened.manifest, "" if opened.views is None else f"; so were the logits of {opened.views.crops} crops of each image"
     print(
         f"{given.uri} is sound: {manifest['rows']} rows in {len(manifest['files'])} file(s), {len(manifest['skipped'])} image(s) skipped; "
-        "every hash, id, label, picture and map was checked"
+        f"every hash, id, label, picture and map was checked{crops}"
     )
     if zero := zero_maps(manifest):
         print(zero)

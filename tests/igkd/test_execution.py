@@ -228,7 +228,14 @@ def test_teachers_that_cannot_be(changes: dict[str, Any], words: str) -> None:
         TeacherConfig(images="shapes", out="o", epochs=2, **changes)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.0])
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_rates_are_numbers(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=name.replace("_", " ")):
+        recipe(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_label_smoothing_has_a_range(value: float) -> None:
     with pytest.raises(UserError, match="label smoothing"):
         dataclasses.replace(recipe(), label_smoothing=value)

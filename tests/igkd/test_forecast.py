@@ -42,5 +42,6 @@ def test_the_preset_for_processors_has_views_two_students_four_arms_and_three_se
 def test_a_limit_is_one() -> None:
     with pytest.raises(UserError, match="give one of them"):
         PipelineConfig(preset="demo", out="o", hours=1, until="07:00")
-    with pytest.raises(UserError, match="--hours must be above 0"):
-        PipelineConfig(preset="demo", out="o", hours=0)
+    for hours in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match="--hours must be above 0"):
+            PipelineConfig(preset="demo", out="o", hours=hours)
