@@ -17,9 +17,13 @@ SCRIPT = Path(__file__).resolve().parents[1] / ".ci" / "run"
 LEFT = "@sleep 600 & echo $$! >> pids"
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Iterator[Path]:
-    """A directory with the script, where a step may leave processes whose numbers it writes into `pids`."""
+@pytest.fixture(params=["by itself", "by make test"])
+def clone(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with the script, where a step may leave processes whose numbers it writes into `pids`; make marks what it starts."""
+    for name, value in {"MAKELEVEL": "1", "MAKEFLAGS": "w"}.items():
+        monkeypatch.delenv(name, raising=False)
+        if request.param == "by make test":
+            monkeypatch.setenv(name, value)
     (tmp_path / ".ci").mkdir()
     shutil.copy(SCRIPT, tmp_path / ".ci" / "run")
     yield tmp_path
