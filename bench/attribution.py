@@ -17,16 +17,17 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
 
-from igkd import runs
 from igkd.attribution import FAST_ENGINES, attributor, choose_engine
 from igkd.attribution.base import as_float
-from igkd.config import PrecomputeConfig, parse
-from igkd.files import write_json
-from igkd.images import open_images
-from igkd.models import ImageClassifier
-from igkd.samples import load_samples
-from igkd.teachers import open_teacher
-from jobs.runtime import WORKER_ENVIRONMENT
+from igkd.base import provenance
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+from igkd.config.precompute import PrecomputeConfig
+from igkd.images.open import open_images
+from igkd.images.samples import load_samples
+from igkd.networks.network import ImageClassifier
+from igkd.networks.torchvision import open_teacher
+from jobs.backend.runtime import WORKER_ENVIRONMENT
 
 BASELINE = "captum, internal_batch_size=50"
 FEW = 96
@@ -211,7 +212,8 @@ def measure_ray(config: Config) -> dict[str, float]:
 
 
 def run_ray(pipe: multiprocessing.connection.Connection, config: Config, processors: int) -> None:
-    from jobs import precompute, runtime
+    from jobs import precompute
+    from jobs.backend import runtime
 
     size = max(1, config.ray // 8)
     runtime.start_ray(num_cpus=processors)
@@ -227,7 +229,7 @@ def run_ray(pipe: multiprocessing.connection.Connection, config: Config, process
 
 
 def main() -> None:
-    config, started = parse(Config, "bench.attribution"), runs.now()
+    config, started = parse(Config, "python -m bench.attribution"), provenance.now()
     rows = measure_speed(config) if config.rounds else {}
     for name, row in rows.items():
         print(f"{name:38} {row['images_per_second']:6.2f} images/s  {row['ratio']:5.2f} x  {row['peak_mib']:7,.0f} MiB at most", flush=True)
@@ -240,7 +242,7 @@ def main() -> None:
             f"python -m bench.attribution --images {config.images} --batch {config.batch} --rounds {config.rounds} "
             f"--compared {config.compared} --ray {config.ray}"
         )
-        write_json(Path(config.out), result | runs.provenance(command, 0, started))
+        write_json(Path(config.out), result | provenance.provenance(command, 0, started))
 
 
 if __name__ == "__main__":

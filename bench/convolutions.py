@@ -1,4 +1,4 @@
-"""Whether torch still needs igkd.convolutions.StridedDepthwise: forward and backward pass of the plain layer against ours, in turns."""
+"""Whether torch still needs networks.convolutions.StridedDepthwise: forward and backward pass of the plain layer against ours, in turns."""
 
 import copy
 import statistics
@@ -7,9 +7,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from igkd import runs
-from igkd.convolutions import StridedDepthwise
-from igkd.execution import multiplies_in_bfloat16
+from igkd.base import provenance
+from igkd.networks.convolutions import StridedDepthwise
+from igkd.training.execution import multiplies_in_bfloat16
 
 CHANNELS, SIDE, BATCH, ROUNDS = 144, 32, 128, 7
 
@@ -24,7 +24,7 @@ def step(layer: nn.Module, x: Tensor) -> float:
 
 
 def main() -> None:
-    print(runs.machine())
+    print(provenance.machine())
     if multiplies_in_bfloat16(torch.device("cpu")):
         plain = nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1, groups=CHANNELS, bias=False).to(memory_format=torch.channels_last)
         ours = copy.deepcopy(plain)

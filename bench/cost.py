@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from bench.attribution import Worker
-from igkd import runs
 from igkd.attribution import choose_engine
-from igkd.config import PrecomputeConfig, parse
-from igkd.files import write_json
+from igkd.base import provenance
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+from igkd.config.precompute import PrecomputeConfig
 
 MOBILENET, RESNET = "torchvision:mobilenet_v2,weights=none,seed=0", "torchvision:resnet50,weights=none,seed=0"
 CASES = (
@@ -57,7 +58,7 @@ def measure(teacher: str, side: int, steps: int, rounds: int) -> dict[str, float
 
 
 def main() -> None:
-    config, started = parse(Config, "bench.cost"), runs.now()
+    config, started = parse(Config, "python -m bench.cost"), provenance.now()
     rows = []
     for teacher, side, all_steps in CASES:
         for steps in all_steps:
@@ -67,7 +68,7 @@ def main() -> None:
             captum = f"captum {row['captum_seconds']:7.3f} s, {row['captum_peak_mib']:6,.0f} MiB"
             print(f"{teacher:45} {side:4} pixels, {steps:3} steps: {ours}; {captum}; {row['ratio']:.2f} x", flush=True)
     if config.out:
-        write_json(Path(config.out), {"rows": rows} | runs.provenance(f"python -m bench.cost --rounds {config.rounds}", 0, started))
+        write_json(Path(config.out), {"rows": rows} | provenance.provenance(f"python -m bench.cost --rounds {config.rounds}", 0, started))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Any
 
 import safetensors.numpy
 
-from igkd.config import parse
-from igkd.files import write_json
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
 from igkd.store import Store, to_numpy
 
 IMAGES = "shapes:train=300,test=60"
@@ -90,7 +90,7 @@ def results(root: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    config = parse(Config, "bench.fingerprint")
+    config = parse(Config, "python -m bench.fingerprint")
     with tempfile.TemporaryDirectory() as directory:
         found = results(Path(directory))
     write_json(Path(config.out), found)

@@ -1,4 +1,4 @@
-"""A teacher, a cut and a lean student by torch and by ONNX Runtime in float32 and static int8, timed in turns as igkd.latency does."""
+"""A teacher, a cut and a lean student by torch and by ONNX Runtime in float32 and static int8, timed in turns as igkd latency does."""
 
 import statistics
 import tempfile
@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from igkd import formats, models, runs
-from igkd.config import parse
-from igkd.export import CALIBRATION, ExportConfig, as_decoded, export
-from igkd.files import write_bytes, write_json
-from igkd.images import open_images
-from igkd.latency import measure, table, usual_threads
-from igkd.samples import load_samples
+from igkd.base import provenance
+from igkd.base.storage import write_bytes, write_json
+from igkd.config.command_line import parse
+from igkd.deployment import formats
+from igkd.deployment.export import CALIBRATION, ExportConfig, as_decoded, export
+from igkd.deployment.latency import measure, table, usual_threads
+from igkd.images.open import open_images
+from igkd.images.samples import load_samples
+from igkd.networks import checkpoint as checkpoints
+from igkd.networks.network import build
 
 RUNTIMES: dict[Literal["onnx", "onnx-int8"], str] = {"onnx": "ONNX Runtime, float32", "onnx-int8": "ONNX Runtime, int8"}
 """What runs a file of each format."""
@@ -38,21 +41,21 @@ class Config:
     """JSON file for the figures."""
 
 
-def build(config: Config, directory: Path) -> tuple[dict[str, tuple[str, str]], dict[str, Any]]:
+def built_models(config: Config, directory: Path) -> tuple[dict[str, tuple[str, str]], dict[str, Any]]:
     """All models: network and runtime of each path, the teacher by torch first; and the checks of its files where there are images."""
-    teacher = models.load(config.teacher)
+    teacher = checkpoints.load(config.teacher)
     samples, _ = load_samples(open_images("shapes"), "train", np.arange(CALIBRATION), teacher.spec.image_shape, resize=True)
     networks = {
         "teacher": teacher,
-        f"cut {config.cut}": models.build(replace(teacher.spec, cut=config.cut), 0).eval(),
-        f"lean {config.lean}": models.build(replace(teacher.spec, lean=config.lean), 0).eval(),
+        f"cut {config.cut}": build(replace(teacher.spec, cut=config.cut), 0).eval(),
+        f"lean {config.lean}": build(replace(teacher.spec, lean=config.lean), 0).eval(),
     }
     built: dict[str, tuple[str, str]] = {}
     checks: dict[str, Any] = {}
     for number, (name, model) in enumerate(networks.items()):
         checkpoint = config.teacher if model is teacher else str(directory / str(number))
         if model is not teacher:
-            models.save(model, Path(checkpoint), {})
+            checkpoints.save(model, Path(checkpoint), {})
         built[checkpoint] = name, "torch, float32"
         for kind, runtime in RUNTIMES.items():
             path = directory / f"{number}-{kind}.onnx"
@@ -77,9 +80,9 @@ def against_teacher(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    config, started = parse(Config, "bench.latency"), runs.now()
+    config, started = parse(Config, "python -m bench.latency"), provenance.now()
     with tempfile.TemporaryDirectory() as directory:
-        built, checks = build(config, Path(directory))
+        built, checks = built_models(config, Path(directory))
         rows = measure(list(built), (1, 64), usual_threads(), config.rounds)
     for row in rows:
         row["network"], row["runtime"] = built[row["model"]]
@@ -92,7 +95,7 @@ def main() -> None:
             ratio = row["times_as_fast_as_teacher_in_runtime"]
             print(f"  {row['network']:22} {row['runtime']:22} batch {row['batch']:2}, {row['threads']} thread(s)  {ratio:.2f}")
     if config.out:
-        write_json(Path(config.out), {"latency": rows, "checks": checks} | runs.provenance(runs.command(), 0, started))
+        write_json(Path(config.out), {"latency": rows, "checks": checks} | provenance.provenance(provenance.command(), 0, started))
 
 
 if __name__ == "__main__":

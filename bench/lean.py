@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from igkd import lean, models
-from igkd.config import parse
-from igkd.models import ModelSpec, parameter_count
+from igkd.config.command_line import parse
+from igkd.networks import checkpoint
+from igkd.networks.network import Classifier, ModelSpec, parameter_count
 from igkd.store import Store
-from igkd.sweeps.lean import measured_latencies
+from igkd.sweeps.candidates import candidates
+from igkd.sweeps.speed_search import measured_latencies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,10 @@ class Config:
 
 
 def main() -> None:
-    config = parse(Config, "bench.lean")
-    spec: ModelSpec = models.load(config.teacher).spec
+    config = parse(Config, "python -m bench.lean")
+    spec: ModelSpec = checkpoint.load(config.teacher).spec
     cut = ModelSpec(**{**vars(spec), "cut": 5})
-    found = lean.candidates(parameter_count(models.Classifier(cut)), config.candidates, config.seed, len(spec.classes), spec.image_shape)
+    found = candidates(parameter_count(Classifier(cut)), config.candidates, config.seed, len(spec.classes), spec.image_shape)
     specs = [cut, *(ModelSpec(**{**vars(spec), "lean": str(one)}) for one in found)]
     measured = measured_latencies(Path(config.out), specs, config.teacher, Store.open(config.store), config.rounds, 8.0)
     for one in sorted(measured.measured, key=lambda one: -one.times_as_fast):

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from igkd import runs
 from igkd.attribution import attributor, choose_engine
-from igkd.config import PrecomputeConfig, parse
-from igkd.files import write_json
-from igkd.images import open_images
-from igkd.samples import load_samples
-from igkd.teachers import open_teacher
+from igkd.base import provenance
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+from igkd.config.precompute import PrecomputeConfig
+from igkd.images.open import open_images
+from igkd.images.samples import load_samples
+from igkd.networks.torchvision import open_teacher
 
 Maps = NDArray[np.float32]
 
@@ -77,7 +78,7 @@ def formats(flat: Maps) -> dict[str, tuple[NDArray[np.generic], Maps]]:
 
 
 def main() -> None:
-    config, started = parse(Config, "bench.precision"), runs.now()
+    config, started = parse(Config, "python -m bench.precision"), provenance.now()
     model, _ = open_teacher(config.teacher)
     samples, _ = load_samples(open_images(config.images), "test", np.arange(config.count))
     engine = choose_engine(PrecomputeConfig.engine, "ig", gpu=False)
@@ -103,7 +104,7 @@ def main() -> None:
         )
     if config.out:
         command = f"python -m bench.precision --images {config.images} --count {config.count}"
-        write_json(Path(config.out), {"formats": rows} | runs.provenance(command, 0, started))
+        write_json(Path(config.out), {"formats": rows} | provenance.provenance(command, 0, started))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from igkd import models, precompute, runs, store
-from igkd.config import PrecomputeConfig, parse
-from igkd.files import write_json
-from igkd.images import ImageSource, Record, Split, encode_png
-from igkd.precompute import Rows
+from igkd import store
+from igkd.base import provenance
+from igkd.base.choices import Split
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+from igkd.config.precompute import PrecomputeConfig
+from igkd.images.codec import encode_png
+from igkd.images.source import ImageSource, Record
+from igkd.networks.network import ModelSpec, build
+from igkd.store import compute
+from igkd.store.compute import Rows
+from jobs.backend.runtime import start_ray
+from jobs.backend.stages import Attribute
 from jobs.precompute import fill_store
-from jobs.runtime import start_ray
-from jobs.stages import Attribute
 
 SIDE = 8
 ROOT = Path(__file__).parent.parent
@@ -88,12 +94,12 @@ def fill(rows: int, uri: str, cpus: int | None) -> dict[str, Any]:
     """A driver: plan a store, compute what is missing of it; gives seconds, and MB by which its memory grew at the most."""
     start_ray(num_cpus=cpus)
     source = TinyImages(rows)
-    spec = models.ModelSpec(classes=source.classes, image_shape=(SIDE, SIDE), width=0.35)
-    model = models.build(spec, 0).eval()
+    spec = ModelSpec(classes=source.classes, image_shape=(SIDE, SIDE), width=0.35)
+    model = build(spec, 0).eval()
     config = PrecomputeConfig(images=str(source), teacher="none", store=uri)
-    precompute.make_plan(config, TinyImages(100), model, "none")  # what comes with the first call: not of the rows
+    compute.make_plan(config, TinyImages(100), model, "none")  # what comes with the first call: not of the rows
     before, begin = memory("VmRSS"), time.monotonic()
-    plan, selection = precompute.make_plan(config, source, model, "none")
+    plan, selection = compute.make_plan(config, source, model, "none")
     planned, missing = time.monotonic(), plan.parts
     if Path(uri).exists():
         missing = len(store.start(uri, plan))
@@ -135,7 +141,7 @@ def result(running: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:
 def measure(rows: int, scratch: Path, cpus: int | None) -> dict[str, Any]:
     """Fill a store, the first driver being killed when half of the parts are there, and verify it."""
     uri, log = str(scratch / f"store-{rows}"), scratch / f"log-{rows}"
-    parts = -(-rows // precompute.MAX_ROWS_PER_FILE)
+    parts = -(-rows // compute.MAX_ROWS_PER_FILE)
     first = process(f"fill({rows}, {uri!r}, {cpus})", log)
     while sum(1 for _ in Path(uri).glob("part-*")) < parts / 2:
         if first.poll() is not None:
@@ -148,7 +154,7 @@ def measure(rows: int, scratch: Path, cpus: int | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    config, started = parse(Config, "bench.scale"), runs.now()
+    config, started = parse(Config, "python -m bench.scale"), provenance.now()
     scratch = Path(config.scratch) if config.scratch else Path(tempfile.mkdtemp(prefix="igkd-scale-"))
     scratch.mkdir(parents=True, exist_ok=True)
     figures = []
@@ -163,7 +169,7 @@ def main() -> None:
         shutil.rmtree(scratch / f"store-{rows}")
     if config.out:
         command = f"python -m bench.scale --rows {' '.join(map(str, config.rows))}"
-        write_json(Path(config.out), {"rows": figures} | runs.provenance(command, 0, started))
+        write_json(Path(config.out), {"rows": figures} | provenance.provenance(command, 0, started))
 
 
 if __name__ == "__main__":

@@ -19,18 +19,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from igkd import runs
-from igkd.config import Precision, parse
-from igkd.execution import Compiled, multiplies_in_bfloat16
-from igkd.feed import Batch, Resident
-from igkd.files import write_json
-from igkd.images import open_images
-from igkd.models import Classifier, ModelSpec, build
-from igkd.presets import RESIDUAL
-from igkd.recipes import distill_config
-from igkd.samples import Samples, load_samples
-from igkd.train import compute_loss, make_optimizer
-from jobs.runtime import WORKER_ENVIRONMENT
+from igkd.base import provenance
+from igkd.base.choices import Precision
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+from igkd.config.presets import RESIDUAL
+from igkd.config.recipes import distill_config
+from igkd.images.open import open_images
+from igkd.images.samples import Samples, load_samples
+from igkd.networks.network import Classifier, ModelSpec, build
+from igkd.training.batches import Batch, Resident
+from igkd.training.execution import Compiled, multiplies_in_bfloat16
+from igkd.training.loop import compute_loss, make_optimizer
+from jobs.backend.runtime import WORKER_ENVIRONMENT
 
 BASELINE, COMPILED = "published loop", "compiled"
 NETWORKS: dict[str, dict[str, object]] = {"teacher": {}, "cut 5": {"cut": 5}, f"residual {RESIDUAL}": {"lean": RESIDUAL}}
@@ -99,7 +100,7 @@ def published(model: Classifier, samples: Samples, device: torch.device) -> Iter
 
 
 def ours(model: Classifier, samples: Samples, device: torch.device, precision: Precision, compiled: bool) -> Iterator[int]:
-    """Train by igkd.train's step; gives the images of each step."""
+    """Train by igkd.training.loop's step; gives the images of each step."""
     config = distill_config("paper", store="", test_images="", out="", precision=precision)
     model.to(memory_format=torch.channels_last)
     optimizer, feed = make_optimizer(model, config.training), Resident(samples, config.training, config.objective, 0, device)
@@ -176,9 +177,9 @@ def measure(network: ModelSpec, config: Config) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    config, started = parse(Config, "bench.train"), runs.now()
+    config, started = parse(Config, "python -m bench.train"), provenance.now()
     shape = samples_of(config).shape
-    print(runs.machine(), flush=True)
+    print(provenance.machine(), flush=True)
     found = {}
     for name, how in NETWORKS.items():
         found[name] = measure(ModelSpec(classes=tuple("0123456789"), image_shape=shape, **how), config)  # type: ignore[arg-type]
@@ -189,7 +190,7 @@ def main() -> None:
             )
     if config.out:
         command = f"python -m bench.train --images {config.images} --steps {config.steps} --rounds {config.rounds}"
-        write_json(Path(config.out), {"networks": found} | runs.provenance(command, 0, started))
+        write_json(Path(config.out), {"networks": found} | provenance.provenance(command, 0, started))
 
 
 if __name__ == "__main__":

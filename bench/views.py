@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from igkd import models, runs, views
 from igkd.attribution.openvino import has_bfloat16
-from igkd.config import parse
-from igkd.feed import Resident
-from igkd.files import write_json
-from igkd.images import open_images
-from igkd.models import ImageClassifier
-from igkd.recipes import distill_config
-from igkd.samples import load_samples
-from igkd.store import Forwards
-from igkd.teachers import open_teacher
-from igkd.train import compute_loss, make_optimizer
+from igkd.base import provenance
+from igkd.base.choices import Forwards
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+from igkd.config.recipes import distill_config
+from igkd.images.open import open_images
+from igkd.images.samples import load_samples
+from igkd.networks.network import ImageClassifier, build
+from igkd.networks.torchvision import open_teacher
+from igkd.store import views
+from igkd.training.batches import Resident
+from igkd.training.loop import compute_loss, make_optimizer
 
 CROPS = 162
 
@@ -71,7 +72,7 @@ def measure_training(teacher: ImageClassifier, config: Config) -> dict[str, floa
     samples, _ = load_samples(open_images(config.images), "test", np.arange(min(1000, 4 * recipe.batch_size)))
     shape = (9, 9, 2, len(teacher.spec.classes))
     samples = dataclasses.replace(samples, views=torch.randn(len(samples), *shape).half())
-    model = models.build(dataclasses.replace(teacher.spec, cut=5), 0).to(memory_format=torch.channels_last).train()
+    model = build(dataclasses.replace(teacher.spec, cut=5), 0).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(model, recipe)
 
     def run(objective: object, steps: int) -> float:
@@ -92,17 +93,19 @@ def measure_training(teacher: ImageClassifier, config: Config) -> dict[str, floa
 
 
 def main() -> None:
-    config, started = parse(Config, "bench.views"), runs.now()
+    config, started = parse(Config, "python -m bench.views"), provenance.now()
     teacher, _ = open_teacher(config.teacher)
     samples, _ = load_samples(open_images(config.images), "test", np.arange(config.crops))
-    print(runs.machine(), flush=True)
+    print(provenance.machine(), flush=True)
     found = measure_engines(teacher, samples.pixels, config.rounds) | measure_training(teacher, config)
     for name, value in found.items():
         print(f"{name:48} {value:10.4g}", flush=True)
     best = max(value for name, value in found.items() if name.endswith("crops a second"))
     print(f"{CROPS} crops of 50,000 images take {CROPS * 50_000 / best / 3600:.1f} h by the fastest", flush=True)
     if config.out:
-        write_json(Path(config.out), {"figures": found} | runs.provenance(f"python -m bench.views --images {config.images}", 0, started))
+        write_json(
+            Path(config.out), {"figures": found} | provenance.provenance(f"python -m bench.views --images {config.images}", 0, started)
+        )
 
 
 if __name__ == "__main__":

@@ -3,23 +3,15 @@
 import functools
 from typing import Any
 
-from igkd.config import DistillConfig
-from igkd.recipes import parse_distill
+from igkd.config.distill import DistillConfig
+from igkd.config.recipes import parse_distill
 from igkd.store import Store
-from igkd.tasks import (
-    check_student,
-    decided,
-    distill_task,
-    fingerprints,
-    for_workers,
-    identity,
-    open_store,
-    open_teacher_of,
-    unseen_by_student,
-)
-from jobs.ingest import training_dataset
-from jobs.runtime import in_thread, run_job
-from jobs.training import run_training
+from igkd.training.identity import decided, fingerprints, identity
+from igkd.training.student_data import check_student, distill_task, for_workers, open_store, open_teacher_of
+from igkd.training.test_images import unseen_by_student
+from jobs.backend.ingest import training_dataset
+from jobs.backend.runtime import in_thread, run_job
+from jobs.backend.training import run_training
 
 
 def distill(config: DistillConfig) -> dict[str, Any]:
@@ -37,7 +29,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    config = parse_distill("jobs.distill")
+    config = parse_distill("python -m jobs.distill")
     in_thread(lambda: distill(config))
 
 

@@ -13,8 +13,8 @@ import ray
 import tyro
 from ray.autoscaler.sdk import request_resources
 
-from igkd.errors import UserError
-from jobs.runtime import run_job, start_ray
+from igkd.base.errors import UserError
+from jobs.backend.runtime import run_job, start_ray
 
 LOOK_S = 5.0
 

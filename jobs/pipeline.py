@@ -5,23 +5,29 @@ import time
 from pathlib import Path
 from typing import Any
 
-from igkd import forecast, report, runs, store
-from igkd.config import Pipeline, PipelineConfig, parse
-from igkd.deadline import seconds_left
-from igkd.errors import UserError
-from igkd.files import absolute, write_bytes, write_json
-from igkd.page import source_name
-from igkd.presets import make_pipeline
-from igkd.showcase import Showcase, load_students
+from igkd import store
+from igkd.base import provenance
+from igkd.base.errors import UserError
+from igkd.base.storage import absolute, write_bytes, write_json
+from igkd.base.time_limit import seconds_left
+from igkd.config.command_line import parse
+from igkd.config.pipeline import Pipeline, PipelineConfig
+from igkd.config.presets import make_pipeline
+from igkd.networks.torchvision import open_teacher
+from igkd.report import pipeline_page
+from igkd.report.gallery import Showcase, load_students
+from igkd.report.html import source_name
+from igkd.sweeps import forecast
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import STATUS, read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.tasks import decided, open_store, read_unseen, unseen_by_teacher
-from igkd.teachers import open_teacher
-from jobs.ablate import claim, train_cells
+from igkd.training.identity import decided
+from igkd.training.student_data import open_store
+from igkd.training.test_images import read_unseen, unseen_by_teacher
+from jobs.backend.cells import claim, train_cells
+from jobs.backend.runtime import TIME_IS_UP, in_thread, run_job, start_ray, stopping_after
 from jobs.distill import distill
 from jobs.precompute import precompute_store
-from jobs.runtime import TIME_IS_UP, in_thread, run_job, start_ray, stopping_after
 from jobs.teacher import train_teacher
 
 COMPARISONS = "comparisons.html"
@@ -36,7 +42,7 @@ def run(config: PipelineConfig) -> Path | None:
     Raises:
         UserError: a job cannot be run, or another one is at work in this directory.
     """
-    seconds, pipeline = seconds_left(config.hours, config.until, runs.local_now()), make_pipeline(config)
+    seconds, pipeline = seconds_left(config.hours, config.until, provenance.local_now()), make_pipeline(config)
     if config.dry_run:
         forecast_hours(pipeline)
         return None
@@ -61,7 +67,7 @@ def run(config: PipelineConfig) -> Path | None:
 
 def forecast_hours(pipeline: Pipeline) -> None:
     """Print how long each stage takes on this machine, and all of them together."""
-    print(f"measuring on {runs.machine()}", flush=True)
+    print(f"measuring on {provenance.machine()}", flush=True)
     total = 0.0
     for stage in forecast.stages(pipeline):
         total += stage.seconds
@@ -145,7 +151,7 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     per_class = pipeline.images_per_class if opened.plan.has_mask else 1  # without masks, more than the gallery's are of no use
     show = Showcase(opened, open_teacher(pipeline.precompute.teacher)[0], networks, per_class)
     validation = opened.column("validation")
-    page = report.Report(
+    page = pipeline_page.Report(
         title=f"Distillation on {source_name(pipeline.precompute.images)}",
         summary_note=f"Students learn from {int((~validation).sum()):,} images whose maps, logits and attention the teacher gave once, "
         f"with {opened.plan.steps} integration steps; {int(validation.sum()):,} more are the validation split.",
@@ -155,12 +161,12 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
         focus=show.focus(),
         latency=show.latency(),
         store=store.describe(opened.uri),
-        commands=[runs.command()],
+        commands=[provenance.command()],
     )
     out = Path(config.out)
     write_json(out / "results.json", [teacher, *students])
-    write_bytes(out / "report.html", report.render(page).encode())
-    print(report.summary_table(page))
+    write_bytes(out / "report.html", pipeline_page.render(page).encode())
+    print(pipeline_page.summary_table(page))
     if len(pipeline.seeds) > 1 and (out / STATUS).exists():
         print(f"\n{publish(out)}")
     print(f"\nreport: {(out / 'report.html').resolve()}")
@@ -168,7 +174,7 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
 
 
 def main() -> None:
-    run(parse(PipelineConfig, "jobs.pipeline"))
+    run(parse(PipelineConfig, "python -m jobs.pipeline"))
 
 
 if __name__ == "__main__":

@@ -12,15 +12,19 @@ from typing import Any
 import ray
 import ray.data
 
-from igkd import precompute, store, views
-from igkd.config import PrecomputeConfig, parse
-from igkd.errors import UserError
-from igkd.files import absolute
-from igkd.images import ImageSource, open_images, tell
-from igkd.models import ImageClassifier
-from igkd.teachers import open_teacher
-from jobs.runtime import READ_CPUS, run_job, start_ray, user_error
-from jobs.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write
+from igkd import store
+from igkd.base.errors import UserError
+from igkd.base.storage import absolute
+from igkd.config.command_line import parse
+from igkd.config.precompute import PrecomputeConfig
+from igkd.images.open import open_images, tell
+from igkd.images.source import ImageSource
+from igkd.networks.network import ImageClassifier
+from igkd.networks.torchvision import open_teacher
+from igkd.store import views
+from igkd.store.compute import Selection, make_plan
+from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
+from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write
 
 PARTS_PER_CHECK = 16
 # Ray Data keeps some 50 KB of the driver's memory for every block of a run until the run is over.
@@ -121,7 +125,7 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     tell(source)
     model, card = open_teacher(config.teacher)
     start_ray()
-    plan, selection = precompute.make_plan(
+    plan, selection = make_plan(
         config,
         source,
         model,
@@ -153,7 +157,7 @@ def views_asked_for(config: PrecomputeConfig, plan: store.Plan) -> store.ViewsPl
     return asked
 
 
-def add_views(config: PrecomputeConfig, model: ImageClassifier, asked: store.ViewsPlan, selection: precompute.Selection) -> dict[str, Any]:
+def add_views(config: PrecomputeConfig, model: ImageClassifier, asked: store.ViewsPlan, selection: Selection) -> dict[str, Any]:
     """Bring the views of a finished store from whatever state they are in to their plan; gives their manifest."""
     uri = absolute(config.store)
     opened = store.Store.open(uri)
@@ -181,7 +185,7 @@ def fill_store(
     source: ImageSource,
     model: ImageClassifier,
     plan: store.Plan,
-    selection: precompute.Selection,
+    selection: Selection,
     stage: type[Attribute] = Attribute,
 ) -> dict[str, Any]:
     """Bring a store from whatever state it is in to its plan; gives its manifest.
@@ -209,9 +213,7 @@ def fill_store(
     return manifest
 
 
-def fill_layer(
-    config: PrecomputeConfig, plan: store.Layer, selection: precompute.Selection, compute: Compute
-) -> tuple[dict[str, Any], bool]:
+def fill_layer(config: PrecomputeConfig, plan: store.Layer, selection: Selection, compute: Compute) -> tuple[dict[str, Any], bool]:
     """Bring the files of a store, or of another layer of it, from whatever state they are in to their plan.
 
     Args:
@@ -251,7 +253,7 @@ def fill_layer(
 
 
 def main() -> None:
-    precompute_store(parse(PrecomputeConfig, "jobs.precompute"))
+    precompute_store(parse(PrecomputeConfig, "python -m jobs.precompute"))
 
 
 if __name__ == "__main__":

@@ -5,23 +5,27 @@ import time
 from functools import partial
 from pathlib import Path
 
-from igkd import lean, models, runs
-from igkd.config import DistillConfig, parse
-from igkd.files import write_json
-from igkd.models import ModelSpec
-from igkd.recipes import distill_config, recipe_file
+from igkd.base import provenance, run_directory
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+from igkd.config.distill import DistillConfig
+from igkd.config.recipes import distill_config, recipe_file
+from igkd.config.sweeps import SearchConfig
+from igkd.networks import lean
+from igkd.networks.network import Classifier, ModelSpec, parameter_count
+from igkd.networks.torchvision import open_teacher
+from igkd.report.pareto_page import best_row
 from igkd.store import Store, hold
-from igkd.sweeps.config import SearchConfig
-from igkd.sweeps.front import best_row
+from igkd.sweeps import candidates
 from igkd.sweeps.grid import Cell, make_cell
-from igkd.sweeps.lean import Measured, measured_latencies, within_budget
 from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.tasks import decided, fingerprints
-from igkd.teachers import open_teacher
-from jobs.ablate import check, resident, train_cells
-from jobs.runtime import run_job, start_ray
-from jobs.trials import METRIC, Halving, print_estimate
+from igkd.sweeps.speed_search import Measured, measured_latencies, within_budget
+from igkd.training.identity import decided, fingerprints
+from jobs.backend.cells import check, resident, train_cells
+from jobs.backend.estimates import print_estimate
+from jobs.backend.halving import METRIC, Halving
+from jobs.backend.runtime import run_job, start_ray
 
 
 def base_of(config: SearchConfig) -> DistillConfig:
@@ -41,8 +45,8 @@ def specs_of(config: SearchConfig, store: Store) -> list[ModelSpec]:
         classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride,
         mean=teacher.mean, std=teacher.std,
     )  # fmt: skip
-    limit = config.parameters if config.parameters is not None else models.parameter_count(models.Classifier(cut))
-    found = lean.candidates(limit, config.candidates, config.seed, len(plan.classes), plan.image_shape)
+    limit = config.parameters if config.parameters is not None else parameter_count(Classifier(cut))
+    found = candidates.candidates(limit, config.candidates, config.seed, len(plan.classes), plan.image_shape)
     return [cut, *(dataclasses.replace(cut, cut=0, lean=str(one)) for one in found)]
 
 
@@ -58,7 +62,7 @@ def search(config: SearchConfig) -> int:
     Raises:
         UserError: settings, store and teacher do not fit; or no candidate is fast enough.
     """
-    seconds, began = config.seconds_left(runs.local_now()), time.monotonic()
+    seconds, began = config.seconds_left(provenance.local_now()), time.monotonic()
     store, root = Store.open(config.store), Path(config.out)
     base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), store), out="")
     specs = specs_of(config, store)
@@ -72,7 +76,7 @@ def search(config: SearchConfig) -> int:
         print_estimate([make_cell(config.out, one) for one in students], config.runs_per_gpu, config.price)
         return 0
     identity = fingerprints(base)
-    runs.claim(root, config, identity)
+    run_directory.claim(root, config, identity)
     with hold(config.out):  # before Ray is started: the machine is as quiet as it can be
         latencies = measured_latencies(root, specs, config.teacher, store, config.rounds, config.budget)
     wanted = {spec.lean for spec in specs[1:]}  # others may be there, of an earlier command with more candidates
@@ -98,8 +102,14 @@ def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], s
     student = cells[best["cell"]].config
     measured = next(one for one in chosen if one.lean == student.lean)
     accuracy = best["history"][-1][METRIC]
-    made = {"command": runs.command(), "trials": len(rows), "cell": best["cell"], METRIC: accuracy, "store_fingerprint": store_fingerprint}
-    made |= {"machine": runs.machine(), "times_as_fast": measured.times_as_fast, "budget": config.budget}
+    made = {
+        "command": provenance.command(),
+        "trials": len(rows),
+        "cell": best["cell"],
+        METRIC: accuracy,
+        "store_fingerprint": store_fingerprint,
+    }
+    made |= {"machine": provenance.machine(), "times_as_fast": measured.times_as_fast, "budget": config.budget}
     write_json(root / "best.json", recipe_file(student, made))
     print(
         f"best: {student.lean}, validation {accuracy:.1%}, {measured.times_as_fast:.1f} times as fast as the teacher; "
@@ -109,7 +119,7 @@ def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], s
 
 
 def main() -> int:
-    return search(parse(SearchConfig, "jobs.search"))
+    return search(parse(SearchConfig, "python -m jobs.search"))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ import dataclasses
 import functools
 from typing import Any
 
-from igkd.config import TeacherConfig, parse
-from igkd.images import open_images, tell
-from igkd.tasks import check_teacher, teacher_task, unseen_by_teacher
-from jobs.runtime import in_thread, run_job
-from jobs.training import run_training
+from igkd.config.command_line import parse
+from igkd.config.teacher import TeacherConfig
+from igkd.images.open import open_images, tell
+from igkd.training.teacher_data import check_teacher, teacher_task
+from igkd.training.test_images import unseen_by_teacher
+from jobs.backend.runtime import in_thread, run_job
+from jobs.backend.training import run_training
 
 
 def train_teacher(config: TeacherConfig) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    config = parse(TeacherConfig, "jobs.teacher")
+    config = parse(TeacherConfig, "python -m jobs.teacher")
     in_thread(lambda: train_teacher(config))
 
 

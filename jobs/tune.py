@@ -13,21 +13,27 @@ import ray
 from optuna.distributions import BaseDistribution
 from ray.tune.search.optuna import OptunaSearch
 
-from igkd import runs
-from igkd.config import DistillConfig, parse
-from igkd.errors import UserError
-from igkd.files import absolute, write_json
-from igkd.recipes import distill_config, recipe_file
-from igkd.runs import read_object
+from igkd.base import provenance, run_directory
+from igkd.base.errors import UserError
+from igkd.base.run_directory import read_object
+from igkd.base.storage import absolute, write_json
+from igkd.config.command_line import parse
+from igkd.config.distill import DistillConfig
+from igkd.config.recipes import distill_config, recipe_file
+from igkd.config.sweeps import TuneConfig
 from igkd.store import Store, hold
-from igkd.sweeps.config import TuneConfig
 from igkd.sweeps.grid import Cell, make_cell
 from igkd.sweeps.ledger import Ledger, Row, Status, read_rows
 from igkd.sweeps.publish import publish
 from igkd.sweeps.space import inside, settings_of, space, tuned
-from igkd.tasks import decided, fingerprints, ingest_of, open_store, open_teacher_of
-from jobs.runtime import run_job, start_ray
-from jobs.trials import METRIC, Halving, Settings, Work, interruptible, persist, print_estimate, replay, run_trials, slots
+from igkd.training.identity import decided, fingerprints, ingest_of
+from igkd.training.student_data import open_store, open_teacher_of
+from jobs.backend.estimates import print_estimate, slots
+from jobs.backend.halving import METRIC, Halving, replay
+from jobs.backend.one_trial import Settings, Work
+from jobs.backend.runtime import run_job, start_ray
+from jobs.backend.sweep_progress import interruptible
+from jobs.backend.trials import persist, run_trials
 
 
 def trial_cell(root: str, base: DistillConfig, settings: Settings) -> Cell:
@@ -65,7 +71,7 @@ def make_search(config: TuneConfig, base: DistillConfig, rows: list[Row], begun:
 
 def tune(config: TuneConfig) -> int:
     """Search until all trials are done or the time is up; gives the exit status, 1 if trials are missing that nobody stopped."""
-    seconds = config.seconds_left(runs.local_now())
+    seconds = config.seconds_left(provenance.local_now())
     base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), Store.open(config.store)), out="")
     if ingest_of(base, open_store(base)) == "stream":
         raise UserError(f"{config.store} does not fit into memory, where a search keeps it; use a smaller one")
@@ -76,7 +82,7 @@ def tune(config: TuneConfig) -> int:
         print(f"{config.trials} trials, {done} done before; ASHA will stop most of them early, so this is the most it takes", flush=True)
         print_estimate([make_cell(config.out, base, f"trial {n}") for n in range(done, config.trials)], config.runs_per_gpu, config.price)
         return 0
-    runs.claim(Path(config.out), config, fingerprints(base))
+    run_directory.claim(Path(config.out), config, fingerprints(base))
     start_ray()
     return interruptible(partial(search, config, base, seconds))
 
@@ -98,7 +104,7 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
         here=Path.cwd(),
         store=absolute(base.store),
         fingerprints=identity,
-        command=runs.command(),
+        command=provenance.command(),
         teacher=ray.put(open_teacher_of(base)),
     )
     deadline = None if seconds is None else time.time() + seconds
@@ -150,7 +156,7 @@ def write_best(root: Path, base: DistillConfig, rows: list[Row], store_fingerpri
 
 
 def main() -> int:
-    return tune(parse(TuneConfig, "jobs.tune"))
+    return tune(parse(TuneConfig, "python -m jobs.tune"))
 
 
 if __name__ == "__main__":

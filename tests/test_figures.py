@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from igkd.stats import Comparison, wilson_interval
-from igkd.sweeps.groups import Group, Measure, families, grouped
+from igkd.evaluation.comparisons import Group, Measure, families, grouped
+from igkd.evaluation.significance import Comparison, wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

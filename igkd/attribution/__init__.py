@@ -20,9 +20,10 @@ from typing import Literal
 
 import torch
 
-from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, Engine, FromBaseline, Method, first_line, inputs_per_pass
-from igkd.errors import UserError
-from igkd.models import ImageClassifier
+from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, FromBaseline, first_line, inputs_per_pass
+from igkd.base.choices import Engine, Method
+from igkd.base.errors import UserError
+from igkd.networks.network import ImageClassifier
 
 __all__ = [
     "FAST_ENGINES",

@@ -1,15 +1,14 @@
 """What every engine takes and gives."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from igkd.models import ImageClassifier
+from igkd.base.choices import Engine
+from igkd.networks.network import ImageClassifier
 
-Method = Literal["ig", "smoothgrad-ig", "input-x-gradient"]
-Engine = Literal["captum", "torch", "openvino", "openvino-bf16"]
 Colour = tuple[float, ...]
 """Red, green and blue in [0, 1], or one value for all three."""
 FAST_ENGINES: tuple[Engine, ...] = ("torch", "openvino", "openvino-bf16")

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from igkd.attribution.base import Attribution, Colour, Engine, FromBaseline, first_line, inputs_per_pass
-from igkd.convolutions import plain
-from igkd.models import ImageClassifier
+from igkd.attribution.base import Attribution, Colour, FromBaseline, first_line, inputs_per_pass
+from igkd.base.choices import Engine
+from igkd.networks.convolutions import plain
+from igkd.networks.network import ImageClassifier
 
 SAME = 1e-3
 """Difference that folding may make to logits, as a share of the largest: far more than rounding does."""

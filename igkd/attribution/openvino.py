@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from igkd.models import ImageClassifier
+from igkd.networks.network import ImageClassifier
 
 aten = torch.ops.aten
 ACTIVATIONS = [

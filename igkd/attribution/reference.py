@@ -8,8 +8,8 @@ from captum.attr import InputXGradient, IntegratedGradients, NoiseTunnel
 from torch import Tensor
 
 from igkd.attribution.base import Attribution, Colour, FromBaseline, inputs_per_pass
-from igkd.models import ImageClassifier
-from igkd.randomness import uniform
+from igkd.base.random_draws import uniform
+from igkd.networks.network import ImageClassifier
 
 SMOOTHGRAD_SAMPLES = 8
 SMOOTHGRAD_NOISE = 0.15

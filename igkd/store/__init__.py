@@ -5,13 +5,14 @@ there, a `manifest.json`: a store without one is unfinished. The teacher's logit
 beside these, `views-NNNNN.parquet`, with a plan and a manifest of their own, so that they can be added to a finished store. Every file
 is a function of its plan alone and appears whole or not at all, so a part that exists is done, and whoever writes it twice writes the same.
 
-    python -m igkd.store verify URI        every byte, id and hash; names what is wrong, exit status 1
-    python -m igkd.store describe URI      counts, classes, completeness error, sizes
+    igkd store verify URI        every byte, id and hash; names what is wrong, exit status 1
+    igkd store describe URI      counts, classes, completeness error, sizes
 """
 
+from igkd.base.choices import Forwards
 from igkd.store.check import describe, verify
 from igkd.store.lease import Lease, hold
-from igkd.store.plan import VERSION, Forwards, Layer, Plan, ViewsPlan, ids_hash, part_name
+from igkd.store.plan import VERSION, Layer, Plan, ViewsPlan, ids_hash, part_name
 from igkd.store.read import Store, to_numpy, zero_maps
 from igkd.store.write import (
     DamagedPart,

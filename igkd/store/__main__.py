@@ -1,18 +1,18 @@
-"""The command line of the store: python -m igkd.store verify URI, python -m igkd.store describe URI."""
+"""The command line of the store: igkd store verify URI, igkd store describe URI."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from igkd.errors import printable, run_cli
+from igkd.base.errors import printable, run_cli
 from igkd.store.check import describe, verify
 from igkd.store.read import Store, zero_maps
 
 
 def main() -> int:
     """Exit status: 1 if something is wrong with the store."""
-    parser = argparse.ArgumentParser(prog="python -m igkd.store", description="Check and describe an attribution store.")
+    parser = argparse.ArgumentParser(prog="igkd store", description="Check and describe an attribution store.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in (
         ("verify", "check every byte, id and hash; name what is wrong and exit with status 1, or 0 if all is well"),

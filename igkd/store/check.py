@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from igkd.errors import UserError
-from igkd.files import filesystem, list_names, parse_json, read_file
-from igkd.images import BadImage, decode, pixel_hash
+from igkd.base.errors import UserError
+from igkd.base.storage import filesystem, list_names, parse_json, read_file
+from igkd.images.codec import BadImage, decode, pixel_hash
 from igkd.store.plan import Layer, Plan, ViewsPlan, ids_hash, part_name
 from igkd.store.read import Store, count_zero, part_table, read_manifest, skipped_of, to_numpy
 
@@ -168,7 +168,7 @@ def describe(uri: str) -> dict[str, Any]:
     outside = np.flatnonzero((labels < 0) | (labels >= len(plan.classes)))
     if len(outside):
         wrong = f"label {labels[outside[0]]} is outside the {len(plan.classes)} classes"
-        raise UserError(f"{uri}: {wrong}; see `python -m igkd.store verify {uri}`")
+        raise UserError(f"{uri}: {wrong}; see `igkd store verify {uri}`")
     size = sum(file["bytes"] for file in store.manifest["files"])
     quantiles = (50, 90, 99, 100)
     errors = np.percentile(delta, quantiles) if len(delta) else np.full(len(quantiles), np.nan)

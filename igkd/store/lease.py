@@ -17,8 +17,8 @@ from typing import Any
 
 import fsspec
 
-from igkd.errors import UserError
-from igkd.files import filesystem, parse_json, read_file, remove_file, write_file
+from igkd.base.errors import UserError
+from igkd.base.storage import filesystem, parse_json, read_file, remove_file, write_file
 
 LEASE = "lease.json"
 BEAT_S = 5.0

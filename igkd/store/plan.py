@@ -6,18 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from igkd.attribution import Engine, Method
-from igkd.models import MAX_SIDE
-from igkd.pictures import Interpolation, Scaling
-from igkd.typed import short, typed
-
-Forwards = Literal["torch", "openvino", "openvino-bf16"]
+from igkd.base.choices import Engine, Forwards, Method
+from igkd.base.schema import short, typed
+from igkd.images.codec import Interpolation, Scaling
+from igkd.networks.network import MAX_SIDE
 
 VERSION = 3
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from igkd.errors import UserError
-from igkd.files import STORAGE_ERRORS, explain, filesystem, is_damage, list_names, open_ranges, parse_json, read_file
-from igkd.images import BadImage, decode, pixel_hash
-from igkd.parquet import check_group, check_repeats
-from igkd.samples import Samples, concatenate
+from igkd.base.errors import UserError
+from igkd.base.parquet_limits import check_group, check_repeats
+from igkd.base.storage import filesystem, list_names, open_ranges, parse_json, read_file
+from igkd.base.storage_errors import STORAGE_ERRORS, explain, is_damage
+from igkd.images.codec import BadImage, decode, pixel_hash
+from igkd.images.samples import Samples, concatenate
 from igkd.store.plan import VERSION, Layer, Plan, ViewsPlan
 
 L = TypeVar("L", bound=Layer)
@@ -107,7 +108,7 @@ class Store:
             except (*STORAGE_ERRORS, ValueError, TypeError, pa.ArrowException) as error:
                 if not is_damage(error):
                     raise UserError(f"{path} cannot be read: {explain(error)}") from None
-                raise UserError(f"{path} is damaged ({_first_line(error)}); see `python -m igkd.store verify {self.uri}`") from None
+                raise UserError(f"{path} is damaged ({_first_line(error)}); see `igkd store verify {self.uri}`") from None
             yield table
 
     def column(self, name: str) -> NDArray[Any]:
@@ -131,9 +132,7 @@ class Store:
             samples = self._decoded(table)
             if more is not None:
                 if not np.array_equal(to_numpy(more.column("image_id")), samples.ids):
-                    raise UserError(
-                        f"the views in {self.uri} are of other images than its rows; see `python -m igkd.store verify {self.uri}`"
-                    )
+                    raise UserError(f"the views in {self.uri} are of other images than its rows; see `igkd store verify {self.uri}`")
                 samples = replace(samples, views=torch.from_numpy(to_numpy(more.column("views"))))
             found.append(samples)
             validation.append(to_numpy(table.column("validation")))
@@ -147,7 +146,7 @@ class Store:
             try:
                 picture = decode(image, self.plan.image_shape if self.plan.resize else None, self.plan.scaling)
             except BadImage as error:
-                raise UserError(f"{self.uri}: image {i} {error}; see `python -m igkd.store verify {self.uri}`") from None
+                raise UserError(f"{self.uri}: image {i} {error}; see `igkd store verify {self.uri}`") from None
             if pixel_hash(picture) != sha or picture.shape != pixels.shape[1:]:
                 raise UserError(f"{self.uri}: image {i} is not the one its map was made from (image_sha differs)")
             pixels[row] = picture

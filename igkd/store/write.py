@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from igkd.attribution import Engine
-from igkd.errors import UserError
-from igkd.files import filesystem, is_local, list_names, parse_json, read_file, remove_file, write_file
+from igkd.base.choices import Engine
+from igkd.base.errors import UserError
+from igkd.base.storage import filesystem, is_local, list_names, parse_json, read_file, remove_file, write_file
 from igkd.store.lease import LEASE
 from igkd.store.plan import Layer, Plan, ViewsPlan
 from igkd.store.read import count_zero, part_table, read_manifest, skipped_of, to_numpy

@@ -1,17 +1,17 @@
-"""The command line of a sweep's directory: python -m igkd.sweeps status DIR, python -m igkd.sweeps report DIR"""
+"""The command line of a sweep's directory: igkd sweeps status DIR, igkd sweeps report DIR"""
 
 import argparse
 import time
 from pathlib import Path
 
-from igkd.errors import printable, run_cli
+from igkd.base.errors import printable, run_cli
 from igkd.sweeps.ledger import STATUS, describe, read_rows, read_status
 from igkd.sweeps.stages import describe_stages
 
 
 def main() -> int:
     """Exit status: 0 if the sweep goes on or is finished, 1 if runs have failed or it stopped before its end."""
-    parser = argparse.ArgumentParser(prog="python -m igkd.sweeps", description="Look at a sweep.")
+    parser = argparse.ArgumentParser(prog="igkd sweeps", description="Look at a sweep.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="what is done, running and failed, and when it will end; exit status 1 if it needs you")
     status.add_argument("directory", metavar="DIR", type=Path, help="the --out of a sweep or a pipeline")

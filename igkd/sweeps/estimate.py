@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from igkd.config import DistillConfig
-from igkd.evaluate import predict
-from igkd.images import open_images
-from igkd.models import ImageClassifier
+from igkd.config.distill import DistillConfig
+from igkd.evaluation.evaluate import predict
+from igkd.images.open import open_images
+from igkd.networks.network import ImageClassifier
 from igkd.store import Store
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import duration
-from igkd.tasks import distill_task
-from igkd.trainer import Trainer
+from igkd.training.run import Trainer
+from igkd.training.student_data import distill_task
 
 STEPS = 8
 """Of one measurement, after as many that warm up."""

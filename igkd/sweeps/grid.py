@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from igkd.config import ARMS, Arm, Content, DistillConfig
-from igkd.errors import UserError
-from igkd.presets import PAPER_ARMS
-from igkd.recipes import distill_config, recipe_values
+from igkd.base.choices import ARMS, Arm, Content
+from igkd.base.errors import UserError
+from igkd.config.distill import DistillConfig
+from igkd.config.presets import PAPER_ARMS
+from igkd.config.recipes import distill_config, recipe_values
+from igkd.config.sweeps import AblateConfig, Grid
 from igkd.store import Store
-from igkd.sweeps.config import AblateConfig, Grid
-from igkd.tasks import decided
+from igkd.training.identity import decided
 
 SHARE = 0.8
 """Of the training images in a Monte-Carlo run."""

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from igkd.errors import UserError
-from igkd.files import explain, write_bytes, write_json
-from igkd.runs import STATE, read_object, read_row
-from igkd.typed import typed
+from igkd.base.errors import UserError
+from igkd.base.run_directory import STATE, read_object, read_row
+from igkd.base.schema import typed
+from igkd.base.storage import write_bytes, write_json
+from igkd.base.storage_errors import explain
 
 STATUS = "status.json"
 ROWS = "rows.jsonl"

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from igkd import models
-from igkd.errors import UserError
-from igkd.files import write_bytes
-from igkd.models import Classifier
-from igkd.page import source_name
-from igkd.runs import read_object
-from igkd.showcase import Showcase, warm_latencies
+from igkd.base.errors import UserError
+from igkd.base.run_directory import read_object
+from igkd.base.storage import write_bytes
+from igkd.networks import checkpoint
+from igkd.networks.network import Classifier
+from igkd.networks.torchvision import open_teacher
+from igkd.report.gallery import Showcase, warm_latencies
+from igkd.report.html import source_name
+from igkd.report.pareto_page import publish_front
+from igkd.report.sweep_page import SweepReport, markdown, render, summary_table
 from igkd.store import Store
-from igkd.sweeps.front import publish_front
 from igkd.sweeps.ledger import Row, read_rows, read_status
-from igkd.sweeps.report import SweepReport, markdown, render, summary_table
-from igkd.teachers import open_teacher
 
 SHOWN = 6
 """Students whose maps are drawn."""
@@ -79,7 +79,7 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
             "provenance": made.get("provenance", {}),
         },
         gallery=Showcase(store, network, students, 1).gallery() if network is not None and students else [],
-        latency=warm_latencies(network, map(models.load, networks.values())) if network is not None and networks else [],
+        latency=warm_latencies(network, map(checkpoint.load, networks.values())) if network is not None and networks else [],
         best={k: v for k, v in read_object(best).items() if k != "made"} if page.kind == "tuning" and best.exists() else None,
     )
 
@@ -97,4 +97,4 @@ def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Clas
     for row in sorted(done, key=lambda row: (row["seed"], ", " in row["arm"])):
         if row["cut"] == usual and row["share"] == 1:
             chosen.setdefault(row["arm"], row)
-    return {arm: models.load(root / "students" / row["cell"]) for arm, row in list(chosen.items())[:SHOWN]}
+    return {arm: checkpoint.load(root / "students" / row["cell"]) for arm, row in list(chosen.items())[:SHOWN]}

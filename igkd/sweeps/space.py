@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from igkd.config import DistillConfig
+from igkd.config.distill import DistillConfig
 
 LEARNING_RATES = {"sgd": (0.005, 0.5), "adam": (1e-4, 1e-2), "adamw": (1e-4, 1e-2)}
 

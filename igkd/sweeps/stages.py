@@ -7,8 +7,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from igkd.errors import UserError
-from igkd.runs import STATE, read_object
+from igkd.base.errors import UserError
+from igkd.base.run_directory import STATE, read_object
 
 
 def describe_stages(root: Path) -> list[str]:

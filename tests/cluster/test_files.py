@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import tyro
 
-from igkd import config, recipes
-from igkd.sweeps import config as sweeps
-from tests.cluster.manifests import AWS, KUBERNETES, ON_PREMISES, ROOT, commands, load, pods, resources, walk
+from igkd.config import pipeline, precompute, recipes, sweeps, teacher
+from tests.helpers.manifests import AWS, KUBERNETES, ON_PREMISES, ROOT, commands, load, pods, resources, walk
 
 DOCKERFILE = ROOT / "cluster" / "Dockerfile"
 GUIDE = ROOT / "docs" / "cluster.md"
 IMAGE = "REGISTRY/igkd:0.1.0"
 CONFIGS = {
-    "teacher": config.TeacherConfig,
-    "precompute": config.PrecomputeConfig,
-    "pipeline": config.PipelineConfig,
+    "teacher": teacher.TeacherConfig,
+    "precompute": precompute.PrecomputeConfig,
+    "pipeline": pipeline.PipelineConfig,
     "ablate": sweeps.AblateConfig,
     "tune": sweeps.TuneConfig,
     "search": sweeps.SearchConfig,
@@ -59,7 +58,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif name == "distill":
         known = ["paper" if word.endswith(".json") else word for word in words]  # a file that an earlier line makes
         monkeypatch.setattr("sys.argv", known[2:])
-        recipes.parse_distill("jobs.distill")
+        recipes.parse_distill("python -m jobs.distill")
     else:
         tyro.cli(CONFIGS[name], args=words[3:])
 

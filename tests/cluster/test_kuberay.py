@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.cluster.manifests import FILES, KINDS, KUBERNETES, load, pods, resources, schema, walk
+from tests.helpers.manifests import FILES, KINDS, KUBERNETES, load, pods, resources, schema, walk
 
 SCHEMAS = os.environ.get("IGKD_SCHEMAS")
 OVERLAYS = sorted(path.parent.name for path in KUBERNETES.glob("*/kustomization.yaml") if "kind: Kustomization" in path.read_text())

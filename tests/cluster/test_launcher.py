@@ -18,8 +18,8 @@ from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor impor
 from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 from jobs import nodes
-from jobs.spot import SpotOrOnDemand
-from tests.cluster.manifests import AWS, ON_PREMISES, ROOT, load
+from jobs.backend.spot import SpotOrOnDemand
+from tests.helpers.manifests import AWS, ON_PREMISES, ROOT, load
 
 both = pytest.mark.parametrize("path", [AWS, ON_PREMISES], ids=lambda path: path.name)
 
@@ -161,7 +161,7 @@ def test_policies_allow_what_ray_asks_of_aws_and_not_all(calls: set[str], cluste
 
 
 def test_ray_itself_does_not_avoid_a_type_whose_launch_was_refused() -> None:
-    """Why jobs.spot exists; when this fails, a second node type may do."""
+    """Why jobs.backend.spot exists; when this fails, a second node type may do."""
     monitor = CloudResourceMonitor()
     monitor.notify([InstanceUpdateEvent(instance_id="1", instance_type="gpu", new_instance_status=Instance.ALLOCATION_FAILED)])
     assert monitor.get_recoverable_resource_availabilities() == {}

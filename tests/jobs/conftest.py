@@ -5,25 +5,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from igkd import shapes
-from igkd.config import PrecomputeConfig
-from tests.conftest import encoded, make_store
-
-ROOT = Path(__file__).resolve().parents[2]
-IMAGES = "shapes:train=100,test=30"
-
-
-def pictures(root: Path, split: str, count: int) -> str:
-    """The built-in shapes as a folder, whose classes are in another order than theirs."""
-    for i in range(count):
-        path = root / split / shapes.CLASSES[shapes.label(i)] / f"{i:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(shapes.draw(0, "test", i)[0]))
-    return f"folder:{root}"
+from igkd.config.precompute import PrecomputeConfig
+from tests.helpers.paths import IMAGES, ROOT
+from tests.helpers.stores import make_store
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +18,7 @@ def cluster() -> Iterator[None]:
     """Two processors, as on a small laptop."""
     import ray
 
-    from jobs.runtime import start_ray
+    from jobs.backend.runtime import start_ray
 
     start_ray(num_cpus=2)
     yield

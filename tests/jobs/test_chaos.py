@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from igkd.files import filesystem
+from igkd.base.storage import filesystem
 from igkd.store import verify
-from tests.conftest import free_port
-from tests.jobs.conftest import ROOT
-from tests.jobs.nodes import Nodes
+from tests.helpers.nodes import Nodes
+from tests.helpers.paths import ROOT
+from tests.helpers.servers import free_port
 
 RUNS, SEED = int(os.environ.get("CHAOS_RUNS", "6")), int(os.environ.get("CHAOS_SEED", "0"))
 PARTS, ROWS_PER_FILE = 12, 6

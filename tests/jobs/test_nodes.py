@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from igkd.files import filesystem
-from igkd.runs import STATE
+from igkd.base.run_directory import STATE
+from igkd.base.storage import filesystem
 from igkd.store import verify
 from igkd.sweeps.ledger import read_rows
-from igkd.train import read_history
-from tests.jobs.conftest import IMAGES, ROOT
-from tests.jobs.marks import marks, processes
-from tests.jobs.nodes import Nodes
+from igkd.training.state import read_history
+from tests.helpers.marks import marks, processes
+from tests.helpers.nodes import Nodes
+from tests.helpers.paths import IMAGES, ROOT
 
 PARTS = 40
 
@@ -42,7 +42,7 @@ def started(command: list[str], nodes: Nodes, log: Path) -> "subprocess.Popen[by
 
 
 def precompute(place: Path, teacher: str, uri: str, nodes: Nodes, parts: int = PARTS) -> "subprocess.Popen[bytes]":
-    program = "from tests.jobs.marks import main; main()"
+    program = "from tests.helpers.marks import main; main()"
     return started([sys.executable, "-c", program, str(place), teacher, uri, str(parts)], nodes, place.parent / "log")
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from igkd import models
-from igkd.config import PipelineConfig
-from igkd.errors import UserError
-from igkd.presets import make_pipeline
+from igkd.base.errors import UserError
+from igkd.config.pipeline import PipelineConfig
+from igkd.config.presets import make_pipeline
+from igkd.networks import checkpoint
+from igkd.networks.network import parameter_count
 from igkd.store import verify
 from jobs.pipeline import check_test_images, run
-from tests.jobs.conftest import pictures
+from tests.helpers.pictures import pictures
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_pipeline_makes_everything_and_reports_it(run_job: Callable[..., subproc
     rows = json.loads((finished / "results.json").read_text())
     assert [row["name"] for row in rows] == ["teacher", "student", "kd+ig"]
     for row, directory in zip(rows, ["teacher", *(f"students/{arm}-seed0" for arm in ("student", "kd+ig"))], strict=True):
-        assert models.parameter_count(models.load(finished / directory)) == row["parameters"]
+        assert parameter_count(checkpoint.load(finished / directory)) == row["parameters"]
     page = (finished / "report.html").read_text()
     assert not re.search(r'(src|href)="?(https?:)?//', page)
     for text in ("kd+ig", "--preset demo", "circle", "uniform map", "multiply-adds"):

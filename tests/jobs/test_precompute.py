@@ -20,19 +20,23 @@ from captum.attr import IntegratedGradients
 from PIL import Image
 
 import jobs.precompute
-from igkd import models, shapes
 from igkd.attribution import choose_engine
-from igkd.config import DistillConfig, PrecomputeConfig
-from igkd.errors import UserError
-from igkd.images import decode, open_images, pixel_hash
-from igkd.losses import attention_map
-from igkd.precompute import Rows, make_plan
-from igkd.randomness import validation_mask
+from igkd.attribution.attention import attention_map
+from igkd.base.errors import UserError
+from igkd.base.random_draws import validation_mask
+from igkd.config.distill import DistillConfig
+from igkd.config.precompute import PrecomputeConfig
+from igkd.images import drawn_shapes
+from igkd.images.codec import decode, pixel_hash
+from igkd.images.open import open_images
+from igkd.networks import checkpoint
+from igkd.networks.network import ModelSpec, build
 from igkd.store import Store, verify
-from igkd.tasks import open_store
+from igkd.store.compute import Rows, make_plan
+from igkd.training.student_data import open_store
+from jobs.backend.stages import Attribute
 from jobs.precompute import fill_store, precompute_store
-from jobs.stages import Attribute
-from tests.jobs.conftest import IMAGES, ROOT
+from tests.helpers.paths import IMAGES, ROOT
 
 STEPS = 10
 
@@ -61,13 +65,13 @@ def digests(store: Path) -> dict[str, str]:
 
 def test_every_row_is_captums_own_result_for_its_image(store: Path, teacher: str) -> None:
     """Fails if rows were permuted anywhere between image and file, or batched with influence on each other."""
-    network = models.load(teacher)
+    network = checkpoint.load(teacher)
     engine = IntegratedGradients(network.from_normalised)
     labels = open_images(IMAGES).labels("train")
     rows = [row for table in Store.open(str(store)).tables() for row in zip(*(table.column(i).to_pylist() for i in range(10)), strict=True)]
     assert len(rows) == 40
     for image_id, sha, image, label, validation, ig, delta, logits, attention, mask in rows:
-        pixels, truth = shapes.draw(0, "train", image_id)
+        pixels, truth = drawn_shapes.draw(0, "train", image_id)
         assert np.array_equal(decode(image), pixels)
         assert sha == pixel_hash(pixels)
         assert label == labels[image_id]
@@ -101,7 +105,7 @@ class MeetingAttribute(Attribute):
 
 
 def test_every_processor_attributes(cluster: None, teacher: str, tmp_path: Path) -> None:
-    config, source, model = configure(teacher, tmp_path / "store", limit=40), open_images(IMAGES), models.load(teacher)
+    config, source, model = configure(teacher, tmp_path / "store", limit=40), open_images(IMAGES), checkpoint.load(teacher)
     plan, selection = make_plan(config, source, model, "teacher")
     (tmp_path / "pids").mkdir()
     fill_store(config, source, model, replace(plan, images=str(tmp_path / "pids")), selection, MeetingAttribute)
@@ -190,8 +194,8 @@ def test_a_manifest_that_is_damaged_is_written_anew(cluster: None, store: Path, 
 def test_store_of_another_teacher_or_setting_is_refused(cluster: None, store: Path, teacher: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="steps was 10 and is now 11"):
         precompute_store(configure(teacher, store, limit=40, steps=11))
-    other = models.build(models.load(teacher).spec, seed=2)
-    models.save(other, tmp_path / "other", {})
+    other = build(checkpoint.load(teacher).spec, seed=2)
+    checkpoint.save(other, tmp_path / "other", {})
     with pytest.raises(UserError, match="other settings .*teacher was"):
         precompute_store(configure(str(tmp_path / "other"), store, limit=40))
 
@@ -199,18 +203,18 @@ def test_store_of_another_teacher_or_setting_is_refused(cluster: None, store: Pa
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     """Ten classes of three images, one of which is no image."""
-    for label, name in enumerate(shapes.CLASSES):
+    for label, name in enumerate(drawn_shapes.CLASSES):
         directory = tmp_path / "images" / "train" / f"{label}-{name}"
         directory.mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(shapes.draw(0, "train", 10 * i + label)[0]).save(directory / f"{i}.png")
+            Image.fromarray(drawn_shapes.draw(0, "train", 10 * i + label)[0]).save(directory / f"{i}.png")
     (tmp_path / "images" / "train" / "3-star" / "1.png").write_bytes(b"this is no image")
     return f"folder:{tmp_path / 'images'}"
 
 
 def test_image_that_does_not_decode_is_named_and_refused_or_left_out(cluster: None, folder: str, tmp_path: Path) -> None:
-    spec = models.ModelSpec(classes=open_images(folder).classes, image_shape=(32, 32), width=0.35)
-    models.save(models.build(spec, seed=0), tmp_path / "teacher", {})
+    spec = ModelSpec(classes=open_images(folder).classes, image_shape=(32, 32), width=0.35)
+    checkpoint.save(build(spec, seed=0), tmp_path / "teacher", {})
     bad = next(i for i, r in enumerate(open_images(folder).read("train", range(30))) if b"no image" in r.image)
     with pytest.raises(UserError) as caught:
         precompute_store(configure(str(tmp_path / "teacher"), tmp_path / "refused", images=folder))
@@ -240,7 +244,8 @@ def test_no_deadlock_and_the_same_bytes_on_any_number_of_processors(teacher: str
 def precompute_elsewhere(teacher: str, store: Path, cpus: int, engine: str) -> dict[str, str]:
     """Digests of the parts that a Ray of its own computes."""
     program = (
-        "from jobs.runtime import start_ray; from jobs.precompute import precompute_store; from igkd.config import PrecomputeConfig;"
+        "from jobs.backend.runtime import start_ray; from jobs.precompute import precompute_store;"
+        "from igkd.config.precompute import PrecomputeConfig;"
         f"start_ray(num_cpus={cpus}); precompute_store(PrecomputeConfig(images={IMAGES!r}, teacher={teacher!r}, limit=40, steps={STEPS},"
         f" engine={engine!r}, precision='float32', rows_per_file=7, store={str(store)!r}))"
     )
@@ -306,10 +311,10 @@ def test_the_fast_engine_on_the_whole_path(cluster: None, teacher: str, tmp_path
     precompute_store(configure(teacher, tmp_path / "store", limit=21, engine="fast"))
     opened = Store.open(str(tmp_path / "store"))
     assert (opened.plan.engine, opened.plan.quadrature) == (choose_engine("fast", "ig", gpu=False), "riemann_middle")
-    network, labels = models.load(teacher), open_images(IMAGES).labels("train")
+    network, labels = checkpoint.load(teacher), open_images(IMAGES).labels("train")
     cosines = []
     for image_id, ig in zip(opened.column("image_id").tolist(), opened.column("ig"), strict=True):
-        x = network.normalise(torch.from_numpy(shapes.draw(0, "train", image_id)[0].copy()).permute(2, 0, 1)[None].float() / 255)
+        x = network.normalise(torch.from_numpy(drawn_shapes.draw(0, "train", image_id)[0].copy()).permute(2, 0, 1)[None].float() / 255)
         attributions = IntegratedGradients(network.from_normalised).attribute(
             x, torch.zeros_like(x), target=int(labels[image_id]), n_steps=STEPS, method="riemann_middle"
         )

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from igkd import models
-from igkd.config import DistillConfig
-from igkd.errors import UserError
-from igkd.recipes import distill_config
-from igkd.sweeps.config import SearchConfig
-from igkd.sweeps.lean import read_latencies
+from igkd.base.errors import UserError
+from igkd.config.distill import DistillConfig
+from igkd.config.recipes import distill_config
+from igkd.config.sweeps import SearchConfig
+from igkd.networks import checkpoint
 from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
+from igkd.sweeps.speed_search import read_latencies
+from jobs.backend.halving import Halving
 from jobs.distill import distill
 from jobs.search import search
-from jobs.trials import Halving
-from tests.jobs.conftest import IMAGES
+from tests.helpers.paths import IMAGES
 
 
 def config(store: str, teacher: str, out: Path, **changes: Any) -> SearchConfig:
@@ -51,7 +51,7 @@ def test_all_are_timed_and_the_largest_trained_beside_the_cut_one(searched: Path
         assert row["cut"] == 0 and f"lean {one.lean}" in row["arm"]
         if row["state"] == "done":
             assert row["parameters"] == one.parameters and row["compression"] > cut.parameters / one.parameters
-            assert models.load(searched / "students" / row["cell"]).spec.lean == one.lean
+            assert checkpoint.load(searched / "students" / row["cell"]).spec.lean == one.lean
     assert read_status(searched).kind == "search"
 
 

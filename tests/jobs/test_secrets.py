@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from igkd.config import PrecomputeConfig
-from igkd.runs import STATE
-from tests.conftest import make_store
-from tests.jobs.conftest import IMAGES, ROOT
+from igkd.base.run_directory import STATE
+from igkd.config.precompute import PrecomputeConfig
+from tests.helpers.paths import IMAGES, ROOT
+from tests.helpers.stores import make_store
 
 pytestmark = pytest.mark.slow
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from igkd.runs import STATE
+from igkd.base.run_directory import STATE
 from igkd.store import Store, verify
-from igkd.train import read_history
-from tests.conftest import free_port, wait_for_port
-from tests.jobs.conftest import IMAGES, ROOT
+from igkd.training.state import read_history
+from tests.helpers.paths import IMAGES, ROOT
+from tests.helpers.servers import free_port, wait_for_port
 
 BIN = Path(sys.executable).parent
 

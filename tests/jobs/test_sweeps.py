@@ -15,21 +15,22 @@ import psutil
 import pytest
 import ray
 
-from igkd.config import DistillConfig
-from igkd.errors import UserError
-from igkd.recipes import distill_config
-from igkd.runs import STATE
+from igkd.base.errors import UserError
+from igkd.base.run_directory import STATE
+from igkd.config.distill import DistillConfig
+from igkd.config.recipes import distill_config
+from igkd.config.sweeps import AblateConfig, TuneConfig
 from igkd.store import Store
-from igkd.sweeps.config import AblateConfig, TuneConfig
 from igkd.sweeps.grid import cells
 from igkd.sweeps.ledger import read_rows, read_status
-from igkd.train import read_history
+from igkd.training.state import read_history
 from jobs.ablate import ablate
+from jobs.backend.trials import persist
 from jobs.distill import distill
-from jobs.trials import persist
 from jobs.tune import tune
-from tests.igkd.training import without_seconds
-from tests.jobs.conftest import IMAGES, ROOT, pictures
+from tests.helpers.paths import IMAGES, ROOT
+from tests.helpers.pictures import pictures
+from tests.helpers.training import without_seconds
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 

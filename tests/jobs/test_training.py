@@ -20,22 +20,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import jobs.backend.training
 import jobs.pipeline
-import jobs.training
-from igkd import models
-from igkd.config import DistillConfig, EvaluateConfig, PipelineConfig, TeacherConfig
-from igkd.errors import UserError
-from igkd.evaluate import evaluate_images
-from igkd.feed import Batch, Resident
-from igkd.samples import Samples
-from igkd.tasks import Task, distill_task, open_store, teacher_task
-from igkd.train import Diverged, read_history
+from igkd.base.errors import UserError
+from igkd.config.distill import DistillConfig
+from igkd.config.evaluate import EvaluateConfig
+from igkd.config.pipeline import PipelineConfig
+from igkd.config.teacher import TeacherConfig
+from igkd.evaluation.evaluate import evaluate_images
+from igkd.images.samples import Samples
+from igkd.networks import checkpoint as checkpoints
+from igkd.networks.network import parameter_count
+from igkd.training.batches import Batch, Resident
+from igkd.training.loop import Diverged
+from igkd.training.state import read_history
+from igkd.training.student_data import distill_task, open_store
+from igkd.training.task import Task
+from igkd.training.teacher_data import teacher_task
+from jobs.backend.ingest import Stream, training_dataset
+from jobs.backend.runtime import fit, one_sentence
+from jobs.backend.training import train_worker
 from jobs.distill import distill
-from jobs.ingest import Stream, training_dataset
-from jobs.runtime import fit, one_sentence
 from jobs.teacher import train_teacher
-from jobs.training import train_worker
-from tests.jobs.conftest import IMAGES, ROOT, pictures
+from tests.helpers.paths import IMAGES, ROOT
+from tests.helpers.pictures import pictures
 
 
 def configure(out: Path, **changes: Any) -> TeacherConfig:
@@ -59,7 +67,7 @@ def test_result_row_says_what_was_done(trained: Path) -> None:
     assert [entry["epoch"] for entry in row["history"]] == [1, 2]
     assert row["images"] == {"train": 90, "validation": 10, "left_out": 0}
     assert row["test"]["count"] == 30
-    assert row["parameters"] == models.parameter_count(models.load(trained))
+    assert row["parameters"] == parameter_count(checkpoints.load(trained))
     assert set(row["provenance"]) == {"command", "commit", "seed", "versions", "machine", "started", "seconds"}
 
 
@@ -92,7 +100,7 @@ def test_a_job_that_is_started_twice_runs_once(
         said.append(run_job(job, "--out", str(out), *arguments))
         raise UserError("enough")
 
-    monkeypatch.setattr(*((jobs.training, "fit") if job == "teacher" else (jobs.pipeline, "start_ray")), meanwhile)
+    monkeypatch.setattr(*((jobs.backend.training, "fit") if job == "teacher" else (jobs.pipeline, "start_ray")), meanwhile)
     with pytest.raises(UserError, match="enough"):
         if job == "teacher":
             train_teacher(TeacherConfig(images=IMAGES, out=str(out)))
@@ -207,7 +215,7 @@ def test_a_run_survives_a_killed_worker_and_has_every_epoch_once(cluster: None, 
 def test_student_learns_from_the_store_in_every_way_at_once(cluster: None, toy_store: str, tmp_path: Path) -> None:
     config = DistillConfig(store=toy_store, test_images=IMAGES, out=str(tmp_path / "student"), arm="kd+ig+at", cut=5, epochs=2, overlay=0.5)
     row = distill(config)
-    student = models.load(tmp_path / "student")
+    student = checkpoints.load(tmp_path / "student")
     assert student.spec.cut == 5
     assert np.isfinite([entry["train_loss"] for entry in row["history"]]).all()
     assert row["compression"] > 3

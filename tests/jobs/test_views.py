@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from igkd import models
-from igkd.config import PrecomputeConfig
-from igkd.errors import UserError
+from igkd.base.errors import UserError
+from igkd.config.precompute import PrecomputeConfig
+from igkd.networks import checkpoint
+from igkd.networks.network import build
 from igkd.store import Store, verify
 from jobs.precompute import precompute_store
-from tests.jobs.conftest import IMAGES, ROOT
+from tests.helpers.paths import IMAGES, ROOT
 
 
 def configure(teacher: str, store: Path, **changes: Any) -> PrecomputeConfig:
@@ -79,7 +80,7 @@ def test_views_that_do_not_fit_the_store_are_refused_before_anything_is_computed
     with pytest.raises(UserError, match="must be all, none, or a number"):
         precompute_store(configure(teacher, tmp_path / "store", views="many"))
     assert not (tmp_path / "store").exists()
-    models.save(models.build(models.load(teacher).spec, seed=2), tmp_path / "other", {})
+    checkpoint.save(build(checkpoint.load(teacher).spec, seed=2), tmp_path / "other", {})
     with pytest.raises(UserError, match="other settings .*teacher was"):
         precompute_store(configure(str(tmp_path / "other"), at_once))
 

@@ -11,8 +11,7 @@ import pytest
 
 from igkd import store
 from igkd.store import Store, part_name
-from tests.conftest import BAD
-from tests.igkd.store.damage import (
+from tests.helpers.damage import (
     another_size,
     duplicate_across,
     duplicate_within,
@@ -26,6 +25,7 @@ from tests.igkd.store.damage import (
     rewrite,
     swapped_images,
 )
+from tests.helpers.pictures import BAD
 
 
 def test_a_sound_store(finished: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m igkd.store`, also on S3."""
+"""`igkd store`, also on S3."""
 
 import os
 import runpy
@@ -12,14 +12,15 @@ import pytest
 import s3fs
 
 from igkd import store
-from igkd.errors import UserError
+from igkd.base.errors import UserError
 from igkd.store import Store, part_bytes, part_name
-from tests.igkd.store.conftest import ROOT, some_columns, tiny_plan, write_all
-from tests.igkd.store.damage import flip, large_label, rewrite
+from tests.helpers.damage import flip, large_label, rewrite
+from tests.helpers.paths import ROOT
+from tests.helpers.stores import some_columns, tiny_plan, write_all
 
 
 def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "igkd.store", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "igkd", "store", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from igkd import store
-from igkd.errors import UserError
-from igkd.files import filesystem, read_file, write_file
+from igkd.base.errors import UserError
+from igkd.base.storage import filesystem, read_file, write_file
 from igkd.store import hold, lease
-from tests.igkd.store.conftest import ROOT, tiny_plan, write_all
+from tests.helpers.paths import ROOT
+from tests.helpers.stores import tiny_plan, write_all
 
 HOLDER = """
 import sys
-from igkd.errors import run_cli
+from igkd.base.errors import run_cli
 from igkd.store import lease
 lease.BEAT_S, lease.SETTLE_S = 0.02, float(sys.argv[2])
 def main():

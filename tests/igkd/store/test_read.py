@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from igkd import store
-from igkd.errors import UserError
-from igkd.images import decode, pixel_hash
+from igkd.base.errors import UserError
+from igkd.images.codec import decode, pixel_hash
 from igkd.store import VERSION, Store, part_name
-from tests.conftest import BAD, LABELS
-from tests.igkd.store.damage import large_label, not_a_picture, rewrite, swapped_images
+from tests.helpers.damage import large_label, not_a_picture, rewrite, swapped_images
+from tests.helpers.pictures import BAD, LABELS
 
 
 @pytest.mark.parametrize("part", [0, 1, 4])

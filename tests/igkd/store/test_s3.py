@@ -10,13 +10,14 @@ import s3fs
 from numpy.typing import NDArray
 
 from igkd import store
-from igkd.errors import UserError
-from igkd.files import filesystem, list_names, read_file
-from igkd.images import open_images
+from igkd.base.errors import UserError
+from igkd.base.storage import filesystem, list_names, read_file
+from igkd.images.open import open_images
 from igkd.store import Plan, Store, hold, lease, part_bytes, part_name
-from tests.conftest import encoded, free_port, write_parquet
-from tests.faults import Proxy
-from tests.igkd.store.conftest import some_columns, tiny_plan
+from tests.helpers.faults import Proxy
+from tests.helpers.pictures import encoded, write_parquet
+from tests.helpers.servers import free_port
+from tests.helpers.stores import some_columns, tiny_plan
 
 pytestmark = pytest.mark.slow  # real retries back off for seconds
 URI = "s3://igkd/faulty/store"

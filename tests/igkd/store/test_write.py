@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igkd import store
-from igkd.errors import UserError
+from igkd.base.errors import UserError
 from igkd.store import DamagedPart, Store, part_bytes, part_name, to_numpy
-from tests.conftest import BAD
-from tests.igkd.store.conftest import ROOT, check_all, ids_of, some_columns, tiny_plan, write_all
+from tests.helpers.paths import ROOT
+from tests.helpers.pictures import BAD
+from tests.helpers.stores import check_all, ids_of, some_columns, tiny_plan, write_all
 
 
 @settings(max_examples=15, deadline=None)
@@ -70,7 +71,7 @@ def test_equal_rows_are_equal_bytes(tmp_path: Path) -> None:
     program = (
         "import hashlib\n"
         "from igkd.store import part_bytes\n"
-        "from tests.igkd.store.conftest import tiny_plan, some_columns\n"
+        "from tests.helpers.stores import tiny_plan, some_columns\n"
         "print(hashlib.sha256(part_bytes(tiny_plan(), some_columns(tiny_plan(), range(4)), [{'image_id': 9}])).hexdigest())"
     )
     run = subprocess.run(
@@ -115,7 +116,7 @@ def test_a_killed_writer_leaves_no_part(tmp_path: Path, when: str) -> None:
     program = (
         "import os, signal, sys\n"
         "from igkd import store\n"
-        "from tests.igkd.store.conftest import some_columns, tiny_plan, write_all\n"
+        "from tests.helpers.stores import some_columns, tiny_plan, write_all\n"
         "sync = os.fsync\n"
         "def die(fd):\n"
         "    if sys.argv[2] in os.readlink(f'/proc/self/fd/{fd}'): os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -196,7 +197,7 @@ def test_maps_that_are_all_zero_are_counted_and_told(tmp_path: Path) -> None:
     assert manifest["zero_maps"] == 4 and store.describe(uri)["all_zero_maps"] == 4 and store.verify(uri) == []
     assert store.zero_maps(manifest).startswith("4 of 6 maps are all zero: ") and "float16" in store.zero_maps(manifest)
     assert store.zero_maps(manifest | {"zero_maps": 0}) == ""
-    command = [sys.executable, "-m", "igkd.store", "verify", uri]
+    command = [sys.executable, "-m", "igkd", "store", "verify", uri]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "is sound: 6 rows" in done.stdout and "4 of 6 maps are all zero" in done.stdout
     (tmp_path / "manifest.json").write_text((tmp_path / "manifest.json").read_text().replace('"zero_maps": 4', '"zero_maps": 0'))

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from igkd.config import ARMS
-from igkd.errors import UserError
-from igkd.models import ATTENTION_DIVIDER
-from igkd.sweeps.config import GRIDS, AblateConfig
+from igkd.base.choices import ARMS
+from igkd.base.errors import UserError
+from igkd.config.sweeps import GRIDS, AblateConfig
+from igkd.networks.mobilenet import ATTENTION_DIVIDER
 from igkd.sweeps.grid import CHOICES, Cell, cells
 from igkd.sweeps.space import inside, settings_of, space, tuned
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from igkd.errors import UserError
-from igkd.models import ModelSpec, build
-from igkd.runs import STATE
+from igkd.base.errors import UserError
+from igkd.base.run_directory import STATE
+from igkd.networks.network import ModelSpec, build
 from igkd.sweeps.__main__ import main
 from igkd.sweeps.stages import describe_stages
-from igkd.train import make_optimizer, save_state
-from tests.igkd.training import recipe
+from igkd.training.loop import make_optimizer
+from igkd.training.state import save_state
+from tests.helpers.training import recipe
 
 EPOCH = {"train_loss": 1.0, "train_accuracy": 0.5, "validation_loss": 1.0, "validation_accuracy": 0.8125, "seconds": 61.2}
 

@@ -1,0 +1,108 @@
+"""Directories of runs: whose they are, what came out, and how it was made."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from igkd.base.errors import UserError
+from igkd.base.schema import fits
+from igkd.base.storage import read_json, write_json
+
+STATE = "state.safetensors"
+"""What a run goes on from, in its directory or checkpoint."""
+# Settings that say where things are or how fast a run is; what matters of them is in the fingerprints.
+NOT_IDENTITY = {"out", "workers", "min_workers", "images", "test_images", "store", "teacher"}
+# What is judged at the end changes nothing about training, nor does it which images may be left out: those that are, say so.
+NOT_IDENTITY |= {"maps", "bad_images"}
+NOT_IDENTITY |= {"compile", "keep_epochs"}
+NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price", "budget", "candidates"}
+
+TEST = ("accuracy", "correct", "count")
+ROW: dict[str, Any] = {
+    **dict.fromkeys(("job", "name", "arm", "content", "recipe", "cell", "state", "error", "precision"), str),
+    "compiled": bool,
+    **dict.fromkeys(("cut", "parameters", "multiply_adds"), int),
+    **dict.fromkeys(("share", "compression"), float),
+    **dict.fromkeys(("config", "images", "provenance", "test", "settings"), dict[str, Any]),
+    "seed": int | None,
+    "history": list[dict[str, Any]],
+}
+"""Types of the entries of a result row, of those that it has."""
+
+
+def claim(out: Path, config: Any, fingerprints: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """Make `out` the directory of this configuration.
+
+    Args:
+        out: the run's directory; created if missing.
+        config: a dataclass.
+        fingerprints: what else identifies the run, such as the hash of its images.
+
+    Returns:
+        the result row if the run is already finished, else None.
+
+    Raises:
+        UserError: the directory belongs to another configuration, or cannot be written.
+    """
+    identity = _plain(dataclasses.asdict(config)) | dict(fingerprints)
+    path = out / "config.json"
+    if path.exists():
+        # A setting that did not exist yet had what is now its default.
+        usual = {f.name: f.default for f in dataclasses.fields(config) if f.default is not MISSING}
+        earlier = _plain(usual | read_object(path))
+        differing = sorted(k for k in identity.keys() | earlier.keys() if identity.get(k) != earlier.get(k))
+        if differing:
+            changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {identity.get(k)!r}" for k in differing)
+            raise UserError(f"{out} belongs to another configuration ({changes}); choose another --out or delete that directory")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not a run of this project (it has no config.json); choose another --out")
+    else:
+        write_json(path, identity)
+    result = out / "result.json"
+    return read_row(result) if result.exists() else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises UserError if there is none."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is no JSON object; it was damaged or is not ours")
+    return value
+
+
+def is_history(value: Any) -> bool:
+    """Whether a value from JSON is a list of epochs."""
+    return fits(value, list[dict[str, Any]]) and all(_numbers(entry, ("epoch", "validation_accuracy", "seconds")) for entry in value)
+
+
+def _numbers(values: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether these entries are there and numbers, of which some may be NaN."""
+    return all(type(values.get(name)) in (int, float) for name in names)
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """Read the result row of a run.
+
+    Raises:
+        UserError: there is none, or what reports compute with and write is not there or of another type.
+    """
+    row = read_object(path)
+    wrong = next((name for name, hint in ROW.items() if name in row and not fits(row[name], hint)), None)
+    if wrong is None and not is_history(row.get("history")):
+        wrong = "history"
+    if wrong is None and not _numbers(row.get("test", dict.fromkeys(TEST, 0)), TEST):
+        wrong = "test"
+    if wrong is not None or not fits(row.get("provenance", {}).get("versions", {}), dict[str, str]):
+        raise UserError(
+            f"{path} is no result of a run ({wrong or 'provenance'} is not what it has to be); delete it to have that run again"
+        )
+    return row
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that say what a run is, as a JSON file gives them back: with lists for tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in settings.items() if k not in NOT_IDENTITY}))
+    return plain

@@ -1,0 +1,1 @@
+"""Settings and their defaults, as dataclasses: one file a job. Computes nothing."""

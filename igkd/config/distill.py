@@ -1,0 +1,159 @@
+"""Settings of jobs.distill."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from igkd.base.choices import Arm, BadImages, Content, Logits, Optimizer, Precision, Schedule
+from igkd.base.errors import UserError
+from igkd.config.optimisation import Objective, Recipe
+from igkd.networks import lean as lean_networks
+from igkd.networks.mobilenet import attention_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distil one student from a store. What is left out of the command line has the recipe's value."""
+
+    store: str
+    """Directory or s3:// URI of the attribution store."""
+    out: str
+    """Directory of the checkpoint and its result; the same command continues what is there."""
+    test_images: str | None = None
+    """Images whose test split the student is judged by once, at the end; without it, by the validation split alone."""
+    recipe: str = "paper"
+    """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
+    arm: Arm = "kd+ig"
+    """What the student learns from besides the labels: kd = logits, ig = overlay of maps, at = attention."""
+    cut: int = 5
+    """Trailing layers removed from the teacher's architecture: 3, 5, 7, 9, 11, 13, 15 or 17."""
+    lean: str = ""
+    """Instead of a cut of the teacher, which --cut then does not say: a residual network made for speed, such as 2:32x1,64x1,96x2 (stride
+    of the stem, then WIDTHxBLOCKS of each stage); jobs.search finds good ones."""
+    teacher: str | None = None
+    """Directory of the teacher's checkpoint: for --live, and to compare the student with at the end."""
+    optimizer: Optimizer = "adam"
+    """sgd has Nesterov momentum 0.9."""
+    schedule: Schedule = "constant"
+    """Of the learning rate."""
+    epochs: int = 100
+    learning_rate: float = 1e-3
+    """Constant, or the cycle's peak."""
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    """Images a step, over all workers together."""
+    normalise: bool = False
+    """Whether the student sees pixels of mean 0 and standard deviation 1 instead of those in [0, 1]."""
+    padding: int = 4
+    """Pixels of random crop on each side."""
+    cutout: int = 0
+    """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
+    averaging: float = 0.0
+    """Decay by step of a moving average of the weights, which is then the student; 0 for none."""
+    low_resolution_epochs: int = 0
+    """Epochs at the start trained at 3/4 of the resolution; the teacher's logits stay those of the whole crop."""
+    precision: Precision = "auto"
+    """auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32; decided once, when a run begins."""
+    compile: bool = False
+    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
+    alpha: float = 0.01
+    """Weight of distillation in the arms with kd."""
+    temperature: float = 2.5
+    logits: Literal["auto", "image", "views", "crop"] = "auto"
+    """Which of the store's logits to learn from: those of the whole image, or those of the crop that the student sees (views), which is
+    as if the teacher were asked in training, but costs nothing. auto: views where the store has them, else image; crop: views where the
+    store has them, else --live."""
+    live: bool = False
+    """Distil from what the teacher says of the same crop, asked in training; needs --teacher."""
+    gamma: float = 0.8
+    """Weight of attention transfer in the arms with at; Zagoruyko and Komodakis use 1000."""
+    overlay: float = 0.1
+    """Probability of the overlay in the arms with ig."""
+    exponents: tuple[float, float] = (1.0, 2.0)
+    """Range of the overlay's exponent."""
+    blend: float = 0.5
+    """Weight of the overlay."""
+    content: Content = "own"
+    """What is laid over an image in the arms with ig: its own map, or as a control another image's map, black, the map's pixels in random
+    order, the ground-truth mask, or an even grey as bright as the map."""
+    overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
+    """The probability over the run; its mean is the same."""
+    aligned: bool = True
+    """False mixes up maps, logits and attention as the published code does: maps are another image's, logits and attention those of a third
+    one, and neither map nor attention is cropped with the image."""
+    ingest: Literal["auto", "resident", "stream"] = "auto"
+    """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
+    maps: int = 0
+    """Test images whose integrated-gradients maps are judged at the end, and compared with those of --teacher."""
+    bad_images: BadImages = "refuse"
+    """What to do with a test image that cannot be used."""
+    share: float = 1.0
+    """Share of the store's training images to learn from: a random choice, stratified by class, that depends on the seed."""
+    seed: int = 0
+    workers: int = 1
+    """Data-parallel workers."""
+    min_workers: int | None = None
+    """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
+
+    def __post_init__(self) -> None:
+        if self.live and self.logits == "views":
+            raise UserError("--live asks the teacher in training, --logits views takes its answers from the store: give one of them")
+        if not 0 < self.share <= 1:
+            raise UserError(f"--share must be above 0 and at most 1, not {self.share}")
+        if self.lean:
+            lean_networks.parse(self.lean)
+            if "at" in self.arm.split("+"):
+                raise UserError(
+                    f"a lean student has no layer that corresponds to one of its teacher's, so {self.arm} cannot transfer attention: "
+                    "choose an arm without at"
+                )
+            object.__setattr__(self, "cut", 0)  # one network has one cut, whatever --cut says that does not apply to it
+
+    @property
+    def label(self) -> str:
+        """What tells this student from others in a table: arm, architecture where it is no cut, control and recipe."""
+        content = "" if self.content == "own" or "ig" not in self.arm.split("+") else f", {self.content}"
+        family = f", lean {self.lean}" if self.lean else ""
+        return self.arm + family + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
+
+    @property
+    def which_logits(self) -> Logits:
+        """What logits the run learns from. Of a configuration that leaves it to the store (auto, crop), as if the store had no views."""
+        if "kd" not in self.arm.split("+"):
+            return "image"
+        return "live" if self.live or self.logits == "crop" else "views" if self.logits == "views" else "image"
+
+    @property
+    def training(self) -> Recipe:
+        return Recipe(
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            padding=self.padding,
+            cutout=self.cutout,
+            averaging=self.averaging,
+            precision=self.precision,
+            low_resolution_epochs=self.low_resolution_epochs,
+            compile=self.compile,
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """The settings that this arm uses: what it lacks has weight 0."""
+        parts = self.arm.split("+")
+        return Objective(
+            alpha=self.alpha if "kd" in parts else 0.0,
+            temperature=self.temperature,
+            gamma=self.gamma if "at" in parts else 0.0,
+            overlay=self.overlay if "ig" in parts else 0.0,
+            exponents=self.exponents,
+            blend=self.blend,
+            content=self.content,
+            overlay_schedule=self.overlay_schedule,
+            uncropped_maps=not self.aligned,
+            logits=self.which_logits,
+            tap=attention_layer(self.cut) if "at" in parts else None,
+        )

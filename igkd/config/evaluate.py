@@ -1,0 +1,36 @@
+"""Settings of `igkd evaluate`."""
+
+from dataclasses import dataclass
+
+from igkd.base.choices import BadImages, Split
+from igkd.base.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Judge a checkpoint on any images of its classes: accuracy, calibration, and with --teacher and --maps how far it answers and looks
+    as its teacher does."""
+
+    checkpoint: str
+    """Directory of a student's or teacher's checkpoint."""
+    images: str
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH, of the same classes."""
+    split: Split = "test"
+    teacher: str | None = None
+    """Directory of the teacher's checkpoint, to compare with."""
+    maps: int = 0
+    """For how many images, stratified by class, to compute integrated-gradients maps and judge them: 0, or at least 2."""
+    steps: int = 50
+    """Integration steps of integrated gradients."""
+    limit: int | None = None
+    """Only this many images: a random choice, stratified by class, fixed by their ids."""
+    image_size: int | None = None
+    """Scale and crop every picture to this many pixels a side; must be the checkpoint's."""
+    bad_images: BadImages = "refuse"
+    """What to do with an image that cannot be used."""
+    out: str | None = None
+    """JSON file of the result; without it, only a table is printed."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or (self.limit is not None and self.limit < 1):
+            raise UserError("--steps and --limit must be at least 1")

@@ -1,0 +1,72 @@
+"""Settings of jobs.pipeline."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from igkd.base.choices import Arm, BadImages
+from igkd.base.time_limit import check_limit
+from igkd.config.distill import DistillConfig
+from igkd.config.precompute import PrecomputeConfig
+from igkd.config.teacher import TeacherConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """The main job: a teacher if none is given, its attribution store, students of several arms, and a report.
+
+    What is left out of the command line has the preset's value.
+    """
+
+    preset: Literal["demo", "cifar10", "evidence", "evidence-cpu", "evidence-night"]
+    """demo: built-in pictures, a few minutes on two cores; cifar10: the paper's protocol, for a GPU; evidence: arms, controls and recipes
+    with 3 seeds, for a GPU; evidence-cpu: all of CIFAR-10 with views, two students, four arms and 3 seeds, for days of processors
+    (--dry-run says how many); evidence-night: arms, controls and recipes on 3,000 images, for a night of two cores."""
+    out: str
+    """Directory of everything; the same command continues what is there."""
+    images: str | None = None
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
+    teacher: str | None = None
+    """Directory of a teacher's checkpoint; without one, a teacher is trained."""
+    teacher_epochs: int | None = None
+    limit: int | None = None
+    """Only this many images go into the store."""
+    steps: int | None = None
+    """Integration steps of integrated gradients."""
+    arms: tuple[Arm, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    """A student of every arm for each of them."""
+    recipe: str | None = None
+    """Of the students: paper, paper-as-published, strong, or a JSON file of settings. It replaces all of the preset's, epochs included."""
+    cut: int | None = None
+    """Trailing layers removed from the teacher's architecture."""
+    epochs: int | None = None
+    """Of every student."""
+    image_size: int | None = None
+    """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
+    bad_images: BadImages = "refuse"
+    """What to do with an image that cannot be used."""
+    workers: int | None = None
+    """Data-parallel workers of each training."""
+    hours: float | None = None
+    """Stop after so many hours; the same command goes on."""
+    until: str | None = None
+    """Stop at this time of day, such as 07:00; the same command goes on."""
+    dry_run: bool = False
+    """Only print what would be done, and how long it takes on this machine, from steps measured for a minute or two."""
+
+    def __post_init__(self) -> None:
+        check_limit(self.hours, self.until)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The configurations of a pipeline's jobs."""
+
+    teacher: TeacherConfig | None
+    """None where a teacher is given."""
+    precompute: PrecomputeConfig
+    students: tuple[DistillConfig, ...]
+    """Of a preset one for each arm, control and recipe, which `seeds` multiply; after that one for each run."""
+    seeds: tuple[int, ...] = (0,)
+    images_per_class: int
+    """Pictures of each class whose maps the report compares with the ground truth."""

@@ -1,0 +1,148 @@
+"""Presets of jobs.pipeline: functions that give its configuration, and what the command line makes of it."""
+
+import re
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from igkd.base.choices import Arm, Content
+from igkd.base.errors import UserError
+from igkd.config.distill import DistillConfig
+from igkd.config.pipeline import Pipeline, PipelineConfig
+from igkd.config.precompute import PrecomputeConfig
+from igkd.config.recipes import distill_config
+from igkd.config.teacher import TeacherConfig
+
+S = TypeVar("S")
+RESIDUAL = "1:24x2,48x2,96x2"
+"""A residual student of 392,674 parameters, fewer than the cut one's 543,498."""
+PAPER_ARMS: tuple[Arm, ...] = ("student", "kd", "kd+ig")
+CONTROLS: tuple[Content, ...] = ("other", "black", "noise", "brightness")
+
+
+def demo(out: str) -> Pipeline:
+    """Everything once on built-in pictures: half-width networks at half resolution, few images, few integration steps.
+
+    alpha is not the paper's 0.01, at which distillation hardly shows in so short a run.
+    """
+    images = "shapes:train=3000,test=1000"
+    student = DistillConfig(store=f"{out}/store", test_images=images, out=f"{out}/students", cut=5, epochs=16, alpha=0.5)
+    return Pipeline(
+        teacher=TeacherConfig(images=images, out=f"{out}/teacher", epochs=10, learning_rate=0.02, batch_size=32, width=0.5, stride=2),
+        precompute=PrecomputeConfig(images=images, teacher=f"{out}/teacher", store=f"{out}/store", steps=16, limit=600, rows_per_file=50),
+        students=tuple(replace(student, arm=arm) for arm in PAPER_ARMS),
+        images_per_class=2,
+    )
+
+
+def cifar10(out: str) -> Pipeline:
+    """The paper's protocol on all of CIFAR-10."""
+    student = DistillConfig(store=f"{out}/store", test_images="cifar10", out=f"{out}/students")
+    return Pipeline(
+        teacher=TeacherConfig(images="cifar10", out=f"{out}/teacher"),
+        precompute=PrecomputeConfig(images="cifar10", teacher=f"{out}/teacher", store=f"{out}/store"),
+        students=tuple(replace(student, arm=arm) for arm in PAPER_ARMS),
+        images_per_class=10,
+    )
+
+
+def evidence(out: str) -> Pipeline:
+    """Whether the overlay helps: arms and controls by the strong recipe, the ends by the paper's, with 3 seeds each."""
+    return replace(cifar10(out), students=judged_students(out, "strong", maps=200), seeds=(0, 1, 2))
+
+
+def evidence_night(out: str) -> Pipeline:
+    """The same for an evening of two cores: 2,700 training images, 8 epochs."""
+    whole = cifar10(out)
+    students = judged_students(out, "strong-night", maps=20, epochs=8)
+    return replace(whole, precompute=replace(whole.precompute, limit=3000), students=students, seeds=(0, 1, 2))
+
+
+def evidence_cpu(out: str) -> Pipeline:
+    """All of CIFAR-10 as far as processors carry: the paper's teacher, the logits of all its crops, and the paper's student and a residual
+    one that is smaller and faster, each without a teacher, with one, with the teacher's maps and with another image's."""
+    places = {"store": f"{out}/store", "test_images": "cifar10", "out": f"{out}/students", "teacher": f"{out}/teacher"}
+    arms: tuple[tuple[Arm, Content], ...] = (("student", "own"), ("kd", "own"), ("kd+ig", "own"), ("kd+ig", "other"))
+    whole = cifar10(out)
+    assert whole.teacher is not None
+    teacher = replace(whole.teacher, epochs=40, averaging=0.998, low_resolution_epochs=16, keep_epochs=(10, 20, 30))
+    return replace(
+        whole,
+        teacher=teacher,
+        precompute=replace(whole.precompute, views="all"),
+        students=tuple(
+            distill_config("strong-cpu", **places, arm=arm, content=content, lean=lean, maps=200)
+            for lean in ("", RESIDUAL)
+            for arm, content in arms
+        ),
+        seeds=(0, 1, 2),
+    )
+
+
+def judged_students(out: str, recipe: str, maps: int, **settings: Any) -> tuple[DistillConfig, ...]:
+    """Arms and controls by a recipe, and the ends of them by the paper's."""
+    places = {"store": f"{out}/store", "test_images": "cifar10", "out": f"{out}/students", "teacher": f"{out}/teacher"}
+
+    def student(recipe: str, arm: Arm, **more: Any) -> DistillConfig:
+        return distill_config(recipe, **places, arm=arm, maps=maps, **settings, **more)
+
+    arms: tuple[Arm, ...] = ("student", "kd", "ig", "kd+ig")
+    return (
+        *(student(recipe, arm) for arm in arms),
+        *(student(recipe, "kd+ig", content=content) for content in CONTROLS),
+        student("paper", "student"),
+        student("paper", "kd+ig"),
+    )
+
+
+PRESETS = {"demo": demo, "cifar10": cifar10, "evidence": evidence, "evidence-cpu": evidence_cpu, "evidence-night": evidence_night}
+
+
+def make_pipeline(config: PipelineConfig) -> Pipeline:
+    """The preset with what the command line changes; one student configuration for each run."""
+    if config.arms == () or config.seeds == ():
+        raise UserError("--arms and --seeds must name at least one each")
+    preset = PRESETS[config.preset](config.out)
+    students = preset.students
+    if config.recipe is not None:
+        students = tuple(dict.fromkeys(by_recipe(config.recipe, one) for one in students if one.recipe == students[0].recipe))
+    if config.arms is not None:
+        students = tuple(replace(students[0], arm=arm) for arm in dict.fromkeys(config.arms))
+    students = tuple(
+        changed(
+            one, test_images=config.images, teacher=config.teacher or one.teacher or f"{config.out}/teacher",
+            cut=config.cut, epochs=config.epochs, workers=config.workers, bad_images=config.bad_images,
+        )
+        for one in students
+    )  # fmt: skip
+    seeds = dict.fromkeys(preset.seeds if config.seeds is None else config.seeds)
+    assert preset.teacher is not None
+    pictures = {"images": config.images, "image_size": config.image_size, "bad_images": config.bad_images}
+    teacher = changed(preset.teacher, **pictures, epochs=config.teacher_epochs, workers=config.workers)
+    return Pipeline(
+        teacher=None if config.teacher else teacher,
+        precompute=changed(preset.precompute, **pictures, teacher=config.teacher, limit=config.limit, steps=config.steps, cut=config.cut),
+        students=tuple(
+            replace(one, seed=seed, out=f"{one.out}/{directory(one)}-seed{seed}") for seed in seeds for one in students
+        ),  # after a night that was too short, each has had its turn
+        seeds=tuple(seeds),
+        images_per_class=preset.images_per_class,
+    )
+
+
+def by_recipe(recipe: str, student: DistillConfig) -> DistillConfig:
+    """A preset's run trained by another recipe, which decides every setting, also those that it leaves at their defaults. Only where the
+    run's files are, its arm and its control stay the preset's."""
+    kept = ["store", "out", "test_images", "teacher", "arm", "seed", "maps"]
+    if student.content != "own":
+        kept.append("content")
+    return distill_config(recipe, **{name: getattr(student, name) for name in kept})
+
+
+def changed(part: S, **values: object) -> S:
+    """A configuration with the values that are given."""
+    return replace(part, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
+
+
+def directory(student: DistillConfig) -> str:
+    """The label as a name of files."""
+    return re.sub(r"[^A-Za-z0-9+.]+", "-", student.label)

@@ -1,0 +1,108 @@
+"""Recipes: named settings of jobs.distill. `--recipe NAME` sets the defaults, the rest of the command line changes them."""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
+
+from igkd.base.errors import UserError
+from igkd.base.schema import fits
+from igkd.base.storage import read_json
+from igkd.config.distill import DistillConfig
+
+# SGD with one cycle and averaged weights, on normalised pixels, from a teacher that sees the same crop; see docs/decisions.md.
+STRONG: dict[str, Any] = {
+    "optimizer": "sgd",
+    "schedule": "one-cycle",
+    "learning_rate": 0.1,
+    "weight_decay": 5e-4,
+    "batch_size": 128,
+    "epochs": 200,
+    "normalise": True,
+    "averaging": 0.999,
+    "alpha": 0.9,
+    "temperature": 4.0,
+    "logits": "crop",
+}
+MADE = "made"
+"""Entry of a recipe's file that says how it was found, and is no setting."""
+RECIPES: dict[str, dict[str, Any]] = {
+    # Hernandez, Chang, Nordling (arXiv 2503.13008), with every map and every logit at its own image.
+    "paper": {},
+    "paper-as-published": {"aligned": False},
+    "strong": STRONG,
+    # The same as far as two cores carry in some hours: jobs.pipeline --preset evidence-cpu.
+    "strong-cpu": STRONG | {"epochs": 30, "low_resolution_epochs": 12, "averaging": 0.998},
+    # The same for a night of two cores: some hundred steps instead of 70,000, in which a live teacher was of no use (results/choices).
+    "strong-night": STRONG | {"epochs": 10, "batch_size": 64, "learning_rate": 0.05, "averaging": 0.99, "logits": "auto"},
+}
+
+
+def recipe_values(recipe: str) -> dict[str, Any]:
+    """The settings of a recipe by name, or from a JSON file.
+
+    Raises:
+        UserError: there is no such recipe or file, or it sets what is no setting, or to what it cannot be.
+    """
+    if recipe in RECIPES:
+        return RECIPES[recipe]
+    if not recipe.endswith(".json"):
+        raise UserError(f"recipe {recipe!r} is not one of {', '.join(RECIPES)}, nor a .json file of settings")
+    values = read_json(Path(recipe))
+    if isinstance(values, dict):
+        values.pop(MADE, None)
+    if not values or not isinstance(values, dict):
+        raise UserError(f'{recipe} is no recipe: it must hold a JSON object of settings, such as {{"alpha": 0.5}}')
+    usual = {
+        f.name: f.default for f in fields(DistillConfig) if f.default is not MISSING and f.name not in ("recipe", "teacher", "min_workers")
+    }
+    for name, value in values.items():
+        if name not in usual:
+            raise UserError(f"{recipe} is no recipe: it sets {name!r}, which a recipe has not")
+        if not _fits(value, usual[name], get_type_hints(DistillConfig)[name]):
+            raise UserError(f"{recipe}: {name} cannot be {value!r}; it is for example {usual[name]!r}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def recipe_file(config: DistillConfig, made: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run as a recipe for others: those that differ from the defaults, and how they were found."""
+    places = {"store", "out", "test_images", "teacher", "recipe", "arm", "cut", "seed", "workers", "min_workers", "ingest", "maps"}
+    places |= {"bad_images"}
+    values = {f.name: getattr(config, f.name) for f in fields(DistillConfig) if f.name not in places}
+    usual = {f.name: f.default for f in fields(DistillConfig)}
+    return {name: value for name, value in values.items() if value != usual[name]} | {MADE: dict(made)}
+
+
+def made_for(recipe: str) -> str | None:
+    """Fingerprint of the store that a recipe was found with, if it is a file of jobs.tune."""
+    if not recipe.endswith(".json"):
+        return None
+    values = read_json(Path(recipe))
+    made = values.get(MADE, {}) if isinstance(values, dict) else {}
+    return made.get("store_fingerprint") if isinstance(made, dict) else None
+
+
+def _fits(value: Any, usual: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(usual, tuple):
+        return isinstance(value, list) and len(value) == len(usual) and all(fits(v, float) for v in value)
+    return fits(value, float) if isinstance(usual, float) else type(value) is type(usual)
+
+
+def distill_config(recipe: str, **settings: Any) -> DistillConfig:
+    """A recipe with what is given besides."""
+    return DistillConfig(**recipe_values(recipe) | {"recipe": recipe} | settings)
+
+
+def parse_distill(prog: str) -> DistillConfig:
+    """A configuration from the command line, whose --recipe decides the other settings' defaults."""
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="paper")
+    recipe = first.parse_known_args(sys.argv[1:])[0].recipe
+    required = {name: tyro.MISSING for name in ("store", "out")}
+    return tyro.cli(DistillConfig, prog=prog, default=distill_config(recipe, **required))

@@ -1,0 +1,135 @@
+"""Settings of jobs.ablate, jobs.tune and jobs.search."""
+
+import datetime
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from igkd.base.choices import Arm, BadImages, Content
+from igkd.base.errors import UserError
+from igkd.base.time_limit import check_limit, seconds_left
+from igkd.networks.mobilenet import ATTENTION_DIVIDER
+
+Grid = Literal["arms", "controls", "compression", "monte-carlo", "choices"]
+GRIDS: tuple[Grid, ...] = get_args(Grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What every sweep has."""
+
+    store: str
+    """Directory or s3:// URI of the attribution store."""
+    out: str
+    """Directory of the runs and the report, seen by all nodes; the same command continues what is there."""
+    teacher: str | None = None
+    """Directory of the teacher's checkpoint: for recipes with a live teacher, and to compare students with."""
+    epochs: int | None = None
+    """Of every run, instead of the recipe's."""
+    hours: float | None = None
+    """Stop after so many hours, and report; the same command goes on."""
+    until: str | None = None
+    """Stop at this time of day, such as 07:00, and report; the same command goes on."""
+    runs_per_gpu: int = 3
+    """Runs that share a GPU; without GPUs, each run has a processor."""
+    dry_run: bool = False
+    """Only print what would be run, how long it would take from a measured step, and what it would cost."""
+    price: float | None = None
+    """Of an hour of one GPU (or, without GPUs, of one processor), for the cost in the estimate."""
+
+    def __post_init__(self) -> None:
+        check_limit(self.hours, self.until)
+        if "://" in self.out:
+            raise UserError(f"--out {self.out} must be a directory, on a file system that all nodes see; only the store may be on S3")
+        if self.runs_per_gpu < 1:
+            raise UserError(f"--runs-per-gpu must be at least 1, not {self.runs_per_gpu}")
+
+    def seconds_left(self, now: datetime.datetime) -> float | None:
+        """Seconds until the sweep must stop; None where it need not.
+
+        Args:
+            now: local time.
+
+        Raises:
+            UserError: --until is no time of day, or less than a minute away, which means that it has just passed.
+        """
+        return seconds_left(self.hours, self.until, now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig(SweepConfig):
+    """Run a grid of arms, controls, cuts and seeds; every cell is a run that resumes by itself. Grids may be added later, in the same
+    directory, and share the cells that they have in common."""
+
+    test_images: str | None = None
+    """Images whose test split each student is judged by once, at the end; without it, by the validation split alone."""
+    bad_images: BadImages = "refuse"
+    """What to do with a test image that cannot be used."""
+    grids: tuple[Grid, ...] = ("arms",)
+    """arms: all eight; controls: kd+ig with other things laid over, beside student, kd and kd+ig; compression: eight cuts of student, kd
+    and kd+ig; monte-carlo: the same on random 80 % of the training images; choices: each choice of the recipe undone."""
+    recipes: tuple[str, ...] = ("paper",)
+    """paper, paper-as-published, strong, or JSON files of settings."""
+    arms: tuple[Arm, ...] | None = None
+    """Instead of the arms of the grids arms, compression and monte-carlo."""
+    contents: tuple[Content, ...] | None = None
+    """Of the controls; by default all that the store has."""
+    cuts: tuple[int, ...] = tuple(ATTENTION_DIVIDER)
+    """Of the compression sweep."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of every cell for each of them; runs of one seed are paired."""
+    maps: int | None = None
+    """Test images whose maps are judged at the end of each run, and compared with those of --teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(SweepConfig):
+    """Search for the best settings of an arm, by accuracy on the validation split alone: Optuna's TPE proposes, ASHA stops what lags
+    behind. OUT/best.json is a recipe for jobs.distill."""
+
+    trials: int = 50
+    recipe: str = "strong"
+    """Where the search begins, and what it leaves alone: paper, paper-as-published, strong, or a JSON file of settings."""
+    arm: Arm = "kd+ig"
+    cut: int = 5
+    """Trailing layers removed from the teacher's architecture."""
+    seed: int = 0
+    """Of the search and of every student."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trials < 1:
+            raise UserError(f"--trials must be at least 1, not {self.trials}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(SweepConfig):
+    """Search for a student that is accurate and fast on the machine that this runs on: candidates are timed untrained, the largest of those
+    fast enough are trained, and judged on the validation split alone. OUT/best.json is a recipe for jobs.distill."""
+
+    teacher: str = field()
+    """Directory of the teacher's checkpoint: what students have to be faster than."""
+    budget: float = 8.0
+    """How many times as fast as the teacher, one image a pass, both by ONNX Runtime in int8 on one thread."""
+    candidates: int = 24
+    """Random architectures to time."""
+    trials: int = 8
+    """Of those that are fast enough, how many to train."""
+    parameters: int | None = None
+    """A student's, at most; by default those of the cut student."""
+    recipe: str = "strong"
+    """How all of them are trained: paper, paper-as-published, strong, or a JSON file of settings."""
+    arm: Arm = "kd"
+    """What they learn from; without at, which needs a cut of the teacher."""
+    cut: int = 5
+    """A cut student to compare them with."""
+    rounds: int = 20
+    """Turns of each network when it is timed, of 5 passes each."""
+    seed: int = 0
+    """Of the candidates and of every student."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.candidates, self.trials, self.rounds) < 1 or not 0 < self.budget < float("inf"):
+            raise UserError("--candidates, --trials and --rounds must be at least 1, --budget above 0")
+        if self.cut not in ATTENTION_DIVIDER:
+            raise UserError(f"--cut {self.cut} is not one of {', '.join(map(str, ATTENTION_DIVIDER))}")

@@ -1,0 +1,78 @@
+"""Settings of jobs.teacher."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from igkd.base.choices import BadImages, Precision
+from igkd.base.errors import UserError
+from igkd.config.optimisation import Recipe
+from igkd.networks import lean as lean_networks
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Train a teacher: a whole MobileNet-V2 or a residual network, by one-cycle SGD, on all training images but the validation split."""
+
+    images: str
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
+    out: str
+    """Directory of the checkpoint and its result; the same command continues what is there."""
+    epochs: int = 200
+    learning_rate: float = 0.1
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    """Images a step, over all workers together."""
+    low_resolution_epochs: int = 0
+    """Epochs at the start trained at 3/4 of the resolution: nearly twice as fast."""
+    label_smoothing: float = 0.0
+    """Share of a label's weight that is spread evenly over all classes; a teacher smoothed so tells its students less."""
+    averaging: float = 0.0
+    """Decay by step of a moving average of the weights, which is then the teacher; 0 for none."""
+    cutout: int = 0
+    """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
+    precision: Precision = "auto"
+    """auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32; decided once, when a run begins."""
+    compile: bool = False
+    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
+    keep_epochs: tuple[int, ...] = ()
+    """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
+    lean: str = ""
+    """Instead of a MobileNet-V2, for which --width and --stride are: a residual network, such as 1:64x2,128x2,256x2 (stride of the stem,
+    then WIDTHxBLOCKS of each stage)."""
+    width: float = 1.0
+    """Width multiplier of the network."""
+    stride: Literal[1, 2] = 1
+    """Stride of the first layer: 1 for images of about 32 pixels a side, 2 for larger ones, a quarter of the work."""
+    image_size: int | None = None
+    """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
+    bad_images: BadImages = "refuse"
+    """What to do with an image that cannot be used."""
+    seed: int = 0
+    workers: int = 1
+    """Data-parallel workers."""
+    min_workers: int | None = None
+    """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
+
+    def __post_init__(self) -> None:
+        if self.lean:
+            lean_networks.parse(self.lean)
+        if not all(1 <= epoch <= self.epochs for epoch in self.keep_epochs):
+            raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: they must be between 1 and --epochs {self.epochs}")
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(
+            optimizer="sgd",
+            schedule="one-cycle",
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            low_resolution_epochs=self.low_resolution_epochs,
+            label_smoothing=self.label_smoothing,
+            averaging=self.averaging,
+            cutout=self.cutout,
+            precision=self.precision,
+            compile=self.compile,
+        )

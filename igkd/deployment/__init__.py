@@ -1,0 +1,1 @@
+"""A file for a device, and how fast it is."""

@@ -1,0 +1,224 @@
+"""Make a device's file of a checkpoint: igkd export --checkpoint DIR --format onnx-int8 --out FILE.onnx
+
+The file is written only after it has given, on real images, what the checkpoint gives: the same logits up to rounding, or for int8 an
+accuracy that falls by no more than --max-drop. The images are the validation split, never the test set; int8 is calibrated on training
+images. `igkd.deployment.formats` says what goes in and what comes out.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igkd.base.choices import BadImages
+from igkd.base.errors import UserError, run_cli
+from igkd.base.random_draws import stratified_choice, validation_mask
+from igkd.base.storage import check_writable, write_bytes
+from igkd.config.command_line import parse
+from igkd.deployment import formats
+from igkd.deployment.formats import SUFFIXES, Format, Logits, Pixels
+from igkd.evaluation.evaluate import check_size, matching_samples, predict
+from igkd.images.open import open_images, tell
+from igkd.images.samples import Samples
+from igkd.images.source import ImageSource
+from igkd.networks.network import ImageClassifier
+from igkd.networks.torchvision import open_teacher
+from igkd.store import Store
+
+CALIBRATION = 256
+"""Training images that int8 is calibrated on, as many of each class."""
+TOLERANCE = 1e-3
+"""Largest difference of a float32 file's logits, as a share of the largest logit: rounding makes 1e-6 of it, a wrong layer 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a checkpoint as a file for devices, checked against the checkpoint on validation images."""
+
+    checkpoint: str
+    """Directory of a student's or teacher's checkpoint."""
+    format: Format
+    """onnx: float32; onnx-int8: static int8, calibrated on training images; torch-export: for ExecuTorch or AOTInductor."""
+    out: str
+    """The file: NAME.onnx, or NAME.pt2 for torch-export."""
+    images: str | None = None
+    """The images it was trained on: cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH; by default those that the
+    checkpoint names."""
+    max_drop: float = 0.01
+    """Write nothing if the accuracy on validation images falls by more than this share of them."""
+    limit: int | None = None
+    """Only this many validation images: a random choice, stratified by class, fixed by their ids."""
+    image_size: int | None = None
+    """Scale and crop every picture to this many pixels a side; must be the checkpoint's."""
+    bad_images: BadImages = "refuse"
+    """What to do with an image that cannot be used."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be at least 1, not {self.limit}")
+        if not self.out.endswith(SUFFIXES[self.format]):
+            raise UserError(f"--out {self.out} does not fit --format {self.format}: its name must end in {SUFFIXES[self.format]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What a file gives on validation images beside what the checkpoint gives."""
+
+    images: int
+    """Of the validation split."""
+    accuracy: float
+    checkpoint_accuracy: float
+    agreement: float
+    """Share of the images to which both give the same answer."""
+    largest_difference: float
+    """Of any logit of any image."""
+    largest_logit: float
+    """Of the checkpoint's, in magnitude."""
+
+    @property
+    def drop(self) -> float:
+        return self.checkpoint_accuracy - self.accuracy
+
+
+def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Check:
+    """Set two networks' logits (N, classes) of the same labelled images side by side."""
+    answers, expected = logits.argmax(1), reference.argmax(1)
+    return Check(
+        images=len(labels),
+        accuracy=float((answers == labels).mean()),
+        checkpoint_accuracy=float((expected == labels).mean()),
+        agreement=float((answers == expected).mean()),
+        largest_difference=float(np.abs(logits - reference).max()),
+        largest_logit=float(np.abs(reference).max()),
+    )
+
+
+def refuse(check: Check, kind: Format, max_drop: float) -> None:
+    """Raise UserError where a file does not do what the checkpoint does."""
+    allowed = TOLERANCE * max(1.0, check.largest_logit)
+    if kind != "onnx-int8" and not check.largest_difference <= allowed:
+        raise UserError(
+            f"the {kind} file's logits differ from the checkpoint's by up to {check.largest_difference:.2g}, rounding explains at most "
+            f"{allowed:.2g}; nothing was written: try other versions of torch, onnxscript and onnxruntime"
+        )
+    if not check.drop <= max_drop:
+        raise UserError(
+            f"the {kind} file's accuracy is {check.accuracy:.2%} where the checkpoint's is {check.checkpoint_accuracy:.2%}, on "
+            f"{check.images:,} validation images: it falls by more than --max-drop {max_drop}; nothing was written: "
+            "allow more, or take --format onnx"
+        )
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Convert, check, and only then write; gives the file's path and bytes, and the check as JSON values.
+
+    Raises:
+        UserError: the checkpoint or the images are not there or do not fit one another; the file does not do what the checkpoint does,
+            or cannot be written.
+    """
+    out, name = Path(config.out), f"the checkpoint {config.checkpoint}"
+    check_writable(out)
+    model, card = open_teacher(config.checkpoint)
+    check_size(model, name, config.image_size)
+    source, resize = training_images(config, card)
+    tell(source)
+    calibration, validation = read(config, model, name, source, resize or config.image_size is not None)
+    reference = predict(model, validation).numpy()
+    if not np.isfinite(reference).all():
+        raise UserError(f"{name} gives logits that are not all finite numbers: its weights are of no use; train it anew")
+    facts: dict[str, Any] = {"format": config.format, "checkpoint_sha256": card["sha256"]}
+    if calibration is not None:
+        facts["calibrated"] = {"split": "train", "images": len(calibration)}
+    data, check = checked_file(model, config.format, facts, calibration, validation, reference)
+    print(told(check), flush=True)
+    refuse(check, config.format, config.max_drop)
+    write_bytes(out, data)
+    return {"out": str(out), "bytes": len(data), "check": dataclasses.asdict(check)}
+
+
+def checked_file(
+    model: ImageClassifier, kind: Format, facts: dict[str, Any], calibration: Pixels | None, validation: Samples, reference: Logits
+) -> tuple[bytes, Check]:
+    """A file's bytes, and the check of its program by the runtime that will run it, which is told in its metadata, too."""
+    pixels, labels = as_decoded(validation), validation.labels.numpy()
+
+    def metadata(check: Check) -> dict[str, str]:
+        return formats.describe(model.spec, facts | {"checked": dataclasses.asdict(check)})
+
+    if kind == "torch-export":
+        program = formats.to_torch_export(model)
+        check = compare(formats.run_torch_export(formats.archive(program, {}), pixels), reference, labels)
+        return formats.archive(program, metadata(check)), check
+    network = formats.to_onnx(model)
+    if calibration is not None:
+        network = formats.to_int8(network, calibration)
+    check = compare(formats.run_onnx(network, pixels), reference, labels)
+    return formats.with_metadata(network, metadata(check)), check
+
+
+def training_images(config: ExportConfig, card: Mapping[str, Any]) -> tuple[ImageSource, bool]:
+    """The images that a checkpoint was trained on, as the user or its card says, and whether they were scaled to its size.
+
+    A teacher's card names its images, a student's the store, which knows them.
+
+    Raises:
+        UserError: nobody says, or they are not there.
+    """
+    if config.images is not None:
+        return open_images(config.images), False
+    made = card["made"].get("config", {})
+    try:
+        if "images" in made:
+            return open_images(made["images"]), made.get("image_size") is not None
+        if "store" in made:
+            plan = Store.open(made["store"]).plan
+            return open_images(plan.images), plan.resize
+    except UserError as error:
+        raise UserError(
+            f"the images that {config.checkpoint} was trained on are not where they were ({error}); name them by --images"
+        ) from None
+    raise UserError(f"{config.checkpoint} does not say which images it was trained on; name them by --images")
+
+
+def read(config: ExportConfig, model: ImageClassifier, name: str, source: ImageSource, resize: bool) -> tuple[Pixels | None, Samples]:
+    """Training images to calibrate on, for int8 alone, and validation images to check with: the split that training left out, too."""
+    labels = source.checked_labels("train")
+    held_out = validation_mask(labels)
+    if not held_out.any():
+        raise UserError(f"{source} has {len(labels)} training images, too few for a validation split (10); name more by --images")
+    ids = np.flatnonzero(held_out)
+    if config.limit is not None and config.limit < len(ids):
+        ids = ids[stratified_choice(labels[ids], config.limit, 0, "limit")]
+    validation, _ = matching_samples(model, name, source, "train", ids, resize, config.bad_images)
+    if config.format != "onnx-int8":
+        return None, validation
+    rest = np.flatnonzero(~held_out)
+    rest = rest[stratified_choice(labels[rest], min(CALIBRATION, len(rest)), 0, "calibration")]
+    return as_decoded(matching_samples(model, name, source, "train", rest, resize, config.bad_images)[0]), validation
+
+
+def as_decoded(samples: Samples) -> Pixels:
+    """Pixels as a file takes them: uint8 (N, H, W, 3)."""
+    return samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def told(check: Check) -> str:
+    """A check in two lines."""
+    return (
+        f"logits    differ by at most {check.largest_difference:.3g} (the largest is {check.largest_logit:.3g})\n"
+        f"accuracy  {check.checkpoint_accuracy:.2%} -> {check.accuracy:.2%} on {check.images:,} validation images, "
+        f"the same answer to {check.agreement:.2%}"
+    )
+
+
+def main() -> None:
+    done = export(parse(ExportConfig, "igkd export"))
+    print(f"written   {done['out']}, {done['bytes'] / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    run_cli(main)

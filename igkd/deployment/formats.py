@@ -1,0 +1,165 @@
+"""A network as a file for devices: ONNX in float32 or static int8, or a torch.export program.
+
+All of them take what a decoder gives and a device has: pixels, uint8 (batch, H, W, 3), RGB, 0 to 255, a batch of any size; scaling to
+[0, 1] and normalisation are part of the graph. They give logits, float32 (batch, classes). The same is told in a file's metadata, with
+the names of the classes: an ONNX file's `metadata_props`, and `extra/igkd.json` in a torch.export archive.
+"""
+
+import importlib.metadata
+import io
+import json
+import platform
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from igkd.base.provenance import processor
+from igkd.networks.network import Deployed, ImageClassifier, ModelSpec
+
+Format = Literal["onnx", "onnx-int8", "torch-export"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
+OPSET = 18
+"""The oldest that torch's exporter writes: what reads it is as old as 2023 (ONNX Runtime 1.14)."""
+INPUT, OUTPUT = "pixels", "logits"
+CARD = "igkd.json"
+"""Name of the metadata in a torch.export archive."""
+Pixels = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+
+
+def describe(spec: ModelSpec, facts: dict[str, Any]) -> dict[str, str]:
+    """The metadata of a file: strings, those of lists and objects in JSON.
+
+    Args:
+        facts: what else to tell (JSON values), such as what the file was checked with.
+    """
+    height, width = spec.image_shape
+    told: dict[str, Any] = {
+        "classes": list(spec.classes),
+        "input": f"{INPUT}: uint8 (batch, {height}, {width}, 3), RGB pixels as decoded and turned upright, 0 to 255",
+        "output": f"{OUTPUT}: float32 (batch, {len(spec.classes)}), the largest is the answer; softmax makes them probabilities",
+        "normalisation": {"scale": 1 / 255, "mean": list(spec.mean), "std": list(spec.std), "in_graph": True},
+        "igkd": importlib.metadata.version("igkd"),
+    } | facts
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
+
+
+def to_torch_export(model: ImageClassifier) -> torch.export.ExportedProgram:
+    """The network's graph in torch's own operators, for any batch size."""
+    # Two images stand for a batch: torch would take one for a constant.
+    example = torch.zeros(2, *model.spec.image_shape, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(Deployed(model), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # with this machine's paths
+    return program
+
+
+def archive(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> bytes:
+    """The file of a program, which torch.export.load reads; give that only files of your own, since it runs what they say."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={CARD: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def to_onnx(model: ImageClassifier) -> onnx.ModelProto:
+    """The network in ONNX of opset OPSET, float32, standard operators alone, weights inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # onnxscript and torch deprecate each other's and their own functions
+        program = torch.onnx.export(to_torch_export(model), opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+    assert program is not None
+    return _tidied(program.model_proto)
+
+
+def saturates() -> bool:
+    """Whether products of int8 overflow on this processor: x86 without VNNI adds two of them in 16 bits: weights must have 7 bits.
+
+    See https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html on `reduce_range`.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    flags = set(processor().get("flags", "").split())
+    return bool(flags) and not flags & {"avx512_vnni", "avx_vnni"}
+
+
+def to_int8(network: onnx.ModelProto, calibration: Pixels) -> onnx.ModelProto:
+    """The same in static int8: QDQ operators, uint8 activations, int8 weights with a scale for each channel.
+
+    Args:
+        network: what `to_onnx` gives.
+        calibration: uint8 (N, H, W, 3), N at least 1: training images. An activation's range is that from the least to the largest seen.
+    """
+    with tempfile.TemporaryDirectory(prefix="igkd-") as directory:
+        plain, inferred, quantised = (str(Path(directory) / name) for name in ("plain.onnx", "inferred.onnx", "int8.onnx"))
+        onnx.save(network, plain)
+        # The graph is already optimised; ONNX Runtime's own fused operators would make it less of a standard.
+        quant_pre_process(plain, inferred, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_static(
+            inferred,
+            quantised,
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=saturates(),
+        )
+        return _tidied(onnx.load(quantised))
+
+
+def with_metadata(network: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
+    """The file of an ONNX network, checked against the standard."""
+    del network.metadata_props[:]
+    onnx.helper.set_model_props(network, metadata)
+    onnx.checker.check_model(network, full_check=True)
+    return bytes(network.SerializeToString())
+
+
+def run_onnx(network: onnx.ModelProto, pixels: Pixels, batch_size: int = 250) -> Logits:
+    """Logits float32 (N, classes) of uint8 pixels (N, H, W, 3), by ONNX Runtime on the processor."""
+    session = onnxruntime.InferenceSession(network.SerializeToString(), providers=["CPUExecutionProvider"])
+    starts = range(0, len(pixels), batch_size)
+    return np.concatenate([session.run([OUTPUT], {INPUT: pixels[i : i + batch_size]})[0] for i in starts])
+
+
+def run_torch_export(data: bytes, pixels: Pixels, batch_size: int = 250) -> Logits:
+    """The same by torch, of the bytes of an archive of one's own."""
+    program = torch.export.load(io.BytesIO(data)).module()
+    with torch.inference_mode():
+        return torch.cat([program(part) for part in torch.from_numpy(pixels).split(batch_size)]).numpy()
+
+
+def _tidied(network: onnx.ModelProto) -> onnx.ModelProto:
+    """Without what the tools leave behind: this machine's paths in stack traces, and domains that no operator is of."""
+    graph = network.graph
+    used = {node.domain for node in graph.node}
+    domains = [(one.domain, one.version) for one in network.opset_import if one.domain in used]
+    del network.opset_import[:], network.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
+    network.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in domains)
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return onnx.shape_inference.infer_shapes(network, strict_mode=True)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Calibration images, as ONNX Runtime asks for them."""
+
+    def __init__(self, pixels: Pixels, batch_size: int = 64) -> None:
+        self.batches: Iterator[Pixels] = (pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size))
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {INPUT: batch}

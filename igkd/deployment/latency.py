@@ -1,0 +1,205 @@
+"""How fast and how large models are on this machine: igkd latency MODEL MODEL ...
+
+A MODEL is a checkpoint's directory, run by torch as it is, or a file of igkd export: NAME.onnx by ONNX Runtime, NAME.pt2 by torch. Each
+runs in a fresh process, from uint8 pixels to logits, on the processor. They are warm and take turns, so that all meet the same machine;
+how many times as fast as the first one is the median over rounds.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import tyro
+
+from igkd.base.errors import UserError, run_cli
+from igkd.base.provenance import command, now, provenance
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+
+CALLS = 5
+"""Passes of a model before it is the next one's turn."""
+Timed = Callable[[int], Sequence[float]]
+"""Gives the milliseconds of so many passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfig:
+    """Time models side by side. A .pt2 file runs code when it is opened: only your own."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Checkpoints' directories, NAME.onnx and NAME.pt2 files; the others are compared with the first."""
+    batches: tuple[int, ...] = (1, 64)
+    """Images a pass."""
+    threads: tuple[int, ...] | None = None
+    """Threads a pass is computed by; by default 1, and as many as there are processors."""
+    rounds: int = 20
+    """Turns of each model, of 5 passes each."""
+    out: str | None = None
+    """JSON file of the result; without it, only a table is printed."""
+
+    def __post_init__(self) -> None:
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise UserError("name at least one model, and none of them twice")
+        if not self.batches or min(*self.batches, *(self.threads or (1,)), self.rounds, 1) < 1 or self.threads == ():
+            raise UserError("batches, threads and rounds must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Of one model at one batch size and number of threads; times in milliseconds."""
+
+    calls: int
+    p50: float
+    p95: float
+    p99: float
+    """Percentiles over single passes."""
+    rounds: tuple[float, ...]
+    """The median of each turn."""
+
+    def times_as_fast(self, other: "Timing") -> float:
+        """How many times as fast as another that it took turns with: the median over rounds, since both of a round met the same machine."""
+        return statistics.median(theirs / own for own, theirs in zip(self.rounds, other.rounds, strict=True))
+
+
+def take_turns(models: Mapping[str, Timed], rounds: int) -> dict[str, Timing]:
+    """Time models in turns of CALLS passes; a first round warms up and does not count.
+
+    Args:
+        models: by name; each gives the milliseconds of so many passes.
+        rounds: that count, at least 1.
+    """
+    times: dict[str, list[Sequence[float]]] = {name: [] for name in models}
+    for turn in range(rounds + 1):
+        for name, timed in models.items():
+            taken = timed(CALLS)
+            if turn:
+                times[name].append(taken)
+    timings = {}
+    for name, taken_by_round in times.items():
+        p50, p95, p99 = np.percentile(np.concatenate(taken_by_round), (50, 95, 99)).tolist()
+        medians = tuple(map(statistics.median, taken_by_round))
+        timings[name] = Timing(calls=rounds * CALLS, p50=p50, p95=p95, p99=p99, rounds=medians)
+    return timings
+
+
+class Process:
+    """A model in a process of its own."""
+
+    def __init__(self, model: str, batch: int, threads: int) -> None:
+        self.model, self.peak_mib = model, 0.0
+        program = [sys.executable, "-m", "igkd.deployment.timed_process", model, str(batch), str(threads)]
+        here = str(Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        # In a session of its own, Ctrl-C is ours alone; when we are gone, its input ends and so does it.
+        self.process = subprocess.Popen(program, **pipes, env=environment, start_new_session=True)
+
+    def answer(self) -> dict[str, Any]:
+        """The next thing it says.
+
+        Raises:
+            UserError: it cannot go on.
+        """
+        said: dict[str, Any] = json.loads(_pipe(self.process.stdout).readline() or '{"error": ""}')
+        if "error" in said:
+            why = said["error"] or f"its process ended with status {self.process.wait()}, for want of memory or by a signal?"
+            raise UserError(why if self.model in why else f"{self.model}: {why}")
+        return said
+
+    def timed(self, count: int) -> list[float]:
+        with contextlib.suppress(BrokenPipeError):  # the answer says why
+            print(count, file=_pipe(self.process.stdin), flush=True)
+        said = self.answer()
+        self.peak_mib = said["peak_mib"]
+        return list(said["milliseconds"])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                _pipe(pipe).close()
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe
+
+
+@contextlib.contextmanager
+def processes(models: Sequence[str], batch: int, threads: int) -> Iterator[dict[str, Process]]:
+    """A warm process of each model; they end with the block."""
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for model in models:
+            started[model] = Process(model, batch, threads)
+            stack.callback(started[model].close)
+        for process in started.values():
+            process.answer()
+        yield started
+
+
+def measure(models: Sequence[str], batches: Sequence[int], threads: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Rows of model, batch, threads, calls, p50, p95, p99 (ms), peak_mib (of its whole process, MiB) and times_as_fast as the first.
+
+    Raises:
+        UserError: a model is not there, or cannot be run.
+    """
+    rows = []
+    for batch in batches:
+        for count in threads:
+            print(f"latency: batches of {batch} by {count} thread(s)", file=sys.stderr, flush=True)
+            with processes(models, batch, count) as started:
+                timings = take_turns({name: process.timed for name, process in started.items()}, rounds)
+            for name, timing in timings.items():
+                row = {"model": name, "batch": batch, "threads": count} | dataclasses.asdict(timing)
+                row |= {"peak_mib": started[name].peak_mib, "times_as_fast": timing.times_as_fast(timings[models[0]])}
+                rows.append(row)
+    return rows
+
+
+def usual_threads() -> tuple[int, ...]:
+    """1, and the processors that this process may use."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        count = os.cpu_count() or 1
+    return (1, count) if count > 1 else (1,)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `measure` gives, for a terminal."""
+    cells = [("model", "batch", "threads", "p50 ms", "p95", "p99", "peak MiB", "times as fast")]
+    for row in rows:
+        times = (f"{row[name]:.2f}" for name in ("p50", "p95", "p99"))
+        cells.append(
+            (row["model"], str(row["batch"]), str(row["threads"]), *times, f"{row['peak_mib']:,.0f}", f"{row['times_as_fast']:.2f}")
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    )
+
+
+def main() -> None:
+    config, started = parse(LatencyConfig, "igkd latency"), now()
+    rows = measure(config.models, config.batches, config.threads or usual_threads(), config.rounds)
+    print(table(rows))
+    if config.out is not None:
+        made = provenance(command(), 0, started)
+        write_json(Path(config.out), {"job": "latency", "config": dataclasses.asdict(config), "latency": rows, "provenance": made})
+
+
+if __name__ == "__main__":
+    run_cli(main)

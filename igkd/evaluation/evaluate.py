@@ -1,0 +1,275 @@
+"""Judge a trained network: igkd evaluate --checkpoint DIR --images SRC
+
+What it gets right and how well it knows that, how far it answers as its teacher does, and whether its own maps are like the teacher's and
+mark what it needs.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from igkd.attribution import attributor
+from igkd.base import provenance
+from igkd.base.choices import BadImages, Split
+from igkd.base.errors import UserError, run_cli
+from igkd.base.random_draws import stratified_choice
+from igkd.base.storage import write_json
+from igkd.config.command_line import parse
+from igkd.config.evaluate import EvaluateConfig
+from igkd.evaluation import metrics
+from igkd.evaluation.map_metrics import areas, check_finite, cosine, perturbation_curves, random_maps, rank_correlation, top_overlap
+from igkd.images.class_names import distinct
+from igkd.images.open import open_images, tell
+from igkd.images.samples import Samples, load_samples, sentences
+from igkd.images.source import ImageSource
+from igkd.networks.network import ImageClassifier
+from igkd.networks.renumbered import class_numbers, renumbered
+from igkd.networks.torchvision import open_teacher
+
+SIMILARITIES = {"cosine": cosine, "rank_correlation": rank_correlation, "top_overlap": top_overlap}
+OWN_CLASSES = "give --images of its own classes"
+
+
+def predict(model: nn.Module, samples: Samples, batch_size: int = 250) -> Tensor:
+    """Logits (N, classes) of a network in evaluation mode, on the processor."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        batches = [pixels.to(device).float() / 255 for pixels in samples.pixels.split(batch_size)]
+        return torch.cat([model(batch.contiguous(memory_format=torch.channels_last)).float().cpu() for batch in batches])
+
+
+@functools.lru_cache(maxsize=1)
+def answers(teacher: nn.Module, samples: Samples) -> Tensor:
+    """`predict` of a teacher, once for all of its students that one process judges on the same images."""
+    return predict(teacher, samples)
+
+
+def evaluate(
+    model: ImageClassifier,
+    samples: Samples,
+    *,
+    teacher: ImageClassifier | None = None,
+    maps: int = 0,
+    steps: int = 50,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Everything that labelled images tell about a network, as JSON values.
+
+    Args:
+        model: in evaluation mode, on the device to compute on.
+        samples: images of the model's size; their labels number the model's classes.
+        teacher: to compare with; same classes in the same order, same size, same device.
+        maps: how many images, stratified by class, maps are computed for: 0, or at least 2.
+        steps: of integrated gradients.
+        progress: is told a line before anything that may take long.
+
+    Returns:
+        accuracy, correct, count, loss (mean, nats), calibration_error, per_class (name to accuracy, None where there are no images);
+        with a teacher, teacher_accuracy and agreement; with maps, maps as `judge_maps` gives them.
+
+    Raises:
+        UserError: there are too few images for the maps, or the network's logits are not numbers.
+    """
+    if maps < 0 or maps == 1 or maps > len(samples):
+        raise UserError(f"--maps {maps} does not fit {len(samples)} image(s): it must be 0, or at least 2 and at most the images there are")
+    labels, logits = samples.labels.cpu(), predict(model, samples)
+    if not logits.isfinite().all():
+        raise UserError("the network's logits are not all finite numbers: its weights are of no use; train it anew")
+    correct = metrics.correct(logits, labels)
+    row: dict[str, Any] = {
+        "accuracy": correct / len(labels),
+        "correct": correct,
+        "count": len(labels),
+        "loss": metrics.negative_log_likelihood(logits, labels),
+        "calibration_error": metrics.calibration_error(logits, labels),
+        "per_class": dict(zip(distinct(model.spec.classes), metrics.class_accuracies(logits, labels), strict=True)),
+    }
+    if teacher is not None:
+        theirs = answers(teacher, samples)
+        if not theirs.isfinite().all():
+            raise UserError("the teacher's logits are not all finite numbers: its weights are of no use; choose another --teacher")
+        row["teacher_accuracy"] = metrics.correct(theirs, labels) / len(labels)
+        row["agreement"] = metrics.agreement(logits, theirs)
+    if maps:
+        row["maps"] = judge_maps(model, teacher, samples.select(stratified_choice(labels.numpy(), maps, 0, "maps")), steps, progress)
+    return row
+
+
+def judge_maps(
+    model: ImageClassifier, teacher: ImageClassifier | None, samples: Samples, steps: int, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Integrated-gradients maps of the true labels: the student's against the teacher's, and both against random ones.
+
+    All maps start from one baseline, which deleted pixels have, too: the teacher's mean colour, or the network's own where there is no
+    teacher. From different baselines, such as black and grey, maps of two networks differ whatever the networks look at. Deletion and
+    insertion ask the student alone, whoever made the map: curves of two networks could not be compared. A curve has the student's mean
+    probability of the label at evenly spaced shares of pixels, from 0 to 1.
+
+    Returns:
+        count; baseline, in pixels of [0, 1]; with a teacher, cosine, rank_correlation and top_overlap, each as mean, standard_error and
+        control, the mean for another image's map of the teacher; student, teacher (if there is one) and random, each as deletion and
+        insertion, each of these as area (mean), standard_error and curve. Errors are over images.
+
+    Raises:
+        UserError: a map is not all finite numbers.
+    """
+    baseline = (teacher or model).spec.mean
+    networks = {"student": model} if teacher is None else {"student": model, "teacher": teacher}
+    ids = torch.from_numpy(samples.ids)
+    # Compiling a graph would take longer than so few images take without one.
+    looks = {}
+    for name, network in networks.items():
+        progress(f"the {name}'s maps of {len(samples):,} images")
+        looks[name] = attributor(network, "ig", "torch", steps, baseline)(samples.pixels, samples.labels, ids).ig.numpy()
+        check_finite(looks[name], samples.ids, f"the {name}")
+    row: dict[str, Any] = {"count": len(samples), "baseline": list(baseline)}
+    if teacher is not None:
+        for name, similarity in SIMILARITIES.items():
+            own = similarity(looks["student"], looks["teacher"])
+            control = similarity(looks["student"], np.roll(looks["teacher"], 1, axis=0))
+            row[name] = {"mean": float(own.mean()), "standard_error": standard_error(own), "control": float(control.mean())}
+    for name, values in (looks | {"random": random_maps(samples.ids, samples.shape)}).items():
+        progress(f"deletion and insertion curves by maps: {name}")
+        curves = perturbation_curves(model, samples.pixels, samples.labels, values, baseline=baseline)
+        row[name] = {
+            kind: {"area": float(areas(c).mean()), "standard_error": standard_error(areas(c)), "curve": c.mean(axis=0).tolist()}
+            for kind, c in zip(("deletion", "insertion"), curves, strict=True)
+        }
+    return row
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean of two or more values."""
+    return float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def matching_samples(
+    model: ImageClassifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], resize: bool, bad_images: BadImages
+) -> tuple[Samples, int]:
+    """Images that a network can be judged by; those left out are told on standard error.
+
+    Args:
+        name: the network in messages.
+        ids: int64 (N,), of the split.
+        resize: scale and crop images to the network's size instead of insisting on it.
+
+    Returns:
+        the samples, their labels numbering the network's classes, and how many images were left out.
+
+    Raises:
+        UserError: the images are of other classes or another size, or one cannot be used.
+    """
+    numbers = class_numbers(model, name, str(source), source.classes, OWN_CLASSES)
+    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images, scaling=model.spec.scaling)
+    for sentence in sentences(left_out):
+        print(sentence, file=sys.stderr, flush=True)
+    return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)
+
+
+def matching_teacher(text: str, model: ImageClassifier, name: str) -> tuple[ImageClassifier, dict[str, Any]]:
+    """A teacher to compare a network with, its logits in the order of the network's classes, and its card.
+
+    Args:
+        text: as `open_teacher` takes it.
+        name: the network in messages.
+
+    Raises:
+        UserError: there is no such teacher, or its classes or the size of its images are not the network's.
+    """
+    teacher, card = open_teacher(text)
+    teacher = renumbered(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
+    if teacher.spec.image_shape != model.spec.image_shape:
+        size = " and the checkpoint on ".join(f"{h}x{w}" for h, w in (teacher.spec.image_shape, model.spec.image_shape))
+        raise UserError(f"the teacher {text} was trained on {size} pixels; give one of the same size")
+    return teacher, card
+
+
+def check_size(model: ImageClassifier, name: str, image_size: int | None) -> None:
+    """Refuse an --image-size that is not the network's."""
+    height, width = model.spec.image_shape
+    if image_size is not None and (image_size, image_size) != (height, width):
+        raise UserError(f"--image-size {image_size} does not fit: {name} was trained on {height}x{width} pixels")
+
+
+def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate a checkpoint; gives the result row.
+
+    Raises:
+        UserError: a checkpoint or the images are not there or damaged, or do not fit one another.
+    """
+    started, device = provenance.now(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = f"the checkpoint {config.checkpoint}"
+    model, card = open_teacher(config.checkpoint)
+    check_size(model, name, config.image_size)
+    source = open_images(config.images)
+    tell(source)
+    labels = source.checked_labels(config.split)
+    teacher, teacher_card = (None, None) if config.teacher is None else matching_teacher(config.teacher, model, name)
+    if teacher is not None:
+        teacher = teacher.to(device).to(memory_format=torch.channels_last)
+    ids = np.arange(len(labels))
+    if config.limit is not None and config.limit < len(labels):
+        ids = np.flatnonzero(stratified_choice(labels, config.limit, 0, "limit"))
+    resize = config.image_size is not None
+    samples, left_out = matching_samples(model, name, source, config.split, ids, resize, config.bad_images)
+    model = model.to(device).to(memory_format=torch.channels_last)
+
+    def progress(line: str) -> None:
+        print(f"evaluate: {line}", file=sys.stderr, flush=True)
+
+    progress(f"{len(samples):,} images")
+    return {
+        "job": "evaluate",
+        "config": dataclasses.asdict(config),
+        "checkpoint_sha256": card["sha256"],
+        "teacher_sha256": teacher_card and teacher_card["sha256"],
+        "images_fingerprint": source.fingerprint(config.split),
+        "evaluation": evaluate(model, samples, teacher=teacher, maps=config.maps, steps=config.steps, progress=progress)
+        | {"left_out": left_out},
+        "provenance": provenance.provenance(provenance.command(), 0, started),
+    }
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """What `evaluate` gives, for a terminal."""
+    lines = [f"accuracy           {figures['accuracy']:7.2%}   {figures['correct']:,} of {figures['count']:,} images"]
+    lines += [f"loss               {figures['loss']:7.4f}   nats", f"calibration error  {figures['calibration_error']:7.4f}"]
+    if "agreement" in figures:
+        lines += [f"teacher's accuracy {figures['teacher_accuracy']:7.2%}", f"agreement with it  {figures['agreement']:7.2%}"]
+    width = max(map(len, figures["per_class"]))
+    lines += ["", "accuracy by class"]
+    lines += [f"  {name.ljust(width)}  {'no images' if a is None else f'{a:7.2%}'}" for name, a in figures["per_class"].items()]
+    if "maps" not in figures:
+        return "\n".join(lines)
+    maps = figures["maps"]
+    if "cosine" in maps:
+        lines += ["", f"maps of {maps['count']:,} images, with the teacher's     of the same image    of another"]
+        for name in SIMILARITIES:
+            mean, error, control = (maps[name][key] for key in ("mean", "standard_error", "control"))
+            lines.append(f"  {name.replace('_', ' ').ljust(40)}{mean:6.3f} +- {error:.3f}     {control:6.3f}")
+    lines += ["", "area under the probability of the label   deletion           insertion"]
+    for name in ("student", "teacher", "random"):
+        if name in maps:
+            cells = (f"{maps[name][kind]['area']:6.3f} +- {maps[name][kind]['standard_error']:.3f}" for kind in ("deletion", "insertion"))
+            lines.append(f"  {f'by the map: {name}'.ljust(40)}{'    '.join(cells)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    config = parse(EvaluateConfig, "igkd evaluate")
+    row = evaluate_images(config)
+    print(table(row["evaluation"]))
+    if config.out is not None:
+        write_json(Path(config.out), row)
+
+
+if __name__ == "__main__":
+    run_cli(main)

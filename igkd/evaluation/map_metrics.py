@@ -1,0 +1,150 @@
+"""What maps are worth: whether they fall on the object, resemble another network's, and mark what the network needs.
+
+Maps are float (N, H, W), one an image, in any unit and not negative.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor
+
+from igkd.attribution.base import Colour, as_float
+from igkd.base.errors import UserError
+from igkd.base.random_draws import uniform
+from igkd.networks.network import ImageClassifier
+
+Maps = NDArray[np.floating[Any]]
+Figures = NDArray[np.float64]
+"""(N,), one figure an image."""
+
+
+def check_finite(maps: Maps, ids: NDArray[np.int64], name: str) -> None:
+    """Refuse maps that are no numbers.
+
+    Args:
+        maps: (N, H, W).
+        ids: int64 (N,), of their images.
+        name: the network, in messages.
+
+    Raises:
+        UserError: a map has a value that is not finite.
+    """
+    wrong = np.flatnonzero(~np.isfinite(maps).all(axis=(1, 2)))
+    if len(wrong):
+        raise UserError(
+            f"{name} gives a map of image {ids[wrong[0]]} that is not all finite numbers: its weights are of no use, or too large for "
+            "single precision; train it anew"
+        )
+
+
+def mass_inside(maps: Maps, masks: NDArray[np.bool_]) -> Figures:
+    """Share of each map's mass that lies on the object (the energy-based pointing game of Wang et al. 2020, Score-CAM).
+
+    Args:
+        masks: (N, H, W), True on the object.
+
+    Returns:
+        in [0, 1]; a map without any mass has its mask's share of the image, as a uniform map has.
+    """
+    total = maps.sum(axis=(1, 2), dtype=np.float64)
+    inside = (maps * masks).sum(axis=(1, 2), dtype=np.float64)
+    return np.asarray(np.where(total > 0, inside / np.where(total > 0, total, 1), masks.mean(axis=(1, 2))))
+
+
+def pointing_hits(maps: Maps, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether each map's largest value lies on the object (the pointing game of Zhang et al. 2018): bool (N,)."""
+    peaks = maps.reshape(len(maps), -1).argmax(axis=1)
+    return np.asarray(np.take_along_axis(masks.reshape(len(masks), -1), peaks[:, None], axis=1)[:, 0], dtype=np.bool_)
+
+
+def cosine(a: Maps, b: Maps) -> Figures:
+    """a.b / (|a| |b|) of each pair of maps, over their pixels; 0 where one is zero everywhere. Two unrelated maps are well above 0,
+    since maps are not negative: compare with a control."""
+    return _cosine(_flat(a), _flat(b))
+
+
+def rank_correlation(a: Maps, b: Maps) -> Figures:
+    """Spearman's rank correlation of each pair of maps: Pearson's of the pixels' ranks, equal values sharing the mean of their ranks;
+    0 where a map is constant."""
+    one, other = (rankdata(_flat(maps), axis=1) for maps in (a, b))
+    return _cosine(one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True))
+
+
+def top_overlap(a: Maps, b: Maps, share: float = 0.1) -> Figures:
+    """The share of each map's largest pixels that are among the other's largest: |top_k(a) and top_k(b)| / k, where k is `share` of the
+    pixels, rounded, at least 1. Unrelated maps have k / (H W) on average."""
+    k = max(1, round(share * a[0].size))
+    return np.asarray(((places(a) < k) & (places(b) < k)).sum(axis=(1, 2)) / k)
+
+
+def places(maps: Maps) -> NDArray[np.int64]:
+    """The place (N, H, W) of each pixel in its map, 0 for the largest value; among equal values the first row and column comes first."""
+    order = np.argsort(-_flat(maps), axis=1, kind="stable")
+    return np.argsort(order, axis=1, kind="stable").reshape(maps.shape)  # the inverse of a permutation is its argsort
+
+
+def random_maps(ids: NDArray[np.int64], shape: tuple[int, int], seed: int = 0) -> Figures:
+    """Control maps (N, *shape) of independent uniform pixels: each a function of (seed, image id)."""
+    pixels = np.arange(shape[0] * shape[1])
+    return np.stack([uniform(seed, f"random map of image {i}", pixels).reshape(shape) for i in ids.tolist()])
+
+
+def perturbation_curves(
+    model: ImageClassifier,
+    pixels: Tensor,
+    labels: Tensor,
+    maps: Maps,
+    steps: int = 16,
+    batch_size: int = 250,
+    baseline: Colour | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How the label's probability falls as pixels are deleted, and rises as they are inserted, the map's largest first (Petsiuk, Das,
+    Saenko 2018, "RISE").
+
+    A deleted pixel has the colour of the baseline, where integrated gradients start; insertion starts from an image that is all baseline.
+    After step k of `steps`, round(k H W / steps) pixels are deleted or inserted. A good map has a small area under the
+    curve of deletion and a large one under that of insertion.
+
+    Args:
+        model: in evaluation mode.
+        pixels: (N, 3, H, W), uint8 or float in [0, 1].
+        labels: int64 (N,).
+        baseline: in pixels of [0, 1]; None is the network's mean colour, 0 in its normalised space.
+
+    Returns:
+        probabilities of deletion and of insertion, float64 (N, steps + 1) each.
+    """
+    device = next(model.parameters()).device
+    colour = None if baseline is None else torch.tensor(baseline, device=device).view(1, -1, 1, 1)
+    gone = torch.zeros(1, 1, 1, 1, device=device) if colour is None else model.normalise(colour)
+    place = torch.from_numpy(places(maps)).unsqueeze(1)
+    counts = [round(k * place[0].numel() / steps) for k in range(steps + 1)]
+    curves = torch.empty(2, len(pixels), steps + 1, dtype=torch.float64)
+    with torch.inference_mode():
+        for rows in torch.arange(len(pixels)).split(batch_size):
+            x = model.normalise(as_float(pixels[rows.to(pixels.device)]).to(device))
+            target, position = labels[rows.to(labels.device)].to(device)[:, None], place[rows].to(device)
+            for step, count in enumerate(counts):
+                marked = position < count
+                for curve, kept in zip(curves, (~marked, marked), strict=True):
+                    logits = model.from_normalised(torch.where(kept, x, gone).contiguous(memory_format=torch.channels_last))
+                    curve[rows, step] = logits.double().softmax(1).gather(1, target)[:, 0].cpu()
+    return curves[0].numpy(), curves[1].numpy()
+
+
+def areas(curves: NDArray[np.float64]) -> Figures:
+    """The area under each curve (N, points) over the share of pixels, 0 to 1, by the trapezoid rule."""
+    return np.asarray(np.trapezoid(curves, dx=1 / (curves.shape[1] - 1), axis=1))
+
+
+def _flat(maps: Maps) -> NDArray[np.float64]:
+    return maps.reshape(len(maps), -1).astype(np.float64)
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> Figures:
+    """Of each pair of rows; 0 where one has no length."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1))

@@ -1,0 +1,143 @@
+"""What networks make of some images: their answers, their maps, and how alike these are."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from igkd.attribution import Colour, attributor
+from igkd.base.choices import BadImages, Split
+from igkd.base.errors import UserError, printable
+from igkd.evaluation.evaluate import predict
+from igkd.evaluation.map_metrics import check_finite, cosine, rank_correlation
+from igkd.images.codec import size
+from igkd.images.folder import FolderImages
+from igkd.images.samples import Samples, decode_all, sentences
+from igkd.images.source import ImageSource, Record
+from igkd.networks.network import ImageClassifier, ModelSpec
+
+ANSWERS = 3
+"""Classes told of each network, the most probable first."""
+PATIENCE = 10.0
+"""Seconds without a line of progress."""
+SIMILARITIES = {"cosine": cosine, "rank correlation": rank_correlation}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """N images at the network's size."""
+
+    samples: Samples
+    """Their labels number the network's classes; -1 where the class is not known."""
+    names: tuple[str | None, ...]
+    """Of their files, where they have one."""
+    scaled_from: tuple[tuple[int, int] | None, ...]
+    """(height, width) of those that were scaled and cropped; None for the others."""
+    left_out: tuple[str, ...]
+    """A sentence for each image that cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """What one network makes of N images."""
+
+    logits: Tensor
+    """float32 (N, classes)."""
+    targets: Tensor
+    """int64 (N,): the class that each map is the evidence for."""
+    maps: NDArray[np.float32]
+    """(N, H, W), in logit units, not negative."""
+
+    def answers(self, i: int) -> list[tuple[int, float]]:
+        """(class, probability) of image i's most probable classes, `ANSWERS` of them or all there are."""
+        best = self.logits[i].double().softmax(0).topk(min(ANSWERS, self.logits.shape[1]))
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def read(
+    source: ImageSource, split: Split, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None, spec: ModelSpec, bad: BadImages
+) -> Chosen:
+    """Read images, and scale and crop them as a network wants them.
+
+    Args:
+        ids: int64 (N,); the images come in this order.
+        numbers: the network's number of each of the source's classes; None where it has none.
+        spec: of the network.
+
+    Raises:
+        UserError: an image cannot be used, or with --bad-images skip none of them can.
+    """
+    left_out: list[tuple[Record, str]] = []
+    records = source.read(split, ids.tolist())
+    kept = list(decode_all(records, spec.image_shape, True, bad, lambda record, why: left_out.append((record, why)), scaling=spec.scaling))
+    if not kept:
+        raise UserError(f"{source}: none of {len(ids)} image(s) can be used; the first {left_out[0][1]}")
+    sizes = [size(record.image) for record, _ in kept]
+    samples = Samples(
+        ids=np.array([record.image_id for record, _ in kept], dtype=np.int64),
+        pixels=torch.from_numpy(np.stack([pixels for _, pixels in kept])).permute(0, 3, 1, 2).contiguous(),
+        labels=torch.tensor([-1 if numbers is None else int(numbers[record.label]) for record, _ in kept]),
+    )
+    return Chosen(
+        samples=samples,
+        names=tuple(printable(record.name) if isinstance(source, FolderImages) else None for record, _ in kept),
+        scaled_from=tuple(found if spec.short_side or found != spec.image_shape else None for found in sizes),
+        left_out=sentences(left_out),
+    )
+
+
+def look(model: ImageClassifier, samples: Samples, steps: int, name: str, baseline: Colour) -> Looks:
+    """Answers and maps of a network; an image's map does not depend on the others'.
+
+    Args:
+        model: in evaluation mode, on the device to compute on.
+        samples: of the network's size; a label of -1 has the network's own answer explained.
+        steps: of integrated gradients.
+        name: the network, in messages.
+        baseline: the colour in [0, 1] that maps start from: the same for networks whose maps are compared.
+
+    Raises:
+        UserError: its logits or maps are not all finite numbers.
+    """
+    logits = predict(model, samples)
+    if not logits.isfinite().all():
+        raise UserError(f"{name} gives logits that are not all finite numbers: its weights are of no use; train it anew")
+    targets = torch.where(samples.labels >= 0, samples.labels, logits.argmax(1))
+    # Compiling a graph would take longer than so few images take without one. One image a call: others beside it would round it otherwise.
+    attribute = attributor(model, "ig", "torch", steps, baseline)
+    ids = torch.from_numpy(samples.ids)
+    rows = told(torch.arange(len(samples)).split(1), f"maps of {name}")
+    maps = torch.cat([attribute(samples.pixels[i], targets[i], ids[i]).ig for i in rows]).numpy()
+    check_finite(maps, samples.ids, name)
+    return Looks(logits=logits, targets=targets, maps=maps)
+
+
+def told(rows: Sequence[Tensor], what: str) -> Iterator[Tensor]:
+    """The same rows, and now and then a line on standard error how many are done."""
+    last = time.monotonic()
+    for done, row in enumerate(rows):
+        if time.monotonic() - last > PATIENCE:
+            last = time.monotonic()
+            print(f"{what}: {done} of {len(rows)}", file=sys.stderr, flush=True)
+        yield row
+
+
+def likeness(student: Looks, teacher: Looks) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """How far the student's map resembles the teacher's of the same image, and as a control, of the image before it.
+
+    Returns:
+        by measure, two float64 (N,): NaN where the two maps explain different classes; the control also where there is but one image.
+    """
+    same = (student.targets == teacher.targets).numpy()
+    found = {}
+    for name, similarity in SIMILARITIES.items():
+        own = np.where(same, similarity(student.maps, teacher.maps), math.nan)
+        control = np.where(same & (len(same) > 1), similarity(student.maps, np.roll(teacher.maps, 1, axis=0)), math.nan)
+        found[name] = (own, control)
+    return found

@@ -1,0 +1,162 @@
+"""A directory as it is found on disk: its pictures, its directories, and what is left out. Links lead nowhere outside of it."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from igkd.base.errors import UserError
+
+READ = "png apng jpg jpeg jpe jfif jif pjpeg pjp mpo webp gif bmp dib tif tiff pbm pgm ppm pnm ico jp2 j2k j2c jpc jpf jpx avif tga qoi"
+NOT_READ = "heic heif hif jxl svg psd eps raw dng cr2 cr3 nef arw orf rw2 raf exr hdr dcm"
+ENDINGS = frozenset([*READ.split(), *NOT_READ.split()])
+"""Of pictures. Those in formats that we do not read are images that do not decode, which a user is told of one by one."""
+NO_PICTURES = frozenset(["readme", "license", "licence", "copying", "notice", "changelog", "authors", "makefile", "icon\r"])
+"""Names without an ending, in lower case, of files that are no pictures; others without one may be."""
+TOOLS = frozenset(
+    ["__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler"]
+    + ["lost+found", "system volume information", "network trash folder", "temporary items", "thumbs.db", "desktop.ini"]
+)
+"""Names, in lower case, of what file managers, archivers and servers leave behind; what is hidden need not be listed."""
+CONTENTS = frozenset(
+    ["image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures", "label", "labels", "annotation"]
+    + ["annotations", "mask", "masks"]
+)
+"""Names, in lower case, that tell what kind of files a directory has, and so name no class if all directories have such names."""
+_MOST_TOLD = 6
+"""Names in one message."""
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of some names."""
+    told = list(names)
+    return ", ".join(told[:_MOST_TOLD]) + (f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else "")
+
+
+class Picture(NamedTuple):
+    """A file that may be a picture."""
+
+    name: str
+    """Path relative to the directory that was opened, with slashes."""
+    bytes: int
+    file: tuple[int, int]
+    """Device and inode: which file it is, whatever its name."""
+
+
+@dataclass
+class Opened:
+    """A directory that is looked through, and what has been found in it."""
+
+    root: str
+    """Absolute, without links."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many files and directories were left out, by their kind."""
+    reached: dict[str, str] = field(default_factory=dict)
+    """The directories that were found: real path -> the path by which they were."""
+    has_links: bool = False
+    """Whether a file may have been found under two names."""
+
+
+class Directory:
+    """One directory in it, listed when it is asked for the first time.
+
+    A link leads to what lies in the opened directory, or is refused: a directory that someone else made must not make pictures from
+    elsewhere on this machine part of a store or page. What is reached twice is refused, too: it would be in two splits or classes.
+    """
+
+    def __init__(self, opened: Opened, name: str = "", real: str | None = None) -> None:
+        self.opened = opened
+        self.name = name
+        """Relative path, "" for the opened directory."""
+        self.path = os.path.join(opened.root, name) if name else opened.root
+        self.real = real or self.path
+        self.has_others = False
+        """Whether it holds files that are neither hidden nor pictures; known when it is listed."""
+        first = opened.reached.setdefault(self.real, self.path)
+        if first != self.path:
+            raise UserError(
+                f"{self.path} and {first} are one directory, since one of them is a link: its pictures would be there twice; remove one"
+            )
+
+    @property
+    def directories(self) -> dict[str, "Directory"]:
+        """By name, sorted."""
+        return self._listed[0]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Directly in it, sorted by name."""
+        return self._listed[1]
+
+    def all_pictures(self) -> Iterator[Picture]:
+        """In it and in its directories."""
+        for directory in self.all_directories():
+            yield from directory.pictures
+
+    def all_directories(self) -> Iterator["Directory"]:
+        """Itself, and all directories in it."""
+        found: list[Directory] = [self]  # a list and no recursion, which a stranger's thousand directories in one another would exhaust
+        for directory in found:
+            found.extend(directory.directories.values())
+            yield directory
+
+    @cached_property
+    def _listed(self) -> tuple[dict[str, "Directory"], list[Picture]]:
+        directories, pictures = {}, []
+        with os.scandir(self.path) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            name = f"{self.name}/{entry.name}" if self.name else entry.name
+            if entry.name.startswith((".", "~$")) or entry.name.lower() in TOOLS:
+                self._leave_out("._*" if entry.name.startswith("._") else entry.name)
+                continue
+            real = os.path.join(self.real, entry.name)
+            if entry.is_symlink():
+                real = self._followed(entry.path)
+            if entry.is_dir():
+                directories[entry.name] = Directory(self.opened, name, real)
+            elif not entry.is_file():
+                self._leave_out("device, pipe or socket")
+            elif (ending := _no_picture(entry.name)) is not None:
+                self._leave_out(ending)
+                self.has_others = True
+            else:
+                status = entry.stat()
+                self.opened.has_links |= status.st_nlink > 1
+                pictures.append(Picture(name, status.st_size, (status.st_dev, status.st_ino)))
+        return directories, pictures
+
+    def _leave_out(self, kind: str) -> None:
+        self.opened.left_out[kind] += 1
+
+    def _followed(self, path: str) -> str:
+        """The real path of a link."""
+        target, root = os.path.realpath(path), self.opened.root
+        self.opened.has_links = True
+        if not os.path.exists(path):
+            raise UserError(f"{path} is a link to {os.readlink(path)}, where nothing is; remove it, or put there what it means")
+        if not Path(target).is_relative_to(root):
+            raise UserError(f"{path} is a link to {target}, outside of {root}; put a copy there (cp -rL) if it belongs to it")
+        return target
+
+
+def _no_picture(name: str) -> str | None:
+    """The kind of a file that is left out by its name; None if it may be a picture."""
+    stem, _, ending = name.rpartition(".")
+    if not stem or not re.search("[A-Za-z]", ending):  # no ending, or a number
+        return name if name.lower() in NO_PICTURES else None
+    return None if ending.lower() in ENDINGS else f"*.{ending}"
+
+
+def left_out(opened: Opened) -> list[str]:
+    """A sentence about what was left out; none if nothing was."""
+    if not opened.left_out:
+        return []
+    count = sum(opened.left_out.values())
+    return [
+        f"left out, since they are no pictures: {count} files or directories ({some(f'{n} {k}' for k, n in opened.left_out.most_common())})"
+    ]

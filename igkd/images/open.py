@@ -1,0 +1,62 @@
+"""From a source's name to the source."""
+
+import sys
+from pathlib import Path
+
+from igkd.base.errors import UserError, printable
+from igkd.base.storage_errors import explain
+from igkd.images import folder_scan
+from igkd.images.cifar10 import Cifar10
+from igkd.images.folder import FolderImages
+from igkd.images.parquet import ParquetImages
+from igkd.images.shapes import Shapes
+from igkd.images.source import ImageSource
+
+
+def open_images(spec: str) -> ImageSource:
+    """Open a source by its `--images` argument.
+
+    Raises:
+        UserError: the argument is malformed or nothing is there.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "cifar10" and not rest:
+        return Cifar10()
+    if kind == "shapes":
+        return Shapes.parse(rest)
+    if kind == "parquet" and rest:
+        return ParquetImages.open(rest)
+    if kind == "folder" and rest:
+        return FolderImages.open(rest)
+    raise UserError(f"'{spec}' names no images; use cifar10, shapes, parquet:URI or folder:PATH")
+
+
+def tell(source: ImageSource) -> None:
+    """Print a source's notes on standard error, each once a process: for what a user starts, not for the workers of it."""
+    for note in source.notes:
+        if note not in _TOLD:
+            _TOLD.add(note)
+            print(printable(f"note: {' '.join(note.splitlines())}"), file=sys.stderr, flush=True)
+
+
+_TOLD: set[str] = set()
+
+
+def loose_pictures(path: Path) -> "FolderImages":
+    """Pictures of no class, each with the label -1: a picture's file, or the pictures of a directory in the order of their names.
+
+    Raises:
+        UserError: nothing is there, it holds no picture, or a link in it is not allowed.
+    """
+    try:
+        if path.is_file():
+            return FolderImages(str(path.parent), (), {"": ((path.name, -1, path.stat().st_size),)})
+        opened = folder_scan.Opened(str(path))
+        top = folder_scan.Directory(opened)
+        if not top.pictures:
+            raise UserError(f"{path} holds no pictures; a directory that has one for each class is named folder:{path}")
+        opened.left_out.update(f"{name}/" for name in top.directories)
+        notes = tuple(f"{path}: {note}" for note in folder_scan.left_out(opened))
+        return FolderImages(str(path), (), {"": tuple((one.name, -1, one.bytes) for one in top.pictures)}, notes)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {explain(error)}") from None

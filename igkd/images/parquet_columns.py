@@ -1,0 +1,90 @@
+"""Which columns of a Parquet file hold the pictures and the labels."""
+
+import re
+from collections.abc import Collection, Sequence
+
+import pyarrow as pa
+
+from igkd.base.errors import UserError
+from igkd.base.storage import parse_json
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """Whether a column's type is struct{bytes, path}; with types of Ray's or anyone's own in it, it is not."""
+    fields = [(field.name, str(field.type)) for field in kind] if pa.types.is_struct(kind) else []
+    types = dict(fields)
+    plain = types.get("bytes") in ("binary", "large_binary") and types.get("path", "string") in ("string", "large_string")
+    return plain and len(types) == len(fields)
+
+
+def huggingface_columns(path: str, schema: pa.Schema, wanted: dict[str, str]) -> tuple[str, str, tuple[str, ...] | None]:
+    """Image column, label column and class names (None if the file does not say) of a Hugging Face Parquet schema.
+
+    Args:
+        wanted: the columns that the user named, by "label" and "image".
+
+    Raises:
+        UserError: there is no such column, or several may be meant.
+    """
+    images = [f.name for f in schema if _is_image(f.type)]
+    labels = [f.name for f in schema if pa.types.is_integer(f.type)]
+    try:
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = {column: tuple(map(str, features[column]["names"])) for column in labels if "names" in features.get(column, ())}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        names = {}
+    if not images or not labels:
+        raise UserError(
+            f"{path} is not in the Hugging Face layout: it needs a column of struct{{bytes, path}} and an integer label column, "
+            f"it has {', '.join(f'{f.name}: {f.type}' for f in schema) or 'no columns'}"
+        )
+    image = _chosen(path, "image", images, images, wanted)
+    label = _chosen(path, "label", labels, _likely_labels(schema, labels, names), wanted)
+    return image, label, names.get(label)
+
+
+def _likely_labels(schema: pa.Schema, labels: Sequence[str], names: Collection[str]) -> list[str]:
+    """The columns that may be the label: just one where it is clear which.
+
+    Args:
+        labels: the integer columns.
+        names: those of them that have names of classes.
+    """
+    alike = [f.name for f in schema if _words(f.name) & LABEL_WORDS and f.name not in names and not _is_image(f.type)]
+    likely = [column for column in labels if column in names or column in alike]
+    if len(likely) > 1 or (likely and (likely[0] in names or likely[0] in ("label", "labels"))):
+        return likely
+    others = [column for column in alike if column not in labels]  # such as a label that is a text
+    if len(labels) == 1 and not others and (likely or not _words(labels[0]) & NO_LABEL_WORDS):
+        return list(labels)
+    return [*labels, *others] if len(labels) + len(others) > 1 else []
+
+
+LABEL_WORDS = {"label", "labels", "class", "classes", "target", "targets", "category", "categories"}
+"""Words in the name of a column of labels."""
+NO_LABEL_WORDS = {"id", "ids", "idx", "index", "row", "number", "width", "height", "size", "year", "time", "timestamp", "date", "seed"}
+"""Words in the name of a column of other integers."""
+
+
+def _words(column: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", column)}
+
+
+def _chosen(path: str, kind: str, possible: Sequence[str], likely: Sequence[str], wanted: dict[str, str]) -> str:
+    """The column that the user named, or the only one that is likely.
+
+    Args:
+        possible: the columns of the right type.
+        likely: those that may be meant.
+    """
+    told = "integer" if kind == "label" else "image"
+    if kind in wanted:
+        if wanted[kind] not in possible:
+            raise UserError(f"{path} has no {told} column '{wanted[kind]}'; write ,{kind}=COLUMN with one of {', '.join(possible)}")
+        return wanted[kind]
+    if len(likely) == 1:
+        return likely[0]
+    columns = f"{told} columns" if set(likely) <= set(possible) else "columns"
+    which = f"which of the {columns} {', '.join(likely)} is" if likely else f"is its only {told} column {possible[0]}"
+    offered = next(column for column in (*likely, *possible) if column in possible)
+    raise UserError(f"{path}: {which} the {kind}? say it behind the path, such as --images parquet:URI,{kind}={offered}")

@@ -1,0 +1,118 @@
+"""Which Parquet files are the training images and which the test images."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from igkd.base.errors import UserError
+from igkd.base.storage import absolute
+from igkd.images.folder_layout import resembled_role, role_of
+from igkd.images.folder_scan import some
+
+
+def split_options(text: str) -> tuple[str, str, dict[str, str]]:
+    """URI, made absolute; the options behind it as they were written; and the columns that these name, by "label" and "image".
+
+    Raises:
+        UserError: an option is there twice, or names no column.
+    """
+    match = re.fullmatch(r"(.*?)((?:,(?:label|image)=[^,]*)*)", text, re.DOTALL)
+    assert match is not None  # anything is a URI
+    uri, options = match[1], match[2]
+    given = [option.split("=", 1) for option in options.split(",")[1:]]
+    if len(dict(given)) < len(given) or not all(column for _, column in given):
+        raise UserError(f"'parquet:{text}' is not understood: write for example parquet:URI,label=COLUMN,image=COLUMN, each once")
+    absolute(uri)  # raises where there is no such home directory
+    # A link to a file is not followed: in the cache of Hugging Face only the link's name tells the split.
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri)), options, dict(given)
+
+
+def split_of_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Which split a single file is, that which its name tells, else "", both; and what to tell the user."""
+    name = path.rsplit("/", 1)[-1]
+    role = resembled_role(_group(name))
+    if role is None:
+        return {"": [path]}, []
+    split = "train" if role == "train" else "test"
+    return {split: [path]}, [] if role == split else [f"the {split} split is {name}"]
+
+
+def _group(name: str) -> str:
+    """What files of one split have in common: train of train-00001-of-00003-0123456789abcdef.parquet."""
+    return re.sub(r"([-_.]?\d+)*(-of-\d+)?(-[0-9a-f]{16})?(\.parquet)?$", "", name, flags=re.IGNORECASE)
+
+
+def splits_of_files(uri: str, beside: Sequence[str], data: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The files of each split, and what to tell the user.
+
+    Args:
+        beside: paths of what is in the directory.
+        data: of what is in its directory data/.
+
+    Raises:
+        UserError: there are no files of splits, some are missing, or it is not clear which they are.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in sorted([*beside, *data]):
+        name = path.rsplit("/", 1)[-1]
+        if path.lower().endswith(".parquet") and not name.startswith("."):
+            groups.setdefault(_group(name), []).append(path)
+    known = {group: role for group in groups if (role := role_of(group))}
+    if not known:
+        seen = f"; it holds {some(group + '*.parquet' for group in groups)}" if groups else ""
+        raise UserError(f"parquet:{uri} holds no train-*.parquet or test-*.parquet, there or under data/{seen}")
+    roles = {role: [group for group in known if known[group] == role] for role in known.values()}
+    unclear = [group for group in groups if group not in known and resembled_role(group)]
+    unclear += [group for found in roles.values() if len(found) > 1 for group in found]
+    if unclear:
+        raise UserError(
+            f"parquet:{uri} holds {some(group + '*.parquet' for group in groups)}: it is not clear which are the train and which "
+            "the test split; name them train-*.parquet and test-*.parquet, and move away what is neither"
+        )
+    for group in known:
+        if len({path.rsplit("/", 1)[0] for path in groups[group]}) > 1:
+            raise UserError(f"parquet:{uri} holds {group}*.parquet, and under data/ too; keep those of one place, or name data/ itself")
+        _check_complete(uri, group, groups[group])
+    chosen = {"train": roles["train"][0]} if "train" in roles else {}
+    if "test" in roles or "validation" in roles:
+        chosen["test"] = roles.get("test", roles.get("validation", []))[0]
+    unused = [f"{group}*.parquet" for group in groups if group not in chosen.values()]
+    notes = []
+    if any(role_of(group) != split for split, group in chosen.items()) or unused:
+        told = ", ".join(f"the {split} split is {group}*.parquet" for split, group in chosen.items())
+        notes.append(told + (f"; not used: {some(unused)}" if unused else ""))
+    return {split: groups[group] for split, group in chosen.items()}, notes
+
+
+def _check_complete(uri: str, group: str, paths: Sequence[str]) -> None:
+    """Refuse files of a split that say of how many they are, and are not as many."""
+    numbered = [re.search(r"[-_.](\d+)-of-(\d+)", path.rsplit("/", 1)[-1]) for path in paths]
+    found = [(int(match[1]), int(match[2])) for match in numbered if match]
+    totals = {total for _, total in found}
+    if found and (len(found) < len(paths) or len(totals) > 1 or len(found) != max(totals)):
+        raise UserError(
+            f"parquet:{uri} holds {len(paths)} files {group}*.parquet, which by their names are {' or '.join(map(str, sorted(totals)))}; "
+            "get those that are missing, or move away those that do not belong there"
+        )
+
+
+def check_links(root: str, paths: Sequence[str]) -> None:
+    """The rule for links, as in a folder of pictures: none leads outside, and no file is there twice.
+
+    In the cache of Hugging Face, all files are links from snapshots/ to blobs/ beside it: there, outside is what is outside of both.
+    """
+    inside = Path(os.path.realpath(root))
+    for parent in inside.parents:
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            inside = parent.parent
+    reached: dict[str, str] = {}
+    for path in paths:
+        target = os.path.realpath(path)
+        if not os.path.exists(target):
+            raise UserError(f"{path} is a link to {target}, where nothing is; remove it, or put there what it means")
+        if not Path(target).is_relative_to(inside):
+            raise UserError(f"{path} is a link to {target}, outside of {inside}; put a copy there (cp -L) if it belongs to it")
+        first = reached.setdefault(target, path)
+        if first != path:
+            raise UserError(f"{path} and {first} are one file, since one is a link to the other; remove one of them")

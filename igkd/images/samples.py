@@ -1,0 +1,170 @@
+"""Decoded images, resident in memory, with what the store knows about them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from igkd.base.choices import OnBadImage, Split
+from igkd.base.errors import UserError
+from igkd.images.codec import FILL, BadImage, Scaling, decode
+from igkd.images.source import ImageSource, Record
+
+SIZING = "--image-size N scales and crops all of them to one size"
+"""What to do about images of several sizes, in the programs that have this flag."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """N images; every field has N entries, and entry i of each belongs to the same image."""
+
+    ids: NDArray[np.int64]
+    pixels: Tensor
+    """uint8 (N, 3, H, W)."""
+    labels: Tensor
+    """int64 (N,)."""
+    ig: Tensor | None = None
+    """float32 (N, H, W)."""
+    logits: Tensor | None = None
+    """float32 (N, classes), of the teacher."""
+    views: Tensor | None = None
+    """float16, of the teacher: logits of every crop, (N, 2p + 1, 2p + 1, 2, classes), or of some crops, (N, K, classes)."""
+    attention: Tensor | None = None
+    """float32 (N, h, w), of the teacher."""
+    mask: Tensor | None = None
+    """uint8 (N, H, W), 1 on the object, where the source knows it."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def signals(self) -> dict[str, Tensor | None]:
+        """What the store knows about them, by field."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[3:]}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return (self.pixels.shape[2], self.pixels.shape[3])
+
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_], index: Tensor | None = None) -> "Samples":
+        """The given positions, or those where a mask is True; `index` is the same on the device, if that is at hand."""
+        index = torch.from_numpy(rows) if index is None else index
+        rest = {name: None if t is None else t[index] for name, t in self.signals.items()}
+        return Samples(self.ids[rows], self.pixels[index], self.labels[index], **rest)
+
+    def to(self, device: torch.device) -> "Samples":
+        """The same samples with their tensors on a device."""
+        if self.pixels.device == device:
+            return self
+        rest = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self.signals.items()}
+        return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), **rest)
+
+    def columns(self) -> dict[str, NDArray[np.generic]]:
+        """Every field that is there, as an array with a row for each image."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in given.items() if value is not None}
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "Samples":
+        """What `columns` gave, or some of its rows."""
+        rest = {name: torch.from_numpy(np.array(values)) for name, values in columns.items() if name != "ids"}
+        return cls(ids=np.asarray(columns["ids"], np.int64), **rest)
+
+
+def concatenate(parts: Sequence[Samples]) -> Samples:
+    """The images of several samples that have the same fields, one after the other; at least one."""
+    columns = [part.columns() for part in parts]
+    return Samples.from_columns({name: np.concatenate([one[name] for one in columns]) for name in columns[0]})
+
+
+def decode_all(
+    records: Iterable[Record],
+    shape: tuple[int, int] | None,
+    resize: bool,
+    on_bad: OnBadImage,
+    skipped: Callable[[Record, str], None],
+    sizing: str = SIZING,
+    scaling: Scaling = FILL,
+) -> Iterable[tuple[Record, NDArray[np.uint8]]]:
+    """Decode records one by one; the first decides the shape of all when none is given.
+
+    Args:
+        records: what an image source read.
+        shape: (H, W) that every image must have; None takes the first image's.
+        resize: scale and crop to `shape` instead of insisting on it.
+        on_bad: "refuse" raises on an image that cannot be used, "skip" passes it to `skipped` and goes on.
+        skipped: called with the record and the reason.
+        sizing: what to do about an image of another size.
+        scaling: how images are scaled and cropped.
+
+    Raises:
+        UserError: naming the image, under "refuse".
+    """
+    for record in records:
+        try:
+            pixels = decode(record.image, shape if resize else None, scaling)
+            shape = shape or pixels.shape[:2]
+            if pixels.shape[:2] != shape:
+                raise BadImage(
+                    f"is {pixels.shape[0]}x{pixels.shape[1]} pixels (height x width) where {shape[0]}x{shape[1]} is expected; {sizing}"
+                )
+        except BadImage as error:
+            if on_bad == "refuse":
+                raise UserError(f"image {record.image_id} ({record.name}) {error}; --bad-images skip leaves such images out") from None
+            skipped(record, str(error))
+        else:
+            yield record, pixels
+
+
+def first_image(source: ImageSource, split: Split, on_bad: OnBadImage) -> NDArray[np.uint8]:
+    """The first image that decodes, uint8 (H, W, 3): its size is that of all.
+
+    Raises:
+        UserError: none decodes, or under "refuse" one before it does not.
+    """
+    count = len(source.checked_labels(split))
+    for start in range(0, count, 100):
+        records = source.read(split, range(start, min(count, start + 100)))
+        for _, pixels in decode_all(records, None, False, on_bad, lambda record, why: None):
+            return pixels
+    raise UserError(f"{source}, split '{split}': none of {count} images decodes")
+
+
+def load_samples(
+    source: ImageSource,
+    split: Split,
+    ids: NDArray[np.int64],
+    shape: tuple[int, int] | None = None,
+    resize: bool = False,
+    on_bad: OnBadImage = "refuse",
+    sizing: str = SIZING,
+    scaling: Scaling = FILL,
+) -> tuple[Samples, list[tuple[Record, str]]]:
+    """Read and decode images into memory.
+
+    Returns:
+        the samples, in the order of `ids`, and the images left out with their reasons.
+
+    Raises:
+        UserError: an image does not decode or has another size than the others, unless `on_bad` is "skip".
+    """
+    left_out: list[tuple[Record, str]] = []
+    records = source.read(split, ids.tolist())
+    kept = list(decode_all(records, shape, resize, on_bad, lambda record, why: left_out.append((record, why)), sizing, scaling))
+    if not kept:
+        raise UserError(
+            f"{source}, split '{split}': none of {len(ids)} image(s) can be used" + (f"; the first {left_out[0][1]}" if left_out else "")
+        )
+    pixels = torch.from_numpy(np.stack([p for _, p in kept])).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor([r.label for r, _ in kept], dtype=torch.int64)
+    return Samples(np.array([r.image_id for r, _ in kept], dtype=np.int64), pixels, labels), left_out
+
+
+def sentences(left_out: list[tuple[Record, str]]) -> tuple[str, ...]:
+    """A sentence for each image that was left out."""
+    return tuple(f"left out image {record.image_id} ({record.name}): it {reason}" for record, reason in left_out)

@@ -1,0 +1,73 @@
+"""The interface of every image source."""
+
+import abc
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igkd.base.choices import Split
+from igkd.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image as it was found."""
+
+    image_id: int
+    label: int
+    image: bytes
+    """Encoded, in any format PIL reads."""
+    name: str
+    """Where it is, for messages."""
+    mask: NDArray[np.bool_] | None = None
+    """bool (H, W): where the object is, if the source knows."""
+
+
+class ImageSource(abc.ABC):
+    """Labelled images in a fixed order, split into train and test."""
+
+    classes: tuple[str, ...]
+    has_masks = False
+    """Whether records come with a mask."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was decided about the source: which files are which split, and what was left out."""
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """The `--images` argument that opens this source from anywhere: local paths are absolute."""
+
+    @abc.abstractmethod
+    def labels(self, split: Split) -> NDArray[np.int64]:
+        """int64 (N,): the label of every image, without reading a picture; raises UserError for a split that is not there."""
+
+    @abc.abstractmethod
+    def read(self, split: Split, ids: Sequence[int]) -> Iterator[Record]:
+        """The images of these ids, in this order."""
+
+    @abc.abstractmethod
+    def fingerprint(self, split: Split) -> str:
+        """Changes with the classes and with the files' names, sizes and numbers of images; found without reading the pictures."""
+
+    def checked_labels(self, split: Split) -> NDArray[np.int64]:
+        """`labels`, none of them outside the classes and not none at all."""
+        labels = self.labels(split)
+        if len(labels) == 0:
+            raise UserError(f"{self} has no images in split '{split}'")
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
+        if len(wrong):
+            raise UserError(
+                f"{self}, split '{split}': image {wrong[0]} has label {labels[wrong[0]]}, outside the {len(self.classes)} classes "
+                f"(0 to {len(self.classes) - 1}); {len(wrong)} image(s) are like that"
+            )
+        return labels
+
+
+def some_names(classes: tuple[str, ...] | None) -> str:
+    return "no names" if classes is None else f"{len(classes)} names from {', '.join(classes[:3])}"
+
+
+def fingerprint_of(*parts: object) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,84 @@
+"""Views of images: random crops and flips, drawn from a seed and applied exactly, to images and to maps alike."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from igkd.base.random_draws import uniform
+from igkd.config.optimisation import FewCrops
+
+
+@dataclass(frozen=True)
+class View:
+    """How B images are looked at in one epoch; every tensor has shape (B,)."""
+
+    dy: Tensor
+    """int64: rows by which the content moves up, in [-padding, padding]."""
+    dx: Tensor
+    """int64: columns by which the content moves left."""
+    flip: Tensor
+    """bool: mirrored left to right, after the move."""
+
+    def select(self, index: Tensor) -> "View":
+        """Those at the given positions."""
+        return View(self.dy[index], self.dx[index], self.flip[index])
+
+    def to(self, device: torch.device) -> "View":
+        """The same on a device."""
+        return View(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+
+def draw_view(seed: int, epoch: int, ids: NDArray[np.int64], padding: int) -> View:
+    """Random crop with `padding` pixels of zeros around, and a flip with probability 1/2: a function of (seed, epoch, id)."""
+
+    def draw(purpose: str) -> NDArray[np.float64]:
+        return uniform(seed, f"epoch {epoch} {purpose}", ids)
+
+    return _view(draw("dy"), draw("dx"), draw("flip"), padding)
+
+
+def _view(dy: NDArray[np.float64], dx: NDArray[np.float64], flip: NDArray[np.float64], padding: int) -> View:
+    """The view that uniform numbers in [0, 1) stand for."""
+
+    def moved(u: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(np.floor(u * (2 * padding + 1)).astype(np.int64) - padding)
+
+    return View(moved(dy), moved(dx), torch.from_numpy(flip < 0.5))
+
+
+def every_crop(padding: int) -> View:
+    """All crops and flips that a padding allows, (2p + 1)^2 * 2 of them, in the order of `Samples.views`: dy, dx, flip."""
+    moves = torch.arange(-padding, padding + 1)
+    dy, dx, flip = torch.meshgrid(moves, moves, torch.arange(2), indexing="ij")
+    return View(dy.flatten(), dx.flatten(), flip.flatten() == 1)
+
+
+def few_crops(crops: FewCrops, ids: NDArray[np.int64], padding: int) -> View:
+    """The crops of which a store has logits: fields of shape (B, K), a function of (crops.seed, id) alone."""
+    keys = ids[:, None] * crops.count + np.arange(crops.count)
+    dy, dx, flip = (uniform(crops.seed, f"stored {purpose}", keys) for purpose in ("dy", "dx", "flip"))
+    return _view(dy, dx, flip, padding)
+
+
+def crop_flip(images: Tensor, view: View) -> Tensor:
+    """Apply a view, exactly, by indexing.
+
+    Args:
+        images: (B, C, H, W) or maps (B, H, W), any dtype.
+
+    Returns:
+        same shape and dtype; what moves in from outside is 0, as with torchvision's RandomCrop(padding).
+    """
+    if images.dim() == 3:
+        return crop_flip(images.unsqueeze(1), view).squeeze(1)
+    _, _, height, width = images.shape
+    rows = torch.arange(height, device=images.device) + view.dy.to(images.device)[:, None]
+    columns = torch.arange(width, device=images.device).expand(len(images), -1)
+    columns = torch.where(view.flip.to(images.device)[:, None], width - 1 - columns, columns) + view.dx.to(images.device)[:, None]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    picked = images[batch, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]  # (B, H, W, C)
+    return (picked * inside[..., None]).permute(0, 3, 1, 2)

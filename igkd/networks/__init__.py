@@ -1,0 +1,1 @@
+"""Networks: build, name, count, save, load. Trains nothing."""

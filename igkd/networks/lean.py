@@ -1,0 +1,99 @@
+"""Lean students: plain residual networks that a processor runs fast, beside the cut MobileNet-V2.
+
+A cut student keeps its teacher's early layers, which see the image at full resolution and are most of the time. A lean one takes its
+first steps down at once, is narrow early and wide late, and has plain convolutions instead of depthwise ones, which move much
+memory for little arithmetic. One string names an architecture everywhere: `2:32x1,64x1,96x2` is a stem of stride 2 and three stages of
+WIDTHxBLOCKS, each after the first at half the resolution of the one before it.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from igkd.base.errors import UserError
+from igkd.base.schema import short
+from igkd.networks.convolutions import Shortcut
+
+MAX_WIDTH, MAX_BLOCKS, MAX_STAGES = 1024, 16, 6
+STEMS = (1, 2, 4)
+_STAGE = "[1-9][0-9]{0,3}x[1-9][0-9]?"
+_NAME = re.compile(f"[{''.join(map(str, STEMS))}]:{_STAGE}(?:,{_STAGE}){{0,{MAX_STAGES - 1}}}")
+
+
+@dataclass(frozen=True)
+class Lean:
+    """An architecture."""
+
+    stem: int
+    """Stride of the first convolution: 1, 2 or 4."""
+    stages: tuple[tuple[int, int], ...]
+    """(width, blocks) of each, 1 to MAX_STAGES of them; widths are 1 to MAX_WIDTH channels, blocks 1 to MAX_BLOCKS."""
+
+    def __str__(self) -> str:
+        return f"{self.stem}:{','.join(f'{width}x{blocks}' for width, blocks in self.stages)}"
+
+    @property
+    def kernel(self) -> int:
+        """Side of the stem's kernel: so wide that there are no pixels, between its steps or at the edge, which the network never sees."""
+        return max(3, 2 * self.stem - 1)
+
+    @property
+    def last_width(self) -> int:
+        """Channels of what it gives."""
+        return self.stages[-1][0]
+
+    def parameters(self, classes: int) -> int:
+        """Trainable scalars of the whole classifier, without building it."""
+        before = self.stages[0][0]
+        total = 3 * self.kernel**2 * before + 2 * before
+        for stage, (width, blocks) in enumerate(self.stages):
+            for block in range(blocks):
+                total += 9 * before * width + 9 * width * width + 4 * width
+                if block == 0 and (stage > 0 or before != width):
+                    total += before * width + 2 * width
+                before = width
+        return total + before * classes + classes
+
+
+def parse(text: str) -> Lean:
+    """The architecture that a string names; `str` of it is the same string again.
+
+    Raises:
+        UserError: it names none, or one beyond all bounds.
+    """
+    if _NAME.fullmatch(text) is not None:  # whose length is bounded, and so is every number in it
+        stem, _, rest = text.partition(":")
+        stages = tuple((int(width), int(blocks)) for width, blocks in (stage.split("x") for stage in rest.split(",")))
+        if all(width <= MAX_WIDTH and blocks <= MAX_BLOCKS for width, blocks in stages):
+            return Lean(int(stem), stages)
+    raise UserError(
+        f"{short(text)} names no lean student; one is 2:32x1,64x1,96x2 (stride of the stem, 1, 2 or 4; then WIDTHxBLOCKS of at most "
+        f"{MAX_STAGES} stages, at most {MAX_WIDTH} wide, of at most {MAX_BLOCKS} blocks)"
+    )
+
+
+def features(lean: Lean) -> nn.Sequential:
+    """The network before the classifier: float (B, 3, H, W) to (B, last_width, h, w), freshly initialised by torch's generator."""
+    width = lean.stages[0][0]
+    first = nn.Conv2d(3, width, lean.kernel, lean.stem, lean.kernel // 2, bias=False)
+    stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+    layers: list[nn.Module] = [stem, *_blocks(lean, width)]
+    network = nn.Sequential(*layers)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # as torchvision's residual networks are
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def _blocks(lean: Lean, before: int) -> Iterator[nn.Module]:
+    for stage, (width, blocks) in enumerate(lean.stages):
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            beside = None
+            if stride != 1 or before != width:
+                beside = nn.Sequential(Shortcut(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            yield BasicBlock(before, width, stride, beside)
+            before = width

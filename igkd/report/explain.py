@@ -1,0 +1,304 @@
+"""Draw what networks look at: igkd explain --checkpoint DIR --images SRC --out page.html
+
+Teacher's and student's maps and answers side by side, for some images of a source or for any picture file, as one HTML page. Where the
+class of an image is known, both maps are the evidence for it; where it is not, each network's is for its own answer.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from igkd.base import provenance
+from igkd.base.choices import BadImages, Split
+from igkd.base.errors import UserError, printable, run_cli
+from igkd.base.random_draws import stratified_choice
+from igkd.base.storage import absolute, check_writable, write_bytes
+from igkd.config.command_line import parse
+from igkd.evaluation.evaluate import OWN_CLASSES, matching_teacher
+from igkd.evaluation.map_samples import Chosen, Looks, likeness, look, read
+from igkd.images.class_names import distinct, named
+from igkd.images.open import loose_pictures, open_images, tell
+from igkd.images.source import ImageSource
+from igkd.networks.network import ImageClassifier, parameter_count
+from igkd.networks.renumbered import class_numbers
+from igkd.networks.torchvision import open_teacher
+from igkd.report import html
+
+KINDS = ("cifar10", "shapes", "parquet", "folder")
+LONGEST = 224
+"""Pixels of a picture's side on the page; larger ones are shrunk to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Draw teacher's and student's integrated-gradients maps and answers side by side, for any image, as an HTML page."""
+
+    checkpoint: str
+    """Directory of a student's or teacher's checkpoint."""
+    images: str
+    """A picture's file, a directory of pictures without classes, or cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or
+    folder:PATH of the checkpoint's classes. Pictures of another size are scaled and cropped to the checkpoint's."""
+    out: str
+    """The page: NAME.html."""
+    teacher: str | None = None
+    """Directory of the teacher's checkpoint, or torchvision:NAME; by default the teacher that the checkpoint names, if it does."""
+    split: Split = "test"
+    limit: int = 20
+    """At most this many images: a random choice, stratified by class, fixed by their ids."""
+    ids: tuple[int, ...] | None = None
+    """These images instead, in this order: places in the split, or among the directory's pictures sorted by name, from 0."""
+    steps: int = 50
+    """Integration steps of integrated gradients."""
+    bad_images: BadImages = "refuse"
+    """What to do with an image that cannot be used."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.limit < 1:
+            raise UserError("--steps and --limit must be at least 1")
+        if self.ids is not None and (not self.ids or len(set(self.ids)) < len(self.ids)):
+            raise UserError("--ids must name at least one image, and none of them twice")
+        if not self.out.endswith(".html"):
+            raise UserError(f"--out {self.out} is no page: its name must end in .html")
+
+
+def open_any(text: str) -> ImageSource:
+    """Open --images: what `open_images` knows, or pictures without classes, which then have the label -1.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if text.partition(":")[0] in KINDS:
+        return open_images(text)
+    path = Path(absolute(text))
+    if not path.exists():
+        raise UserError(
+            f"'{text}' names no images: there is no such file or directory, and it is not cifar10, shapes, parquet:URI or folder:PATH"
+        )
+    return loose_pictures(path)
+
+
+def choose(labels: NDArray[np.int64], ids: Sequence[int] | None, limit: int, source: str) -> NDArray[np.int64]:
+    """The ids of the images to draw, int64 (N,), in the order asked for.
+
+    Args:
+        labels: int64, of all images there are.
+        source: the images in messages.
+
+    Raises:
+        UserError: there is no image of such an id.
+    """
+    if ids is None:
+        return np.flatnonzero(stratified_choice(labels, min(limit, len(labels)), 0, "limit"))
+    wrong = [i for i in ids if not 0 <= i < len(labels)]
+    if wrong:
+        raise UserError(f"{source} has no image {wrong[0]}: --ids go from 0 to {len(labels) - 1}")
+    return np.array(ids, dtype=np.int64)
+
+
+def own_teacher(
+    config: ExplainConfig, card: Mapping[str, Any], model: ImageClassifier
+) -> tuple[ImageClassifier, dict[str, Any], str] | None:
+    """The teacher to draw beside a network, its card and its name: as the user or the network's card says; None where nobody does.
+
+    Raises:
+        UserError: it is not there, or does not fit the network.
+    """
+    name = f"the checkpoint {config.checkpoint}"
+    if config.teacher is not None:
+        return *matching_teacher(config.teacher, model, name), config.teacher
+    made = card["made"].get("config")
+    named = made.get("teacher") if isinstance(made, dict) else None
+    if not isinstance(named, str):
+        return None
+    try:
+        return *matching_teacher(named, model, name), named
+    except UserError as error:
+        raise UserError(f"the teacher that {config.checkpoint} names cannot be used ({error}); say where it is by --teacher") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """All that the page shows."""
+
+    title: str
+    source: str
+    """Which images these are, in words."""
+    classes: list[str]
+    chosen: Chosen
+    looks: dict[str, Looks]
+    """By network, the teacher first: "teacher" and "student", or "network" alone."""
+    networks: dict[str, dict[str, Any]]
+    """By network: path, parameters and sha256."""
+    row: dict[str, Any]
+    """How it was made."""
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.chosen.samples.labels >= 0).all())
+
+    @property
+    def likeness(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """As the function of this name gives it; empty without a teacher."""
+        return likeness(self.looks["student"], self.looks["teacher"]) if "teacher" in self.looks else {}
+
+    def right(self, name: str) -> int:
+        """How many images a network is right about."""
+        return int((self.looks[name].logits.argmax(1) == self.chosen.samples.labels).sum())
+
+    @property
+    def agreement(self) -> int:
+        """How many images both networks give the same answer to."""
+        answers = [looks.logits.argmax(1) for looks in self.looks.values()]
+        return int((answers[0] == answers[-1]).sum())
+
+
+def explain(config: ExplainConfig) -> Explanation:
+    """Find networks and images, and look; writes nothing.
+
+    Raises:
+        UserError: a checkpoint or the images are not there or damaged, or do not fit one another.
+    """
+    started, device = provenance.now(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, card = open_teacher(config.checkpoint)
+    source = open_any(config.images)
+    tell(source)
+    teacher = own_teacher(config, card, model)
+    found = (
+        {"network": (model, card, config.checkpoint)}
+        if teacher is None
+        else {"teacher": teacher, "student": (model, card, config.checkpoint)}
+    )
+    known, numbers = [network.spec.classes for network, _, _ in found.values()], None
+    if source.classes:
+        numbers = class_numbers(model, f"the checkpoint {config.checkpoint}", str(source), source.classes, OWN_CLASSES)
+        known.append(tuple(source.classes[i] for i in np.argsort(numbers)))
+    labels = source.labels(config.split) if numbers is None else source.checked_labels(config.split)
+    ids = choose(labels, config.ids, config.limit, str(source))
+    chosen = read(source, config.split, ids, numbers, model.spec, config.bad_images)
+    for sentence in chosen.left_out:
+        print(printable(sentence), file=sys.stderr, flush=True)
+    baseline = next(iter(found.values()))[0].spec.mean  # the teacher's mean colour, or that of the network alone
+    looks = {}
+    for name, (network, _, where) in found.items():
+        placed = network.to(device).to(memory_format=torch.channels_last)
+        looks[name] = look(placed, chosen.samples, config.steps, f"the {name} {where}", baseline)
+    student = Path(config.checkpoint).resolve().name
+    return Explanation(
+        title=f"What {student} looks at" if teacher is None else f"What {student} and its teacher look at",
+        source=f"{config.images}, {len(ids):,} of {len(labels):,} image(s)" + ("" if numbers is None else f" of the {config.split} split"),
+        classes=distinct(named(*known)),
+        chosen=chosen,
+        looks=looks,
+        networks={
+            name: {"path": where, "parameters": parameter_count(network), "sha256": card["sha256"]}
+            for name, (network, card, where) in found.items()
+        },
+        row={"config": dataclasses.asdict(config), "provenance": provenance.provenance(provenance.command(), 0, started)},
+    )
+
+
+def cards(found: Explanation) -> list[dict[str, Any]]:
+    """What the page shows of each image, in order.
+
+    Returns:
+        id, name and label (None where they are not known), image uint8 (H, W, 3), scaled (the (height, width) it was scaled from, or None),
+        looks (by network: map float32 (H, W), target, and answers as (class, probability)), likeness (by measure: own and control).
+    """
+    samples, classes, like = found.chosen.samples, found.classes, found.likeness
+    rows = []
+    for i, (number, label) in enumerate(zip(samples.ids.tolist(), samples.labels.tolist(), strict=True)):
+        looks = {
+            name: {
+                "map": looks.maps[i],
+                "target": classes[int(looks.targets[i])],
+                "answers": [(classes[c], probability) for c, probability in looks.answers(i)],
+            }
+            for name, looks in found.looks.items()
+        }
+        rows.append(
+            {
+                "id": number,
+                "name": found.chosen.names[i],
+                "label": None if label < 0 else classes[label],
+                "image": samples.pixels[i].permute(1, 2, 0).numpy(),
+                "scaled": found.chosen.scaled_from[i],
+                "looks": looks,
+                "likeness": {name: (float(own[i]), float(control[i])) for name, (own, control) in like.items()},
+            }
+        )
+    return rows
+
+
+def summary(found: Explanation) -> list[tuple[str, float, float, int]]:
+    """(measure, mean, mean of the control, images) of the maps' likeness; NaN where there is nothing to take a mean of."""
+    return [(name, mean(own), mean(control), int(np.isfinite(own).sum())) for name, (own, control) in found.likeness.items()]
+
+
+def mean(values: NDArray[np.float64]) -> float:
+    """Of those that are numbers; NaN if none is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
+
+
+def render(found: Explanation) -> str:
+    """The page, as HTML that stands alone."""
+    made = html.provenance([found.row], [])
+    shas = {f"{name}’s sha256": network["sha256"][:16] for name, network in found.networks.items()}
+    return (
+        html.environment()
+        .get_template("explain.html.j2")
+        .render(
+            report=found,
+            cards=cards(found),
+            summary=summary(found),
+            count=len(found.chosen.samples),
+            shape=found.chosen.samples.shape,
+            steps=found.row["config"]["steps"],
+            longest=LONGEST,
+            commands=made["commands"],
+            facts=shas | made["facts"],
+        )
+    )
+
+
+def table(found: Explanation) -> str:
+    """The essence, for a terminal."""
+    count = len(found.chosen.samples)
+    lines = [f"{name:17} right about {found.right(name)} of {count}" for name in found.looks if found.labelled]
+    lines += [f"same answer       to {found.agreement} of {count}"] * ("teacher" in found.looks)
+    lines += [
+        f"{name:17} {own:.3f}, with another image's map {control:.3f}" for name, own, control, _ in summary(found) if math.isfinite(control)
+    ]
+    return "\n".join(lines)
+
+
+def write_page(config: ExplainConfig) -> tuple[Explanation, int]:
+    """Look, and write the page; gives what it shows and its bytes.
+
+    Raises:
+        UserError: as `explain` does; or the page could not be written, which is said before anything is computed.
+    """
+    out = Path(config.out)
+    check_writable(out)
+    found = explain(config)
+    data = render(found).encode(errors="replace")  # names of files may be no text
+    write_bytes(out, data)
+    return found, len(data)
+
+
+def main() -> None:
+    config = parse(ExplainConfig, "igkd explain")
+    found, written = write_page(config)
+    print("\n".join(filter(None, [table(found), f"written           {config.out}, {written / 1e6:.2f} MB"])))
+
+
+if __name__ == "__main__":
+    run_cli(main)

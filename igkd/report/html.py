@@ -1,0 +1,67 @@
+"""What the pages of results have in common: their templates' environment, how figures are written, and where rows came from."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from igkd.report import charts
+
+
+def environment() -> jinja2.Environment:
+    """The templates of this package, with the filters that they use."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(percent=percent, millions=millions, figure=figure, image_uri=charts.image_uri, map_uri=charts.map_uri)
+    made.globals.update(palette=charts.PALETTE, outline=charts.outline, mapped_arms=_mapped_arms)
+    return made
+
+
+def provenance(rows: Sequence[dict[str, Any]], commands: Iterable[str]) -> dict[str, Any]:
+    """Commands in order without repeats, and versions, commits and machines: as a rule one of each."""
+    sources = [row.get("provenance", {}) for row in rows]
+    names = dict.fromkeys(name for source in sources for name in source.get("versions", {}))
+    facts = {
+        "commit": _distinct(source.get("commit") for source in sources),
+        "machine": _distinct(source.get("machine") for source in sources),
+        **{name: _distinct(source.get("versions", {}).get(name) for source in sources) for name in names},
+    }
+    told = dict.fromkeys([*commands, *(source["command"] for source in sources if source.get("command"))])
+    return {"facts": facts, "commands": list(told), "runs": list(zip(rows, sources, strict=True))}
+
+
+def source_name(images: str) -> str:
+    """What a data set is called in a title: the last part of its path, or the kind of source."""
+    kind, _, rest = images.partition(":")
+    return rest.rstrip("/").rsplit("/", 1)[-1] if kind in ("parquet", "folder") else kind
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}" if math.isfinite(share) else "\u2013"
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:,.{1 if count >= 1e7 else 2}f} M"
+
+
+def figure(value: Any) -> str:
+    """A value of any kind, as text: grouped digits for an integer, four significant ones for a fraction."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _mapped_arms(gallery: Sequence[Any]) -> list[str]:
+    """The arms that a gallery has maps of, in order of appearance."""
+    return list(dict.fromkeys(arm for row in gallery for arm in row.student_maps))
+
+
+def _distinct(values: Iterable[Any]) -> str:
+    return "; ".join(dict.fromkeys(str(value) for value in values if value)) or "not recorded"

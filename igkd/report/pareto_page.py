@@ -1,0 +1,161 @@
+"""The report of jobs.search: accuracy on the validation split against times as fast as the teacher, and the Pareto front of the two."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from igkd.base.errors import UserError
+from igkd.base.run_directory import read_object
+from igkd.base.storage import write_bytes
+from igkd.evaluation.comparisons import accuracy, history
+from igkd.networks.checkpoint import checkpoint_card
+from igkd.report import html, sweep_charts
+from igkd.report.sweep_charts import Spot
+from igkd.store import Store
+from igkd.sweeps.ledger import Row, Status, read_rows
+from igkd.sweeps.speed_search import LATENCIES, Latencies, Measured, pareto, read_latencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A trained network."""
+
+    row: Row
+    measured: Measured
+    accuracy: float
+    """On the validation split after its last epoch, finite."""
+    front: bool = False
+    """A lean one that no other is better than: as fast and as accurate, and better in one."""
+    number: int = 0
+    """In chart and table, from the fastest down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontReport:
+    """All that the page shows."""
+
+    title: str
+    status: Status
+    rows: list[Row]
+    latencies: Latencies
+    teacher: Mapping[str, Any]
+    """The card of its checkpoint."""
+    best: str | None
+    """The architecture in OUT/best.json."""
+    note: str = ""
+
+    @property
+    def students(self) -> list[Student]:
+        """Those trained to the end, the fastest first; the front is of lean ones."""
+        known = {(one.cut, one.lean): one for one in self.latencies.measured}
+        found = []
+        for row in self.rows:
+            measured = known.get((int(row["cut"]), _lean(row)))
+            if measured is not None and row["state"] == "done" and math.isfinite(share := accuracy(row, "validation")):
+                found.append((row, measured, share))
+        found.sort(key=lambda one: (-one[1].times_as_fast, one[1].name))
+        lean = [i for i, (_, measured, _) in enumerate(found) if measured.lean]
+        best = pareto([(found[i][1].times_as_fast, found[i][2]) for i in lean])
+        front = {i for i, good in zip(lean, best, strict=True) if good}
+        return [
+            Student(row=row, measured=measured, accuracy=share, front=i in front, number=i + 1)
+            for i, (row, measured, share) in enumerate(found)
+        ]
+
+    @property
+    def progress(self) -> str:
+        rows = self.status.done(self.rows)
+        states = [row["state"] for row in rows]
+        parts = [f"{states.count('done'):,} of {self.status.total:,} students trained"]
+        parts += [f"{states.count('pruned'):,} stopped early"] if "pruned" in states else []
+        parts += [f"{states.count('diverged'):,} diverged"] if "diverged" in states else []
+        parts += [f"{len(self.status.failures):,} failed"] if self.status.failures else []
+        return ", ".join(parts)
+
+
+def publish_front(root: Path, status: Status) -> str:
+    """Write the report of what is done by now; gives the summary for a terminal.
+
+    Args:
+        root: OUT of jobs.search.
+
+    Raises:
+        UserError: what it needs is damaged or not where it was.
+    """
+    latencies, rows = read_latencies(root), read_rows(root)
+    if latencies is None:
+        raise UserError(f"{root} has no {LATENCIES}; run the command of its search again")
+    config: dict[str, Any] = next((row["config"] for row in rows if "config" in row), {})
+    note, teacher = "", dict[str, Any]()
+    if isinstance(config.get("store"), str) and isinstance(config.get("teacher"), str):
+        store = Store.open(config["store"])
+        source = html.source_name(store.plan.images)
+        note = f"Students learn from {store.manifest['rows']:,} images of {source}, less those of the validation split."
+        teacher = {} if config["teacher"].startswith("torchvision:") else checkpoint_card(config["teacher"])
+    best = read_object(root / "best.json").get("lean") if (root / "best.json").exists() else None
+    report = FrontReport(
+        title="Search for a lean student",
+        status=status,
+        rows=rows,
+        latencies=latencies,
+        teacher=teacher,
+        best=best if isinstance(best, str) else None,
+        note=note,
+    )
+    write_bytes(root / status.page, render(report).encode())
+    return f"{summary(report)}\n\nreport: {(root / status.page).resolve()}"
+
+
+def render(report: FrontReport) -> str:
+    """The page, as HTML that stands alone."""
+    students, timed = report.students, sorted(report.latencies.measured, key=lambda one: -one.times_as_fast)
+    trained = {_lean(row) for row in report.rows}
+    spots = [
+        Spot(x=one.measured.times_as_fast, y=one.accuracy, label=str(one.number), front=one.front, hollow=not one.measured.lean)
+        for one in students
+    ]
+    finished = [history(one.row) for one in students]
+    stopped = [found for row in report.rows if row["state"] == "pruned" and (found := history(row))]
+    chosen = next((history(one.row) for one in students if one.measured.lean == report.best), None)
+    commands = [report.latencies.provenance.get("command", report.status.command), report.status.command]
+    return (
+        html.environment()
+        .get_template("front.html.j2")
+        .render(
+            report=report,
+            students=students,
+            lean=[one for one in timed if one.lean],
+            enough=sum(bool(one.lean) and one.times_as_fast >= report.latencies.budget for one in timed),
+            timed=timed,
+            trained=trained,
+            chart=Markup(sweep_charts.front(spots, report.latencies.budget)) if spots else "",
+            curves=Markup(sweep_charts.trial_curves(finished, stopped, chosen)) if finished or stopped else "",
+            **html.provenance(report.rows, commands),
+        )
+    )
+
+
+def summary(report: FrontReport) -> str:
+    """The essence as plain text: the students that are on the front, and the cut one."""
+    lines = [report.progress, "", f"{'student':34}  times as fast  {'(as eager)':>10}  parameters  validation"]
+    for one in report.students:
+        if one.front or not one.measured.lean:
+            m = one.measured
+            lines.append(
+                f"{m.name[:34]:34}  {m.times_as_fast:12.2f}x  {m.times_as_fast_as_eager:9.1f}x  {m.parameters:10,}  {one.accuracy:9.1%}"
+            )
+    return "\n".join(lines)
+
+
+def best_row(rows: Sequence[Row]) -> Row | None:
+    """The finished lean student of the highest accuracy on the validation split."""
+    done = [row for row in rows if row["state"] == "done" and _lean(row) and math.isfinite(accuracy(row, "validation"))]
+    return max(done, key=lambda row: accuracy(row, "validation")) if done else None
+
+
+def _lean(row: Row) -> str:
+    return str(row.get("config", {}).get("lean", ""))

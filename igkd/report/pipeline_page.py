@@ -1,0 +1,203 @@
+"""One run of the pipeline as one HTML page: no script, nothing fetched, readable on a phone, in the dark and on paper.
+
+Every figure comes from the result rows and pictures in a `Report`. `summary_table` says the essence in a terminal.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from igkd.evaluation.significance import t_interval, wilson_interval
+from igkd.report import charts, html
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryRow:
+    """One picture and what each model looks at in it."""
+
+    label: str
+    image: NDArray[np.uint8]
+    """(H, W, 3)"""
+    teacher_map: NDArray[np.floating[Any]]
+    """(H, W), any scale"""
+    overlay: NDArray[np.floating[Any]]
+    """(H, W, 3) in [0, 1]: picture and teacher's map as a student is shown them"""
+    student_maps: dict[str, NDArray[np.floating[Any]]]
+    """Arm to (H, W), any scale; an arm may be missing."""
+    mask: NDArray[np.bool_] | None
+    """(H, W): the pixels of the object, where they are known"""
+    teacher_prediction: str
+    student_predictions: dict[str, str]
+    """Arm to class name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focus:
+    """How much of a model's map falls on the object; the model "uniform map" is the control that looks everywhere alike."""
+
+    model: str
+    inside: float
+    """Mean share of the map's mass inside the mask, in [0, 1]."""
+    low: float
+    high: float
+    """Its 95 % interval."""
+    hits: float
+    """Share of images whose brightest pixel lies inside the mask (the pointing game)."""
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Warm inference time of one model at one batch size, on the processor."""
+
+    model: str
+    parameters: int
+    multiply_adds: int
+    batch: int
+    threads: int
+    p50: float
+    p95: float
+    """Milliseconds: percentiles over warm calls."""
+    times_as_fast: float
+    """As the teacher at the same batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that the page shows; `teacher` and `students` are result rows as the jobs write them."""
+
+    title: str
+    summary_note: str
+    teacher: dict[str, Any]
+    students: list[dict[str, Any]]
+    """Rows of the same arm and cut are repeats, one a seed."""
+    gallery: list[GalleryRow]
+    focus: list[Focus]
+    latency: list[Latency]
+    store: dict[str, Any]
+    """Whatever figures the store gives of itself."""
+    commands: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line of the headline table: the teacher, or the runs of an arm."""
+
+    label: str
+    runs: list[dict[str, Any]]
+
+    @property
+    def first(self) -> dict[str, Any]:
+        return self.runs[0]
+
+    @property
+    def compression(self) -> float:
+        return float(self.first.get("compression", 1))
+
+    @property
+    def digits(self) -> int:
+        """Decimals of an accuracy in per cent: none that a single test image could not move."""
+        return 2 if self.first["test"]["count"] >= 10_000 else 1
+
+    @property
+    def validation(self) -> float:
+        """Mean over the runs of the last epoch's accuracy; NaN where there was no epoch."""
+        return fmean(run["history"][-1]["validation_accuracy"] if run["history"] else math.nan for run in self.runs)
+
+    @property
+    def test(self) -> tuple[float, float, float]:
+        """Accuracy and its 95 % interval: over seeds where there are several, else over test images."""
+        if len(self.runs) > 1:
+            return t_interval([run["test"]["accuracy"] for run in self.runs])
+        return self.first["test"]["accuracy"], *wilson_interval(self.first["test"]["correct"], self.first["test"]["count"])
+
+    def mean(self, *path: str) -> float:
+        """Mean over the runs of a figure of the test's evaluation; NaN where a run has none."""
+        values = []
+        for run in self.runs:
+            found: Any = run["test"]
+            for key in path:
+                found = found.get(key, {}) if isinstance(found, dict) else {}
+            values.append(float(found) if isinstance(found, int | float) else math.nan)
+        return fmean(values)
+
+
+def render(report: Report) -> str:
+    """The page, as HTML that stands alone."""
+    lines = _lines(report)
+    arms = lines[1:]
+    return (
+        html.environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            lines=lines,
+            arms=arms,
+            likeness=any(math.isfinite(line.mean("agreement")) for line in arms),
+            mapped=[line for line in arms if math.isfinite(line.mean("maps", "cosine", "mean"))],
+            scale=_scale(lines),
+            single=any(len(line.runs) == 1 for line in arms),
+            several=any(len(line.runs) > 1 for line in arms),
+            curves=Markup(charts.curves({arm.label: _history(arm) for arm in arms}, _finite(lines[0].validation))),
+            bars=Markup(_bars(report.focus, [arm.label for arm in arms])),
+            **html.provenance([report.teacher, *report.students], report.commands),
+        )
+    )
+
+
+def summary_table(report: Report) -> str:
+    """The headline as plain text of at most 80 columns."""
+    rows = [("model", "arm", "parameters", "smaller", "test", "95 % interval", "seeds")]
+    for line in _lines(report):
+        accuracy, low, high = (html.percent(share, line.digits) for share in line.test)
+        model, arm = (f"cut {line.first['cut']}", line.first["arm"]) if "arm" in line.first else ("teacher", "")
+        arm = arm if len(arm) <= 16 else arm[:15] + "…"
+        size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
+        rows.append((model, arm, *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+
+
+def _lines(report: Report) -> list[_Line]:
+    """The teacher's line, then one for every arm and cut in order of appearance."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in report.students:
+        groups.setdefault((row["arm"], row["cut"]), []).append(row)
+    for (arm, cut), runs in groups.items():
+        if len({run["seed"] for run in runs}) < len(runs):
+            raise ValueError(f"arm {arm} at cut {cut} holds two results of one seed: they are no independent repeats")
+    one_cut = len({cut for _, cut in groups}) == 1
+    students = [_Line(label=arm if one_cut else f"{arm}, cut {cut}", runs=runs) for (arm, cut), runs in groups.items()]
+    return [_Line(label="teacher", runs=[report.teacher]), *students]
+
+
+def _history(arm: _Line) -> dict[int, list[float]]:
+    """Epoch to the validation accuracies of its runs, for the epochs that all of them reached."""
+    histories = [{entry["epoch"]: float(entry["validation_accuracy"]) for entry in run["history"]} for run in arm.runs]
+    return {epoch: [history[epoch] for history in histories] for epoch in sorted(set.intersection(*map(set, histories)))}
+
+
+def _bars(focus: list[Focus], arms: list[str]) -> str:
+    if not focus:
+        return ""
+    colours = [arms.index(entry.model) if entry.model in arms else None for entry in focus]
+    reference = next((entry.inside for entry in focus if entry.model == "uniform map"), None)
+    return charts.bars([(entry.model, entry.inside, entry.low, entry.high) for entry in focus], colours, reference)
+
+
+def _scale(lines: list[_Line]) -> tuple[float, float]:
+    """Least and greatest end of all intervals: the axis of the small whiskers in the table."""
+    ends = [end for line in lines for end in line.test if math.isfinite(end)] or [0.0, 1.0]
+    return min(ends), max(max(ends), min(ends) + 1e-6)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

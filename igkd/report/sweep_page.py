@@ -1,0 +1,334 @@
+"""A sweep, ablation grid or tuning, as one HTML page that stands alone, as a Markdown table for a paper, and as a table for a terminal.
+
+Every figure comes from the rows in a `SweepReport`. An ablation's accuracies are those on the test set where its rows have them;
+a tuning's are always those on the validation split, since the test set is none of its business.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from markupsafe import Markup
+
+from igkd.evaluation.comparisons import Family, Group, Measure, accuracy, families, grouped, history, settings, varied
+from igkd.evaluation.importance import FEWEST, importances
+from igkd.evaluation.significance import Comparison
+from igkd.report import charts, html, sweep_charts
+from igkd.report.pipeline_page import GalleryRow, Latency
+from igkd.report.sweep_charts import Dots, Trend
+
+COMPRESSIONS = (2.19, 4.12, 7.29, 12.04, 28.97, 54.59, 139.43, 1121.71)
+PUBLISHED: dict[str, dict[float, float]] = {
+    arm: dict(zip(COMPRESSIONS, accuracies, strict=True))
+    for arm, accuracies in {
+        "student": (0.9094, 0.9042, 0.9063, 0.8971, 0.8788, 0.8409, 0.7601, 0.5544),
+        "kd": (0.9121, 0.9071, 0.9020, 0.8968, 0.8795, 0.8400, 0.7680, 0.5475),
+        "kd+ig": (0.9167, 0.9066, 0.9106, 0.9000, 0.8726, 0.8479, 0.7644, 0.5479),
+    }.items()
+}
+"""Hernandez, Chang, Nordling (arXiv 2503.13008): arm to compression to accuracy, the best of ten runs, chosen on the test set."""
+
+SHOWN = 10
+"""Trials in the table of the best, and commands that are written out."""
+MEANING = {"test": "test accuracy, %", "validation": "validation accuracy, %"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepReport:
+    """All that the page shows."""
+
+    title: str
+    kind: Literal["ablation", "tuning"]
+    rows: list[dict[str, Any]]
+    """Result rows with `cell` (name of the run), `share` (of the training set that it saw) and `state`: "done", "pruned" or "diverged"."""
+    failures: list[dict[str, Any]]
+    """`cell`, `tries` and `error` of every run that has no row."""
+    planned: int
+    commands: list[str]
+    note: str = ""
+    """A sentence under the title."""
+    teacher: dict[str, Any] | None = None
+    """Its result row; its accuracies may be NaN."""
+    gallery: list[GalleryRow] = field(default_factory=list)
+    latency: list[Latency] = field(default_factory=list)
+    """Of "teacher" and "student, cut 5"."""
+    best: dict[str, Any] | None = None
+    """The settings that a tuning chose."""
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row.get("state", "done") == "done"]
+
+    @property
+    def pruned(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row.get("state") == "pruned"]
+
+    @property
+    def diverged(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row.get("state") == "diverged"]
+
+    @property
+    def measure(self) -> Measure:
+        return "test" if self.kind == "ablation" and any("test" in row for row in self.done) else "validation"
+
+    @property
+    def progress(self) -> str:
+        parts = [f"{len(self.done):,} of {self.planned:,} runs done"]
+        parts += [f"{len(self.pruned):,} stopped early"] if self.pruned else []
+        parts += [f"{len(self.diverged):,} diverged"] if self.diverged else []
+        parts += [f"{len(self.failures):,} failed"] if self.failures else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """What a report's rows amount to: groups of repeats, comparisons, trials from the best down."""
+
+    groups: list[Group]
+    """Of an ablation's finished runs on the whole training set."""
+    partial: list[Group]
+    """Of those on shares of it."""
+    families: list[Family]
+    trials: list[dict[str, Any]]
+    """A tuning's finished trials with an accuracy."""
+    tuned: list[str]
+    lost: list[str]
+    """Cells of runs that diverged, or are finished and have an accuracy that is no number."""
+
+
+def _view(report: SweepReport) -> _View:
+    measure, done, tuning = report.measure, report.done, report.kind == "tuning"
+    whole = [row for row in done if row.get("share", 1.0) >= 1]
+    groups = [] if tuning else grouped(whole, measure)
+    shares: dict[float, list[dict[str, Any]]] = {}
+    for row in done:
+        if row.get("share", 1.0) < 1 and not tuning:
+            shares.setdefault(float(row["share"]), []).append(row)
+    trials = [row for row in done if math.isfinite(accuracy(row, measure))] if tuning else []
+    return _View(
+        groups=groups,
+        partial=[
+            replace(group, label=f"{group.label}, {share:.4g}" if len(shares) > 1 else group.label)
+            for share in sorted(shares)
+            for group in grouped(shares[share], measure)
+        ],
+        families=families(groups),
+        trials=sorted(trials, key=lambda row: -accuracy(row, measure)),
+        tuned=varied(report.rows) if tuning else [],
+        lost=[_cell(row) for row in done if not math.isfinite(accuracy(row, measure))] + [_cell(row) for row in report.diverged],
+    )
+
+
+def render(report: SweepReport) -> str:
+    """The page, as HTML that stands alone."""
+    view, measure = _view(report), report.measure
+    places = {arm: i for i, arm in enumerate(dict.fromkeys(group.arm for group in [*view.groups, *view.partial]))}
+    cuts = list(dict.fromkeys(group.cut for group in view.groups))
+    by_cut = {cut: [group for group in view.groups if group.cut == cut] for cut in sorted(cuts)}
+    points = _points(view, report.pruned)
+    source = html.provenance([*([report.teacher] if report.teacher else []), *report.rows], report.commands)
+    return (
+        html.environment()
+        .get_template("sweep.html.j2")
+        .render(
+            report=report,
+            view=view,
+            measure=measure,
+            meaning=MEANING[measure],
+            differences=_differences(view),
+            dots={
+                cut: Markup(sweep_charts.dots([_dots(g, g.arm, places) for g in members], MEANING[measure], f"dots{cut}"))
+                for cut, members in by_cut.items()
+            },
+            by_cut=by_cut,
+            compression=Markup(_compression(view.groups, places, measure)) if len(cuts) > 1 else "",
+            published=[arm for arm in PUBLISHED if measure == "test" and any(g.base == arm and g.own for g in view.groups)],
+            speed=Markup(_speed(report, view.groups, places)),
+            curves={
+                cut: Markup(_curves(members, places, report.teacher, cut)) for cut, members in by_cut.items() if any(map(_epochs, members))
+            },
+            trials=view.trials[:SHOWN],
+            accuracy=lambda row: accuracy(row, measure),
+            settings=settings,
+            surface=Markup(sweep_charts.surface(*points, ("alpha", "temperature"))) if len(points[0]) else "",
+            importances=(weights := importances(view.trials, view.tuned)),
+            weights=Markup(
+                sweep_charts.shares({k.replace("_", " "): v for k, v in weights.items()}, "share of the importance, %", "importance")
+            )
+            if weights
+            else "",
+            best={name: ", ".join(map(html.figure, v if isinstance(v, list | tuple) else [v])) for name, v in (report.best or {}).items()},
+            fewest=FEWEST,
+            trial_curves=Markup(_trial_curves(view, report)) if report.kind == "tuning" else "",
+            spread=Markup(sweep_charts.dots(_spread(view.partial, places), MEANING[measure], "spread", box=True)) if view.partial else "",
+            sizes=_sizes(report.rows),
+            shown=SHOWN,
+            **source,
+        )
+    )
+
+
+def markdown(report: SweepReport) -> str:
+    """The arms of an ablation, or the best trials of a tuning, as a Markdown table; then what may be said of them, sentence by sentence."""
+    view = _view(report)
+    if report.kind == "tuning":
+        head = ["trial", "validation, %", *view.tuned]
+        body = [[_cell(row), html.percent(accuracy(row, "validation"), 2), *_values(row, view.tuned)] for row in view.trials[:SHOWN]]
+    else:
+        head = ["arm", "cut", "compression", MEANING[report.measure], "95 % interval", "seeds", "− student (p)", "− kd (p)"]
+        differences = _differences(view)
+        body = []
+        for g in view.groups:
+            mean, low, high = (html.percent(share, g.digits) for share in g.interval)
+            told = [_difference(differences[g.label].get(base)) for base in ("student", "kd")]
+            body.append([g.arm, str(g.cut), f"{g.compression:.2f}×", mean, f"{low} – {high}", str(len(g.by_seed)), *told])
+    lines = [head, ["---"] * len(head), *body]
+    table = ["| " + " | ".join(_escaped(entry) for entry in line) + " |" for line in lines]
+    said = [f"- {_escaped(sentence)}." for family in view.families for sentence in _sentences(family)]
+    notes = ["Accuracies are those on the validation split."] if report.measure == "validation" else []
+    if any(differences.values() for differences in _differences(view).values()):
+        notes.append("Differences in points over paired seeds; p of the paired t-test after Holm’s correction.")
+    return "\n".join([*table, "", report.progress + ".", *notes, *([""] if said else []), *said]) + "\n"
+
+
+def summary_table(report: SweepReport) -> str:
+    """The essence as plain text of at most 80 columns."""
+    view = _view(report)
+    rows: list[tuple[str, ...]]
+    if report.kind == "tuning":
+        rows = [("trial", "validation", "epochs", "settings")]
+        for row in view.trials[:SHOWN]:
+            told = " ".join(f"{name}={value}" for name, value in zip(view.tuned, _values(row, view.tuned), strict=True))
+            epochs = str(len(row["history"]))
+            rows.append((_short(_cell(row), 20), f"{html.percent(accuracy(row, 'validation'))} %", epochs, _short(told, 36)))
+    else:
+        rows = [("arm", "cut", "smaller", report.measure, "95 % interval", "seeds")]
+        for g in view.groups:
+            mean, low, high = (html.percent(share, g.digits) for share in g.interval)
+            seeds = str(len(g.by_seed))
+            rows.append((charts.squeezed(g.arm, 30), str(g.cut), f"{g.compression:.2f}x", f"{mean} %", f"{low}-{high}", seeds))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    text = {0, 3} if report.kind == "tuning" else {0}
+    aligned = (
+        "  ".join(cell.ljust(width) if i in text else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+    return "\n".join([report.progress, "", *(line.rstrip() for line in aligned)])
+
+
+def _differences(view: _View) -> dict[str, dict[str, Comparison]]:
+    """Label to "student" or "kd" to the comparison with it."""
+    found: dict[str, dict[str, Comparison]] = {group.label: {} for group in view.groups}
+    for family in view.families:
+        for (arm, reference), comparison in zip(family.pairs, family.comparisons, strict=True):
+            if reference.own and not reference.undone:  # else it is a control
+                found[arm.label][reference.base] = comparison
+    return found
+
+
+def _dots(group: Group, label: str, places: Mapping[str, int]) -> Dots:
+    mean, low, high = group.interval
+    return Dots(label=label, place=places[group.arm], values=list(group.by_seed.values()), mean=mean, low=low, high=high)
+
+
+def _spread(groups: Sequence[Group], places: Mapping[str, int]) -> list[Dots]:
+    return [
+        Dots(label=g.label, place=places[g.arm], values=list(g.by_seed.values()), mean=g.mean, low=g.mean - g.sd, high=g.mean + g.sd)
+        for g in groups
+    ]
+
+
+def _compression(groups: Sequence[Group], places: Mapping[str, int], measure: Measure) -> str:
+    sizes = [group.compression for group in groups]
+    trends = []
+    drawn: set[str] = set()
+    for arm, place in places.items():
+        members = [group for group in groups if group.arm == arm]
+        if len(members) < 2:
+            continue
+        base, near = members[0].base, (0.9 * min(sizes), 1.1 * max(sizes))
+        shown = measure == "test" and members[0].own and base not in drawn
+        drawn |= {base} if shown else set()
+        hollow = [(x, y) for x, y in PUBLISHED.get(base, {}).items() if shown and near[0] <= x <= near[1]]
+        trends.append(Trend(label=arm, place=place, points=[(g.compression, *g.interval) for g in members], hollow=hollow))
+    return sweep_charts.trends(trends, "times fewer parameters than the teacher", MEANING[measure], "compression", log=True)
+
+
+def _speed(report: SweepReport, groups: Sequence[Group], places: Mapping[str, int]) -> str:
+    times = {entry.model: entry.p50 for entry in report.latency if entry.batch == 1}
+    trends = []
+    for arm, place in places.items():
+        points = [(times[name], *g.interval) for g in groups if g.arm == arm and (name := f"student, {g.network}") in times]
+        trends += [Trend(label=arm, place=place, points=points)] if points else []
+    best = accuracy(report.teacher, report.measure) if report.teacher else math.nan
+    teacher = (times["teacher"], best) if "teacher" in times and math.isfinite(best) else None
+    title = MEANING[report.measure]
+    return sweep_charts.trends(trends, "milliseconds an image, warm, batch 1", title, "speed", teacher=teacher) if trends else ""
+
+
+def _epochs(group: Group) -> dict[int, list[float]]:
+    """Epoch to the validation accuracies of its runs, for the epochs that all of them reached."""
+    histories = [found for row in group.rows if (found := history(row))]
+    common = sorted(set.intersection(*map(set, histories))) if histories else []
+    return {epoch: [found[epoch] for found in histories] for epoch in common}
+
+
+def _curves(groups: Iterable[Group], places: Mapping[str, int], teacher: Mapping[str, Any] | None, cut: int) -> str:
+    lines = {group.arm: epochs for group in groups if (epochs := _epochs(group))}
+    level = accuracy(teacher, "validation") if teacher else math.nan
+    return charts.curves(lines, level if math.isfinite(level) else None, f"curves{cut}", [places[arm] for arm in lines])
+
+
+def _trial_curves(view: _View, report: SweepReport) -> str:
+    finished, stopped = ([h for row in rows if (h := history(row))] for rows in (view.trials, report.pruned))
+    return sweep_charts.trial_curves(finished, stopped, finished[0] if finished else None) if finished or stopped else ""
+
+
+def _points(view: _View, pruned: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) alpha, temperature and accuracy of the finished trials, (M, 2) of those stopped; nothing unless both were tuned."""
+    if not {"alpha", "temperature"} <= set(view.tuned):
+        return np.empty((0, 3)), np.empty((0, 2))
+    finished = [[(own := settings(row))["alpha"], own["temperature"], accuracy(row, "validation")] for row in view.trials]
+    stopped = [[(own := settings(row))["alpha"], own["temperature"]] for row in pruned]
+    return np.array(finished, dtype=float).reshape(-1, 3), np.array(stopped, dtype=float).reshape(-1, 2)
+
+
+def _sizes(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A row of each network."""
+    sized = sorted((row for row in rows if "parameters" in row), key=lambda row: int(row["cut"]))
+    return list({(row["cut"], str(row.get("config", {}).get("lean", ""))): row for row in sized}.values())
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    return str(row.get("cell", row["name"]))
+
+
+def _values(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    own = settings(row)
+    return [html.figure(own[name]) if name in own else "–" for name in names]
+
+
+def _sentences(family: Family) -> list[str]:
+    return [comparison.sentence for comparison in family.comparisons]
+
+
+def _difference(found: Comparison | None) -> str:
+    if found is None or not math.isfinite(found.difference):
+        return "–"
+    return f"{100 * found.difference:+.2f}" + (f" ({_p(found.p_holm)})" if math.isfinite(found.p_holm) else "")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _short(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _escaped(text: str) -> str:
+    """Text that is no markup in Markdown or HTML, and stays in its cell."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join("\\" + letter if letter in "\\|`*_[]" else letter for letter in text)

@@ -1,0 +1,289 @@
+"""From images to rows of the store: plan, read, attribute, write. Pure of any scheduler; `jobs.precompute` says where each step runs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from igkd import attribution, store
+from igkd.attribution.attention import attention_map
+from igkd.base.choices import OnBadImage
+from igkd.base.errors import UserError
+from igkd.base.random_draws import stratified_choice, validation_mask
+from igkd.config.precompute import PrecomputeConfig
+from igkd.images.class_names import named
+from igkd.images.codec import pixel_hash, scale_mask
+from igkd.images.samples import decode_all, first_image
+from igkd.images.source import ImageSource, Record
+from igkd.networks.mobilenet import attention_layer
+from igkd.networks.network import Classifier, ImageClassifier, parameter_count
+from igkd.networks.renumbered import class_numbers
+
+Rows = dict[str, NDArray[Any]]
+"""Columns of equal length; bytes and strings as object arrays."""
+MAX_ROWS_PER_FILE = 250
+# Keeps the decoded rows of a part well inside one block of Ray Data.
+MAX_BYTES_PER_PART = 48 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which images go into a store."""
+
+    ids: NDArray[np.int64]
+    """int64 (n,), ascending."""
+    validation: NDArray[np.bool_]
+    """bool (n,): which of them are for validation."""
+    numbers: NDArray[np.int64]
+    """int64 (classes,): the store's number of each of the source's classes."""
+
+    def part(self, plan: store.Layer, part: int) -> "Selection":
+        rows = slice(part * plan.rows_per_file, (part + 1) * plan.rows_per_file)
+        return Selection(self.ids[rows], self.validation[rows], self.numbers)
+
+
+def make_plan(
+    config: PrecomputeConfig,
+    source: ImageSource,
+    model: ImageClassifier,
+    teacher_sha: str,
+    gpu: bool = False,
+    begun: attribution.Engine | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[store.Plan, Selection]:
+    """Decide everything about a store before computing anything.
+
+    Args:
+        teacher_sha: sha256 of the model's weights.
+        gpu: whether GPUs will compute it, on which the choice of the fastest engine depends.
+        begun: the engine that some parts of the store were computed with; another fast one is then not looked for.
+        say: is told a line, which engine was chosen and why.
+
+    Raises:
+        UserError: the teacher does not fit the images, the settings are impossible, or the engine fails with this teacher.
+    """
+    labels = source.checked_labels(config.split)
+    spec = model.spec
+    numbers = class_numbers(model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images")
+    if config.steps < 1 or (config.limit is not None and config.limit < 1):
+        raise UserError("--steps and --limit must be at least 1")
+    if config.rows_per_file is not None and config.rows_per_file < 1:
+        raise UserError("--rows-per-file must be at least 1")
+    first = first_image(source, config.split, config.bad_images)
+    shape = (config.image_size, config.image_size) if config.image_size else first.shape[:2]
+    if shape != spec.image_shape:
+        raise UserError(
+            f"{config.images} has images of {shape[0]}x{shape[1]} pixels, the teacher {config.teacher} was trained on "
+            f"{spec.image_shape[0]}x{spec.image_shape[1]}; --image-size {spec.image_shape[0]} scales and crops the images"
+        )
+    validation = validation_mask(labels) if config.split == "train" else np.zeros(len(labels), dtype=np.bool_)
+    ids = np.arange(len(labels))
+    if config.limit is not None and config.limit < len(labels):
+        ids = limited(labels, validation, config.limit)
+    layer, tapped = None, torch.empty(1, 0, 0, 0)
+    if isinstance(model, Classifier) and not model.spec.lean:  # students are cut from this kind of network: only there do layers correspond
+        layer = attention_layer(config.cut)
+        with torch.inference_mode():
+            tapped = model(torch.zeros(1, 3, *shape), layer)[1]
+    engine = chosen_engine(config, model, shape, gpu, begun, say)
+    most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
+    plan = store.Plan(
+        images=config.images,
+        images_fingerprint=source.fingerprint(config.split),
+        split=config.split,
+        classes=named(tuple(source.classes[i] for i in np.argsort(numbers)), spec.classes),
+        image_shape=shape,
+        resize=config.image_size is not None,
+        short_side=spec.short_side,
+        interpolation=spec.interpolation,
+        bad_images=config.bad_images,
+        teacher=teacher_sha,
+        teacher_parameters=parameter_count(model),
+        width=spec.width,
+        stride=spec.stride,
+        steps=config.steps,
+        method=config.method,
+        quadrature=attribution.quadrature(engine, config.method),
+        engine=engine,
+        precision=config.precision,
+        attention_layer=layer,
+        attention_shape=(tapped.shape[2], tapped.shape[3]),
+        has_mask=source.has_masks,
+        ids_sha256=store.ids_hash(ids),
+        rows=len(ids),
+        rows_per_file=config.rows_per_file or most,
+    )
+    return plan, Selection(ids, validation[ids], numbers)
+
+
+def chosen_engine(
+    config: PrecomputeConfig,
+    model: ImageClassifier,
+    shape: tuple[int, int],
+    gpu: bool,
+    begun: attribution.Engine | None,
+    say: Callable[[str], None],
+) -> attribution.Engine:
+    """The engine of a store; arguments and errors are those of `make_plan`."""
+    if begun is not None and (config.engine == begun or (config.engine == "fast" and begun in attribution.FAST_ENGINES)):
+        return attribution.choose_engine(begun, config.method, gpu)  # it has worked; perhaps where another is the fastest
+    engine, why = attribution.find_engine(config.engine, config.method, gpu, model, shape)
+    if why:
+        say(f"fast stands for the engine {engine} here: {why}")
+    return engine
+
+
+def limited(labels: NDArray[np.int64], validation: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
+    """Ids of a sample of `limit` images: its share of validation images (at least one if there are any), each part stratified by class."""
+    held_out = int(round(limit * validation.mean()))
+    if validation.any() and limit > 1:
+        held_out = max(1, held_out)
+    parts = []
+    for members, size in ((np.flatnonzero(validation), held_out), (np.flatnonzero(~validation), limit - held_out)):
+        parts.append(members[stratified_choice(labels[members], size, 0, "limit")])
+    return np.sort(np.concatenate(parts))
+
+
+def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Rows:
+    """Read and decode images: one row each, also for those left out, which have a `reason` and black pixels.
+
+    Returns:
+        image_id, label, validation, image, image_sha, name, reason, pixels uint8 (n, H, W, 3) and, if the source has them, mask.
+
+    Raises:
+        UserError: naming an image that cannot be used, unless the plan skips these.
+    """
+    height, width = plan.image_shape
+    validation = dict(zip(selection.ids.tolist(), selection.validation.tolist(), strict=True))
+    rows: list[dict[str, Any]] = []
+
+    def add(record: Record, pixels: NDArray[np.uint8] | None, reason: str) -> None:
+        black = np.zeros((height, width, 3), np.uint8)
+        row = {
+            "image_id": record.image_id,
+            "label": int(selection.numbers[record.label]),
+            "validation": validation[record.image_id],
+            "image": record.image,
+            "image_sha": pixel_hash(black if pixels is None else pixels),
+            "name": record.name,
+            "reason": reason,
+            "pixels": black if pixels is None else pixels,
+        }
+        if plan.has_mask:
+            mask = np.zeros((height, width), np.bool_) if record.mask is None else scale_mask(record.mask, plan.image_shape, plan.scaling)
+            row["mask"] = mask.astype(np.uint8)
+        rows.append(row)
+
+    on_bad: OnBadImage = "skip" if plan.bad_images == "skip" else "refuse"
+    records = source.read(plan.split, selection.ids.tolist())  # type: ignore[arg-type]
+    for record, pixels in decode_all(
+        records, plan.image_shape, plan.resize, on_bad, lambda record, why: add(record, None, why), scaling=plan.scaling
+    ):
+        add(record, pixels, "")
+    rows.sort(key=lambda row: row["image_id"])
+    return {name: _column([row[name] for row in rows]) for name in rows[0]}
+
+
+def _column(values: list[Any]) -> NDArray[Any]:
+    if isinstance(values[0], bytes | str):
+        column = np.empty(len(values), dtype=object)
+        column[:] = values
+        return column
+    return np.stack([np.asarray(v) for v in values])
+
+
+def plan_attributor(model: ImageClassifier, plan: store.Plan) -> attribution.Attributor:
+    """The attributor that a plan names."""
+    return attribution.attributor(model, plan.method, plan.engine, plan.steps)
+
+
+def attribute_rows(model: ImageClassifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:
+    """Replace `pixels` by what the teacher makes of them: ig, ig_delta, logits, attention; rows with a reason get zeros.
+
+    Raises:
+        UserError: the teacher makes of an image what is no finite number in the store's precision; image and value are named.
+    """
+    real = np.dtype(plan.precision)
+    n = len(rows["image_id"])
+    out = {
+        "ig": np.zeros((n, *plan.image_shape), real),
+        "ig_delta": np.zeros(n, np.float32),
+        "logits": np.zeros((n, len(plan.classes)), np.float32),
+    }
+    if plan.attention_layer is not None:
+        out["attention"] = np.zeros((n, *plan.attention_shape), real)
+    good = np.flatnonzero(rows["reason"] == "")
+    if len(good):
+        pixels = torch.from_numpy(np.array(rows["pixels"])[good]).permute(0, 3, 1, 2).float() / 255
+        labels, ids = (torch.from_numpy(np.array(rows[name])[good]) for name in ("label", "image_id"))
+        result = attribute(pixels, labels, ids)
+        found = {"logits": result.logits, "ig_delta": result.delta, "ig": result.ig}
+        if plan.attention_layer is not None:
+            found["attention"] = attention_of(model, pixels, plan.attention_layer)
+        for name, values in found.items():
+            out[name][good] = storable(name, values.numpy(), out[name].dtype, [(rows["image_id"][i], rows["name"][i]) for i in good])
+    return {name: column for name, column in rows.items() if name != "pixels"} | out
+
+
+KINDS = {"logits": "logits", "ig_delta": "a completeness error", "ig": "a map", "attention": "attention"}
+
+
+def storable(name: str, values: NDArray[np.float32], dtype: np.dtype[Any], images: list[tuple[int, str]]) -> NDArray[Any]:
+    """What a teacher made of images, float32 (n, ...), in the column's dtype.
+
+    Args:
+        name: of the column.
+        images: id and name of each image.
+
+    Raises:
+        UserError: a value is not finite, or larger than the dtype holds; it is named, with its image.
+    """
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype)
+    wrong = np.argwhere(~np.isfinite(stored))
+    if len(wrong) == 0:
+        return stored
+    (image_id, image), value = images[wrong[0][0]], values[tuple(wrong[0])]
+    said = f"image {image_id} ({image}): the teacher gives {KINDS[name]} with the value {value:.6g}"
+    if np.isfinite(value):
+        most = f"{np.finfo(dtype).max:.0f}"
+        raise UserError(f"{said}, above {most}, the largest number of --precision {dtype}; --precision float32 stores it")
+    raise UserError(f"{said}, which is no finite number: its weights are of no use or too large for single precision; take another teacher")
+
+
+def attention_of(model: ImageClassifier, pixels: torch.Tensor, layer: int) -> torch.Tensor:
+    """Attention maps (B, h, w) of float pixels (B, 3, H, W) in [0, 1], on the processor."""
+    device = next(model.parameters()).device
+    size = attribution.inputs_per_pass(device.type, pixels.shape[-2] * pixels.shape[-1])
+    with torch.inference_mode():
+        return torch.cat([attention_map(model(batch.to(device), layer)[1]).float().cpu() for batch in pixels.split(size)])
+
+
+def write_rows(uri: str, plan: store.Plan, part: int, ids: NDArray[np.int64], rows: Rows) -> store.Entry:
+    """Write one part of the store from all of its rows.
+
+    Args:
+        ids: int64 (n,): the images that were asked for of this part, in order.
+
+    Returns:
+        the part's entry for the manifest.
+
+    Raises:
+        UserError: the rows are not those of the ids.
+    """
+    if len(rows["image_id"]) != len(ids):
+        raise UserError(f"part {part} arrived with {len(rows['image_id'])} of {len(ids)} rows; use a smaller --rows-per-file")
+    if not np.array_equal(rows["image_id"], ids):
+        wrong = np.flatnonzero(rows["image_id"] != ids)[0]
+        raise UserError(
+            f"part {part} arrived with image {rows['image_id'][wrong]} in the place of {ids[wrong]}; run the same command again"
+        )
+    good = rows["reason"] == ""
+    skipped = [
+        {"image_id": int(i), "name": str(name), "reason": str(why)}
+        for i, name, why in zip(rows["image_id"][~good], rows["name"][~good], rows["reason"][~good], strict=True)
+    ]
+    return store.write_part(uri, plan, part, {name: column[good] for name, column in rows.items()}, skipped)

@@ -1,0 +1,223 @@
+"""The teacher's logits of crops of the training images, of which students take the one they see: as if it were asked in training.
+
+With a padding p and a flip there are (2p + 1)^2 * 2 crops of an image, 162 for p = 4: a store can hold the answers to all of them, or to
+some random ones that students then keep to (Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent";
+Shen, Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition").
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from igkd.base.choices import Forwards
+from igkd.base.errors import UserError
+from igkd.base.storage import filesystem, is_local
+from igkd.config.optimisation import FewCrops
+from igkd.images.views import View, crop_flip, every_crop, few_crops
+from igkd.networks.network import ImageClassifier
+from igkd.store import Plan, Store, ViewsPlan
+
+Answer = Callable[[Tensor], Tensor]
+"""uint8 (N, 3, H, W), any N, to logits float32 (N, classes)."""
+PER_PASS = 64
+"""Crops in one pass: always so many, the last filled up, so that rounding does not depend on what else is computed."""
+MAX_SIDE_FOR_ALL = 64
+"""Pixels of an image's side, above which all crops are too many to be worth it."""
+COMPARED = 500
+"""Images by which it is decided whether bfloat16 is exact enough."""
+MAX_DIFFERENCE, MIN_AGREEMENT = 0.1, 0.999
+"""Of a logit in bfloat16 from its value in float32; of the answers."""
+SEED = 0
+
+
+def count_of(views: str) -> int | None:
+    """How many crops of each image `--views` asks for; None for all.
+
+    Raises:
+        UserError: it is neither "all" nor a number of at least 1.
+    """
+    if views == "all":
+        return None
+    if not (views.isascii() and views.isdecimal() and 1 <= int(views) < 10_000):
+        raise UserError(f"--views {views} must be all, none, or a number of crops of each image, from 1 to 9999")
+    return int(views)
+
+
+def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards) -> ViewsPlan:
+    """The plan of the views that a store is to have.
+
+    Args:
+        views: "all" or a number, as `--views` has it.
+        padding: pixels of crop on each side.
+        plan: of the store.
+        engine: of the forward passes.
+
+    Raises:
+        UserError: they are impossible, or too many for images of this size.
+    """
+    if not 0 <= padding <= max(plan.image_shape):
+        raise UserError(f"--padding must be between 0 and the {max(plan.image_shape)} pixels of an image's side, not {padding}")
+    made = ViewsPlan(
+        ids_sha256=plan.ids_sha256,
+        rows=plan.rows,
+        rows_per_file=plan.rows_per_file,
+        store=plan.identity,
+        teacher=plan.teacher,
+        classes=len(plan.classes),
+        padding=padding,
+        count=count_of(views),
+        seed=SEED,
+        engine=engine,
+    )
+    if made.count is None and max(plan.image_shape) > MAX_SIDE_FOR_ALL:
+        raise UserError(
+            f"--views all is for images of at most {MAX_SIDE_FOR_ALL} pixels a side: of these, it would take "
+            f"{in_words(bytes_of(made))} and {made.crops * made.rows:,} forward passes; give a number of random crops of each image "
+            "instead, such as --views 16"
+        )
+    return made
+
+
+def bytes_of(plan: ViewsPlan) -> int:
+    """Bytes of all views, as float16; Parquet's compression gains little on logits."""
+    return 2 * plan.rows * plan.crops * plan.classes
+
+
+def in_words(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def check_space(uri: str, plan: ViewsPlan) -> None:
+    """Refuse views that do not fit on the local disk where the store is; of S3 nobody knows.
+
+    Raises:
+        UserError: saying how much is needed and how much is free.
+    """
+    fs, root = filesystem(uri)
+    if not is_local(fs):
+        return
+    there = next(path for path in (Path(root), *Path(root).parents) if path.exists())
+    free, needed = shutil.disk_usage(there).free, bytes_of(plan)
+    if free < needed:
+        raise UserError(
+            f"the views take about {in_words(needed)}, and where {uri} is only {in_words(free)} are free: free some, choose another "
+            "--store, or fewer crops by --views N"
+        )
+
+
+def crops_of(plan: ViewsPlan, ids: NDArray[np.int64]) -> View:
+    """The crops that a plan asks for of some images: fields of shape (B, crops)."""
+    if plan.count is not None:
+        return few_crops(FewCrops(count=plan.count, seed=plan.seed), ids, plan.padding)
+    every = every_crop(plan.padding)
+    return View(*(field.expand(len(ids), -1) for field in (every.dy, every.dx, every.flip)))
+
+
+def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: ViewsPlan) -> NDArray[np.float16]:
+    """The teacher's logits of the crops of B images.
+
+    Args:
+        answer: the teacher.
+        pixels: uint8 (B, 3, H, W).
+        ids: int64 (B,), of the images.
+
+    Returns:
+        float16 (B, *plan.shape).
+
+    Raises:
+        UserError: a logit is no number, or too large for float16; it names the image.
+    """
+    out = np.zeros((len(ids), plan.crops, plan.classes), np.float16)
+    crops = crops_of(plan, ids)
+    together = max(1, 8 * PER_PASS // plan.crops)
+    for start in range(0, len(ids), together):
+        some = slice(start, start + together)
+        view = View(*(field[some].flatten() for field in (crops.dy, crops.dx, crops.flip)))
+        logits = answer(crop_flip(pixels[some].repeat_interleave(plan.crops, dim=0), view))
+        if not (logits.abs() < torch.finfo(torch.float16).max).all():
+            wrong = int((~(logits.abs() < torch.finfo(torch.float16).max)).any(dim=1).nonzero()[0, 0]) // plan.crops
+            raise UserError(
+                f"the teacher's logits of a crop of image {ids[start + wrong]} are no numbers, or above 65,504: it is of no use"
+            )
+        out[some] = logits.view(-1, plan.crops, plan.classes).half().numpy()
+    return out.reshape(len(ids), *plan.shape)
+
+
+def views_of_part(answer: Answer, store: Store, plan: ViewsPlan, part: int) -> dict[str, NDArray[np.generic]]:
+    """The rows of one part of the views, computed from the pictures in the store: columns image_id and views."""
+    samples, _ = store.samples([part])
+    return {"image_id": samples.ids, "views": view_logits(answer, samples.pixels, samples.ids, plan)}
+
+
+def answering(model: ImageClassifier, engine: Forwards) -> Answer:
+    """A teacher's forward pass by an engine, in full float32 unless the engine says otherwise.
+
+    Args:
+        model: in evaluation mode; on the processor, for OpenVINO.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    device = next(model.parameters()).device
+    network = model.to(memory_format=torch.channels_last)
+
+    def by_torch(pixels: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            logits: Tensor = network(pixels.to(device).float().div(255).contiguous(memory_format=torch.channels_last))
+            return logits.float().cpu()
+
+    one_pass: Answer = by_torch
+    if engine != "torch":
+        if importlib.util.find_spec("openvino") is None:
+            raise UserError(f"these views were begun with {engine}, which is not installed here: pip install 'igkd[openvino]'")
+        from igkd.attribution.openvino import compiled_forward  # an optional dependency
+
+        one_pass = compiled_forward(model, PER_PASS, model.spec.image_shape, bfloat16=engine == "openvino-bf16")
+
+    def answer(pixels: Tensor) -> Tensor:
+        found = []
+        for some in pixels.split(PER_PASS):
+            filled = torch.cat([some, some.new_zeros(PER_PASS - len(some), *some.shape[1:])]) if len(some) < PER_PASS else some
+            found.append(one_pass(filled)[: len(some)])
+        return torch.cat(found) if found else torch.zeros(0, len(model.spec.classes))
+
+    return answer
+
+
+def choose_forwards(model: ImageClassifier, pixels: Tensor, gpu: bool) -> Forwards:
+    """The fastest engine that is exact enough: OpenVINO's on processors, if it can do the network, in bfloat16 where no logit of these
+    images moves by more than 0.1 and 99.9 % of the answers stay.
+
+    Args:
+        model: in evaluation mode, on the processor.
+        pixels: uint8 (N, 3, H, W), real images; none, where there are none yet.
+        gpu: whether GPUs will compute.
+    """
+    if gpu or importlib.util.find_spec("openvino") is None:
+        return "torch"
+    from igkd.attribution.openvino import has_bfloat16  # an optional dependency
+
+    try:
+        exact = answering(model, "openvino")(pixels[:COMPARED])
+        if not close_enough(answering(model, "torch")(pixels[:COMPARED]), exact):
+            return "torch"
+        if has_bfloat16() and close_enough(exact, answering(model, "openvino-bf16")(pixels[:COMPARED])):
+            return "openvino-bf16"
+    except RuntimeError:  # of networks with operations that OpenVINO does not know
+        return "torch"
+    return "openvino"
+
+
+def close_enough(exact: Tensor, rounded: Tensor) -> bool:
+    """Whether logits (N, classes) are within 0.1 of the exact ones, and 99.9 % of the answers the same; so if there are none."""
+    if not len(exact):
+        return True
+    agreement = (exact.argmax(1) == rounded.argmax(1)).float().mean().item()
+    return (exact - rounded).abs().max().item() <= MAX_DIFFERENCE and agreement >= MIN_AGREEMENT

@@ -1,0 +1,143 @@
+"""How long a pipeline takes on this machine, from steps, maps and forward passes measured on random images of the right size."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from igkd import attribution
+from igkd.base.random_draws import validation_mask
+from igkd.config.distill import DistillConfig
+from igkd.config.optimisation import Objective, Recipe
+from igkd.config.pipeline import Pipeline
+from igkd.config.precompute import PrecomputeConfig
+from igkd.images.open import open_images
+from igkd.images.samples import Samples, first_image
+from igkd.networks.network import ImageClassifier, ModelSpec, build
+from igkd.networks.torchvision import open_teacher
+from igkd.store import views
+from igkd.sweeps.ledger import duration
+from igkd.training.run import Trainer
+from igkd.training.task import Task
+
+STEPS = 3
+"""Training steps of one measurement, after as many that warm up."""
+MAPS, CROPS = 4, 512
+"""Images attributed, and crops answered, in one measurement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the work."""
+
+    name: str
+    images: int
+    """Images in all: of all epochs of a training, of all crops of views."""
+    rate: float
+    """Images a second, on the whole machine."""
+    runs: int = 1
+
+    @property
+    def seconds(self) -> float:
+        return self.runs * self.images / self.rate
+
+
+def stages(pipeline: Pipeline) -> Iterator[Stage]:
+    """Measure every stage of a pipeline, one after the other; nothing is written.
+
+    Raises:
+        UserError: the images or a given teacher are not there.
+    """
+    config = pipeline.precompute
+    source = open_images(config.images)
+    labels = source.checked_labels("train")
+    count = len(labels) if config.limit is None else min(config.limit, len(labels))
+    side = config.image_size
+    shape = (side, side) if side is not None else first_image(source, "train", config.bad_images).shape[:2]
+    spec = ModelSpec(classes=source.classes, image_shape=(shape[0], shape[1]))
+    teacher: ImageClassifier
+    if pipeline.teacher is None:
+        teacher = open_teacher(config.teacher)[0]
+    else:
+        given = pipeline.teacher
+        spec = replace(spec, width=given.width, stride=given.stride, lean=given.lean)
+        teacher = build(spec, 0).eval()
+        held_out = int(validation_mask(labels).sum())
+        yield _training("teacher", spec, given.recipe, Objective(), len(labels) - held_out)
+    yield from _store(config, teacher, count)
+    train = count - round(count * float(validation_mask(labels).mean()))
+    groups: dict[tuple[str, int], list[DistillConfig]] = {}
+    for one in pipeline.students:
+        groups.setdefault((one.label, one.cut), []).append(one)
+    for (label, cut), group in groups.items():
+        one = group[0]
+        student = ModelSpec(
+            classes=spec.classes, image_shape=spec.image_shape, width=spec.width, stride=spec.stride, cut=cut, lean=one.lean
+        )
+        # The teacher's logits come from the store, be they of the image or of the crop: looking them up takes no time worth counting.
+        objective = replace(one.objective, logits="image", gamma=0.0, tap=None)
+        yield replace(_training(label, student, one.training, objective, train), runs=len(group))
+
+
+def _training(name: str, spec: ModelSpec, recipe: Recipe, objective: Objective, count: int) -> Stage:
+    """A training of so many images an epoch: its rate is the mean over epochs of low and of full resolution."""
+    low = recipe.low_resolution_epochs / recipe.epochs
+    seconds = sum(
+        share * _seconds_an_image(spec, replace(recipe, epochs=2, low_resolution_epochs=2 if small else 0, compile=False), objective)
+        for share, small in ((low, True), (1 - low, False))
+        if share
+    )
+    return Stage(name=name, images=recipe.epochs * count, rate=1 / seconds)
+
+
+def _seconds_an_image(spec: ModelSpec, recipe: Recipe, objective: Objective) -> float:
+    """Seconds of an image in a training step."""
+    count, (height, width) = STEPS * recipe.batch_size, spec.image_shape
+    generator = torch.Generator().manual_seed(0)
+    samples = Samples(
+        ids=np.arange(count),
+        pixels=torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator),
+        labels=torch.randint(0, len(spec.classes), (count,), generator=generator),
+        ig=torch.rand(count, height, width, generator=generator),
+        logits=torch.randn(count, len(spec.classes), generator=generator),
+    )
+    task = Task(spec=spec, train=samples, count=count, validation=samples.select(np.arange(2)), recipe=recipe, objective=objective, seed=0)
+    trainer = Trainer(task, _on_device, progress=lambda line: None)
+    seconds: float = list(trainer.epochs())[-1][-1]["seconds"]
+    return seconds / count
+
+
+def _store(config: PrecomputeConfig, teacher: ImageClassifier, count: int) -> Iterator[Stage]:
+    """Maps, and views if there are to be any."""
+    gpu, (height, width) = torch.cuda.is_available(), teacher.spec.image_shape
+    teacher = teacher.to("cuda" if gpu else "cpu")
+    pixels = torch.randint(0, 256, (CROPS, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    engine = attribution.find_engine(config.engine, config.method, gpu, teacher, (height, width))[0]
+    attribute = attribution.attributor(teacher, config.method, engine, config.steps)
+    few, labels = pixels[:MAPS], torch.zeros(MAPS, dtype=torch.int64)
+    yield Stage(name="maps", images=count, rate=MAPS / _seconds(lambda: attribute(few, labels, labels)))
+    if config.views != "none":
+        answer = views.answering(teacher, views.choose_forwards(teacher, pixels, gpu))
+        wanted = views.count_of(config.views)
+        crops = 2 * (2 * config.padding + 1) ** 2 if wanted is None else wanted
+        yield Stage(name="views", images=count * crops, rate=CROPS / _seconds(lambda: answer(pixels)))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds of a call, the second one: the first compiles and warms up."""
+    work()
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def _on_device(network: torch.nn.Module) -> torch.nn.Module:
+    return network.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def line(stage: Stage) -> str:
+    """A stage for a terminal."""
+    what = stage.name if stage.runs == 1 else f"{stage.name}, {stage.runs} runs"
+    return f"{what:52} {stage.images:12,} images {stage.rate:8.0f} a second {duration(stage.seconds):>12}"

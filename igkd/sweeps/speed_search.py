@@ -1,0 +1,200 @@
+"""How fast lean students are on this machine before any is trained, which of them meet a budget, and which are worth their time.
+
+OUT/latencies.json has a line for each network: by ONNX Runtime in static int8, one image a pass, one thread, in turns with its teacher.
+Weights do not matter to a latency, so they are random.
+"""
+
+import dataclasses
+import os
+import statistics
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igkd.base import run_directory
+from igkd.base.errors import UserError
+from igkd.base.provenance import command, machine, now, provenance
+from igkd.base.schema import typed
+from igkd.base.storage import write_bytes, write_json
+from igkd.deployment import formats
+from igkd.deployment.export import as_decoded
+from igkd.deployment.formats import Pixels
+from igkd.deployment.latency import Timing, measure
+from igkd.networks.network import ImageClassifier, ModelSpec, build, multiply_adds, parameter_count
+from igkd.store import Store
+
+LATENCIES = "latencies.json"
+TOGETHER = 6
+"""Networks that take turns with the teacher at a time: each is a process that waits for its turn."""
+CALIBRATION = 64
+"""Images of the store for the ranges of int8, which say nothing here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A network's size, and its speed on one machine."""
+
+    lean: str
+    """Its architecture; "" of a cut one."""
+    cut: int
+    parameters: int
+    multiply_adds: int
+    milliseconds: float
+    """Median of a pass of one image."""
+    times_as_fast: float
+    """As the teacher in the same runtime; the median over rounds."""
+    times_as_fast_as_eager: float
+    """As the teacher by torch in float32, as it is."""
+
+    @property
+    def name(self) -> str:
+        return f"lean {self.lean}" if self.lean else f"cut {self.cut}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latencies:
+    """What OUT/latencies.json holds; what was timed on another machine is timed anew."""
+
+    machine: str
+    rounds: int
+    """Turns of each, of 5 passes."""
+    load: tuple[float, ...]
+    """Average of processes at work in the minute before each group of networks was timed."""
+    budget: float
+    networks: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+    @property
+    def measured(self) -> list[Measured]:
+        return [typed(Measured, one) for one in self.networks]
+
+
+def read_latencies(root: Path) -> Latencies | None:
+    """What was measured before, if anything was.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = root / LATENCIES
+    if not path.exists():
+        return None
+    try:
+        found = typed(Latencies, run_directory.read_object(path))
+        _ = found.measured  # the networks are typed, too
+        return found
+    except TypeError as error:
+        raise UserError(f"{path} is not of a search of this version ({error}); delete it to have the latencies measured anew") from None
+
+
+def measured_latencies(root: Path, specs: Sequence[ModelSpec], teacher: str, store: Store, rounds: int, budget: float) -> Latencies:
+    """The latencies of all networks, those that this machine has not timed yet measured now; also in OUT/latencies.json.
+
+    Args:
+        root: OUT.
+        specs: of the networks.
+        teacher: what `open_teacher` takes.
+        store: whose images int8 is calibrated on.
+        rounds: turns of each network.
+        budget: times as fast as the teacher that a student has to be; only noted.
+
+    Raises:
+        UserError: a network cannot be run.
+    """
+    from igkd.networks.torchvision import open_teacher
+
+    found, started = read_latencies(root), now()
+    if found is None or (found.machine, found.rounds) != (machine(), rounds):
+        found = Latencies(machine=machine(), rounds=rounds, load=(), budget=budget, networks=[], provenance={})
+    found = dataclasses.replace(found, budget=budget)
+    known = {(one.cut, one.lean) for one in found.measured}
+    missing = [spec for spec in specs if (spec.cut, spec.lean) not in known]
+    if missing:
+        calibration = as_decoded(store.samples([0])[0])[:CALIBRATION]
+        with tempfile.TemporaryDirectory(prefix="igkd-") as directory:
+            original = Path(directory) / "teacher.onnx"
+            write_int8(open_teacher(teacher)[0], original, calibration)
+            for start in range(0, len(missing), TOGETHER):
+                load = os.getloadavg()[0]
+                group = timed_group(missing[start : start + TOGETHER], str(original), teacher, calibration, Path(directory), rounds)
+                for one in group:
+                    print(
+                        f"search: {one.name} is {one.times_as_fast:.1f} times as fast as the teacher in the same runtime "
+                        f"({one.milliseconds:.3f} ms), {one.parameters:,} parameters",
+                        flush=True,
+                    )
+                networks = [*found.networks, *map(dataclasses.asdict, group)]
+                made = provenance(command(), 0, started)
+                found = dataclasses.replace(found, networks=networks, load=(*found.load, round(load, 2)), provenance=made)
+                write_json(root / LATENCIES, dataclasses.asdict(found))
+    write_json(root / LATENCIES, dataclasses.asdict(found))
+    return found
+
+
+def write_int8(model: ImageClassifier, path: Path, calibration: Pixels) -> None:
+    """A network as the file that a device would run."""
+    network = formats.to_int8(formats.to_onnx(model.eval()), calibration)
+    write_bytes(path, formats.with_metadata(network, formats.describe(model.spec, {})))
+
+
+def timed_group(specs: Sequence[ModelSpec], original: str, eager: str, calibration: Pixels, directory: Path, rounds: int) -> list[Measured]:
+    """Some networks, untrained, in turns with their teacher's int8 file and with the teacher by torch."""
+    paths, sizes = [], []
+    for number, spec in enumerate(specs):
+        model = build(spec, 0)
+        path = directory / f"student{number}.onnx"
+        write_int8(model, path, calibration)
+        paths.append(str(path))
+        sizes.append((parameter_count(model), multiply_adds(model)))
+    names = {field.name for field in dataclasses.fields(Timing)}
+    rows = measure([original, eager, *paths], (1,), (1,), rounds)
+    timings = [Timing(**{k: v for k, v in row.items() if k in names}) for row in rows]
+    return [
+        Measured(
+            lean=spec.lean,
+            cut=spec.cut,
+            parameters=parameters,
+            multiply_adds=operations,
+            milliseconds=statistics.median(timing.rounds),
+            times_as_fast=timing.times_as_fast(timings[0]),
+            times_as_fast_as_eager=timing.times_as_fast(timings[1]),
+        )
+        for spec, (parameters, operations), timing in zip(specs, sizes, timings[2:], strict=True)
+    ]
+
+
+def within_budget(measured: Iterable[Measured], budget: float, limit: int) -> list[Measured]:
+    """The lean students that are fast enough, the largest first: of two that are, it has more to learn with.
+
+    Args:
+        budget: times as fast as the teacher in the same runtime.
+        limit: how many.
+
+    Raises:
+        UserError: none is fast enough.
+    """
+    lean = [one for one in measured if one.lean]
+    fast = sorted((one for one in lean if one.times_as_fast >= budget), key=lambda one: (-one.parameters, one.lean))
+    if not fast:
+        fastest = max(lean, key=lambda one: one.times_as_fast)
+        raise UserError(
+            f"none of {len(lean)} lean students is {budget:g} times as fast as the teacher on this machine; the fastest, {fastest.lean}, "
+            f"is {fastest.times_as_fast:.2f} times as fast: lower --budget, try more --candidates, or allow fewer --parameters"
+        )
+    return fast[:limit]
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which points no other one is better than: as good in both coordinates, of which more is better, and better in one.
+
+    Args:
+        points: finite numbers. Equal points do not spoil one another.
+    """
+    kept, best, level = [False] * len(points), float("-inf"), float("-inf")
+    for place in sorted(range(len(points)), key=lambda i: points[i], reverse=True):
+        first, second = points[place]
+        # From the greatest first coordinate down, a point has to be higher than all before it, or be the same as the last that was.
+        if second > best or (second == best and first == level):
+            kept[place], best, level = True, second, first
+    return kept

@@ -1,0 +1,177 @@
+"""Random crop, flip, overlay and cutout, as batched tensor operations that move image and map together.
+
+`draw` decides, `augment` does it: `augment(samples, draw(...), recipe, objective)`.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from igkd.attribution.attention import normalise_map
+from igkd.attribution.overlay import layer_of, overlay
+from igkd.base.random_draws import shuffled, uniform
+from igkd.config.optimisation import Objective, Recipe
+from igkd.images.samples import Samples
+from igkd.images.views import View, crop_flip, draw_view, few_crops
+
+
+def logits_of_crops(views: Tensor, draws: "Draws") -> Tensor:
+    """What the teacher says of the crops that are seen.
+
+    Args:
+        views: (B, 2p + 1, 2p + 1, 2, classes) with p at least the padding of the draws, or (B, K, classes).
+
+    Returns:
+        float32 (B, classes).
+    """
+    image = torch.arange(len(views), device=views.device)
+    if views.dim() == 3:
+        return views[image, draws.crop].float()
+    padding, view = views.shape[1] // 2, draws.view
+    return views[image, view.dy + padding, view.dx + padding, view.flip.long()].float()
+
+
+def move_attention(maps: Tensor, view: View, image_shape: tuple[int, int]) -> Tensor:
+    """Apply a view of the image to its coarser attention maps, bilinearly, and bring them back to norm 1.
+
+    Args:
+        maps: float (B, h, w).
+        image_shape: (H, W) that the view's offsets refer to.
+
+    Returns:
+        float (B, h, w).
+    """
+    view = view.to(maps.device)
+    theta = torch.zeros(len(maps), 2, 3, device=maps.device)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(view.flip, -1.0, 1.0), 1.0
+    theta[:, 0, 2] = view.dx * 2.0 / image_shape[1]
+    theta[:, 1, 2] = view.dy * 2.0 / image_shape[0]
+    grid = F.affine_grid(theta.to(maps), [len(maps), 1, *maps.shape[1:]], align_corners=False)
+    return normalise_map(F.grid_sample(maps.unsqueeze(1), grid, align_corners=False).squeeze(1))
+
+
+def draw_overlay(
+    seed: int, epoch: int, ids: NDArray[np.int64], probability: float, exponents: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Which images are overlaid, bool (B,), and with which exponent, float (B,), log-uniform: a function of (seed, epoch, id)."""
+    chosen = uniform(seed, f"epoch {epoch} overlay", ids) < probability
+    low, high = np.log(exponents)
+    exponent = np.exp(low + (high - low) * uniform(seed, f"epoch {epoch} exponent", ids))
+    return torch.from_numpy(chosen), torch.from_numpy(exponent).float()
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All random choices about B images in one epoch; every tensor has shape (B,)."""
+
+    view: View
+    overlaid: Tensor
+    """bool."""
+    exponent: Tensor
+    """float32."""
+    hidden_y: Tensor
+    """int64: row of the centre of the cutout's square."""
+    hidden_x: Tensor
+    """int64: its column."""
+    crop: Tensor
+    """int64: which of its few crops an image is seen at; 0 where they are not few."""
+
+    def select(self, index: Tensor) -> "Draws":
+        """Those at the given positions."""
+        return Draws(self.view.select(index), *(getattr(self, field.name)[index] for field in fields(self)[1:]))
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same on a device."""
+        return Draws(self.view.to(device), *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)[1:]))
+
+
+def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], recipe: Recipe, objective: Objective) -> Draws:
+    """What is done with each image in one epoch: a function of (seed, epoch, id) alone, for any number of images at once.
+
+    Args:
+        ids: int64 (B,).
+        shape: (H, W) of the images.
+    """
+    probability = overlay_probability(objective, (epoch - 0.5) / recipe.epochs)
+    overlaid, exponent = draw_overlay(seed, epoch, ids, probability, objective.exponents)
+
+    def place(purpose: str, places: int) -> Tensor:
+        return torch.from_numpy((uniform(seed, f"epoch {epoch} {purpose}", ids) * places).astype(np.int64))
+
+    crop = place("crop", 1 if objective.crops is None else objective.crops.count)
+    if objective.crops is None:
+        view = draw_view(seed, epoch, ids, recipe.padding)
+    else:
+        few = few_crops(objective.crops, ids, recipe.padding)
+        view = View(*(getattr(few, field.name).gather(1, crop[:, None])[:, 0] for field in fields(few)))
+    return Draws(view, overlaid, exponent, place("hidden y", shape[0]), place("hidden x", shape[1]), crop)
+
+
+def overlay_probability(objective: Objective, progress: float) -> float:
+    """The probability of the overlay at a fraction of the run; its mean over the run is `objective.overlay`."""
+    if objective.overlay_schedule == "constant":
+        return objective.overlay
+    return 2 * objective.overlay * (progress if objective.overlay_schedule == "rising" else 1 - progress)
+
+
+def pixel_order(seed: int, epoch: int, ids: NDArray[np.int64], count: int) -> Tensor:
+    """A random permutation of `count` pixels for each id, int64 (B, count): a function of (seed, epoch, id)."""
+    return torch.from_numpy(np.argsort(uniform(seed, f"epoch {epoch} noise", ids[:, None] * count + np.arange(count)), axis=1))
+
+
+def cutout(pixels: Tensor, centre_y: Tensor, centre_x: Tensor, side: int) -> Tensor:
+    """Hide a square of each image behind mid-grey (DeVries, Taylor 2017, "Improved Regularization of CNNs with Cutout").
+
+    Args:
+        pixels: float (B, 3, H, W) in [0, 1].
+        centre_y, centre_x: int64 (B,), anywhere in the image: part of a square may lie outside.
+        side: of the square, in pixels.
+    """
+    height, width = pixels.shape[2:]
+    rows = torch.arange(height, device=pixels.device) - centre_y[:, None]
+    columns = torch.arange(width, device=pixels.device) - centre_x[:, None]
+    inside = [(2 * offset >= -side) & (2 * offset < side) for offset in (rows, columns)]
+    return torch.where(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0.5, pixels)
+
+
+def augment(samples: Samples, draws: Draws, recipe: Recipe, objective: Objective, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """What the student sees of a batch, and the same crop without overlay and cutout, which a live teacher sees.
+
+    Args:
+        samples: B images, with `ig` (and `mask`) where the objective overlays.
+        draws: of the same images.
+
+    Returns:
+        two float (B, 3, H, W) in [0, 1].
+    """
+    clean = crop_flip(samples.pixels, draws.view).float() / 255
+    pixels = clean
+    rows = draws.overlaid.nonzero().squeeze(1) if objective.overlay > 0 else draws.overlaid[:0]
+    if len(rows):
+        assert samples.ig is not None
+        view = draws.view.select(rows)
+        maps = samples.ig[rows] if objective.uncropped_maps else crop_flip(samples.ig[rows], view)
+        masks = crop_flip(samples.mask[rows], view) if objective.content == "mask" and samples.mask is not None else None
+        order = None
+        if objective.content == "noise":
+            order = pixel_order(seed, epoch, samples.ids[rows.cpu().numpy()], maps[0].numel()).to(maps.device)
+        layer = layer_of(objective.content, maps, masks, draws.exponent[rows], order)
+        pixels = clean.index_copy(0, rows, overlay(clean[rows], layer, objective.blend))
+    if recipe.cutout:
+        pixels = cutout(pixels, draws.hidden_y, draws.hidden_x, recipe.cutout)
+    return pixels, clean
+
+
+def deranged(count: int, seed: int, purpose: str) -> NDArray[np.int64]:
+    """For each of `count` images the position of another one, int64 (count,): a random cycle, so that none meets itself.
+
+    A single image has no other and keeps itself.
+    """
+    order = shuffled(seed, purpose, np.arange(count))
+    partner = np.empty(count, np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner

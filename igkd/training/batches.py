@@ -1,0 +1,109 @@
+"""Where a training run's batches come from: all rows in memory, or a stream of them."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from igkd.base.errors import UserError
+from igkd.base.random_draws import shuffled
+from igkd.config.optimisation import Objective, Recipe
+from igkd.images.samples import Samples
+from igkd.training.augment import Draws, draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a step."""
+
+    samples: Samples
+    draws: Draws
+    size: int
+    """Images of the whole step, over all workers."""
+
+
+class Feed(Protocol):
+    """The training images of one worker, epoch by epoch."""
+
+    count: int
+    """Images of an epoch, over all workers."""
+    steps: int
+    """Steps of an epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 1, on the network's device."""
+
+
+class Resident:
+    """All training images on the device as bytes; the order is a function of (seed, epoch, id), whatever the number of workers.
+
+    Worker `rank` takes every world-th image of each batch, and every image is seen once an epoch.
+    """
+
+    def __init__(
+        self, samples: Samples, recipe: Recipe, objective: Objective, seed: int, device: torch.device, rank: int = 0, world: int = 1
+    ) -> None:
+        check_sizes(len(samples), recipe.batch_size, world)
+        self.samples, self.recipe, self.objective, self.seed = samples.to(device), recipe, objective, seed
+        self.rank, self.world, self.device = rank, world, device
+        self.count, self.steps = len(samples), steps_of(len(samples), recipe.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        ids, shape = self.samples.ids, self.samples.shape
+        draws = draw(self.seed, epoch, ids, shape, self.recipe, self.objective).to(self.device)
+        for positions in epoch_batches(self.seed, epoch, ids, self.recipe.batch_size):
+            mine = positions[self.rank :: self.world]
+            index = torch.from_numpy(mine).to(self.device, non_blocking=True)
+            yield Batch(self.samples.select(mine, index), draws.select(index), len(positions))
+
+
+def epoch_batches(seed: int, epoch: int, ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Positions (int64) of each step's images: every image once, in an order fixed by (seed, epoch, ids), in batches as equal as can be."""
+    order = shuffled(seed, f"epoch {epoch} order", ids)
+    return np.array_split(order, steps_of(len(order), batch_size))
+
+
+def steps_of(count: int, batch_size: int) -> int:
+    """Batches in which `count` images are seen, at least one. None is of a single image, unless --batch-size 1 asks for that: batch
+    normalisation cannot train on one value a channel, all that a single image may have. So an odd number in twos has a batch of three."""
+    most = math.ceil(count / batch_size)
+    return max(1, most if batch_size == 1 else min(most, count // 2))
+
+
+def joined(batches: Iterable[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Batches of a stream, as columns of one length; a last one of a single image goes with the one before it, unless that has one, too."""
+    held: dict[str, NDArray[Any]] | None = None
+    for batch in batches:
+        if held is not None and len(batch["ids"]) == 1 < len(held["ids"]):
+            batch = {name: np.concatenate([held[name], column]) for name, column in batch.items()}
+        elif held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def check_sizes(count: int, batch_size: int, world: int) -> None:
+    """Refuse training images too few, or batches too small, for the workers.
+
+    Raises:
+        UserError: saying what is needed.
+    """
+    if count < max(2, world):
+        raise UserError(f"{count} training image(s) are too few for {world} worker(s); it takes at least {max(2, world)}")
+    if count // math.ceil(count / batch_size) < world:
+        raise UserError(f"batches of {batch_size} are too small for {world} workers; use --batch-size {2 * world} or more")
+
+
+def check_validation(count: int, world: int) -> None:
+    """Refuse validation images too few for the workers.
+
+    Raises:
+        UserError: saying what is needed.
+    """
+    if count < world:
+        raise UserError(f"{count} validation image(s) are too few for {world} worker(s); it takes at least {world}")

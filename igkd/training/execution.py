@@ -1,0 +1,73 @@
+"""How a training step is computed on a device: in which precision, compiled or not. Neither changes what is computed, up to rounding."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from igkd.base.choices import Precision
+from igkd.config.optimisation import Recipe
+
+Forward = Callable[..., Any]
+"""Calls a network: (pixels) or (pixels, tap)."""
+
+
+def multiplies_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; without them it is emulated, at a tenth of the speed of float32 on a processor."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """What `auto` stands for on a device: bfloat16 where the device multiplies in it; the others as they are."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if multiplies_in_bfloat16(device) else "float32"
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in the recipe's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(recipe.precision, device) == "bfloat16")
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would call on this machine; None where there is none."""
+    return next((name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)), None)
+
+
+class Compiled:
+    """A network's forward pass, compiled when it is first called; as it is, where that fails."""
+
+    def __init__(self, network: nn.Module, progress: Callable[[str], None]) -> None:
+        """Args:
+        progress: is told, once, why the network is not compiled.
+        """
+        self._network, self._progress = network, progress
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where there is no GPU
+        # One graph for all sizes of a batch: an epoch has two of them, and each graph takes the better part of a minute.
+        self._compiled: Forward | None = torch.compile(network, dynamic=False)
+        if next(network.parameters()).device.type == "cpu" and compiler() is None:
+            self._give_up("there is no C++ compiler on this machine; install g++, or set CXX")
+
+    @property
+    def active(self) -> bool:
+        """Whether calls run compiled code."""
+        return self._compiled is not None
+
+    def _give_up(self, why: str) -> None:
+        self._compiled = None
+        self._progress(f"goes on without torch.compile: {why}")
+
+    def __call__(self, pixels: torch.Tensor, *tap: int) -> Any:
+        if self._compiled is not None:
+            torch._dynamo.maybe_mark_dynamic(pixels, 0)
+            try:
+                return self._compiled(pixels, *tap)
+            except Exception as error:  # whatever a compiler stumbles over; what is wrong with the network itself is raised again below
+                self._give_up(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        return self._network(pixels, *tap)

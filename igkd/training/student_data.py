@@ -1,0 +1,230 @@
+"""What a training job trains on: each worker builds the same task from the job's configuration."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from igkd.base.errors import UserError
+from igkd.base.random_draws import stratified_choice
+from igkd.base.storage import absolute
+from igkd.config.distill import DistillConfig
+from igkd.config.optimisation import FewCrops
+from igkd.config.recipes import MADE, made_for
+from igkd.images.samples import Samples, concatenate
+from igkd.networks.network import ImageClassifier, ModelSpec
+from igkd.networks.renumbered import class_numbers
+from igkd.networks.torchvision import open_teacher
+from igkd.store import Plan, Store
+from igkd.training.augment import deranged
+from igkd.training.batches import check_sizes, check_validation
+from igkd.training.identity import ingest_of
+from igkd.training.task import Moments, Task, check_batch_size, every
+
+
+def check_student(config: DistillConfig, store: Store) -> None:
+    """Refuse images too few, or batches too small, for a student's workers; reads no picture.
+
+    Raises:
+        UserError: saying what is needed.
+    """
+    validation = store.column("validation")
+    check_sizes(round(config.share * int((~validation).sum())), config.batch_size, config.workers)
+    check_validation(int(validation.sum()), config.workers)
+
+
+def distill_task(
+    config: DistillConfig, teacher: ImageClassifier | None = None, rows: tuple[Samples, NDArray[np.bool_]] | None = None
+) -> Task:
+    """The rows of a store; a student of the arm and cut.
+
+    Args:
+        rows: what `Store.samples` gives, if it is in memory already.
+
+    Raises:
+        UserError: the store is not there, unfinished, damaged, or lacks what the arm needs.
+    """
+    store = _fitting_store(config)
+    plan = store.plan
+    held_out = store.column("validation")
+    if not held_out.any() or held_out.all():
+        raise UserError(f"{config.store} has {held_out.sum()} validation rows of {len(held_out)}; make a larger one (--limit)")
+    views = config.which_logits == "views"
+    if ingest_of(config, store) == "stream":
+        train = None
+        validation, moments = look_through(store, every(int((~held_out).sum())))
+    else:
+        samples, held_out = rows or store.samples(views=views)
+        train, validation = samples.select(~held_out), samples.select(held_out)
+        train, moments = train.select(some_of(train, config)), Moments()
+        moments.add(train.pixels[:: every(len(train))])
+
+    spec = student_spec(config, plan)
+    if config.normalise:
+        mean, std = moments.normalisation()
+        spec = replace(spec, mean=mean, std=std)
+    return Task(
+        spec=spec,
+        train=None if train is None else mixed_up(train, config),
+        count=int((~held_out).sum()) if train is None else len(train),
+        validation=validation,
+        recipe=config.training,
+        objective=replace(config.objective, crops=crops_of(store) if views else None),
+        seed=config.seed,
+        teacher=teacher,
+        maps=config.maps,
+    )
+
+
+def student_spec(config: DistillConfig, plan: Plan) -> ModelSpec:
+    """The network of a student, for pixels as they are."""
+    return ModelSpec(
+        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean,
+        short_side=plan.short_side, interpolation=plan.interpolation,
+    )  # fmt: skip
+
+
+def crops_of(store: Store) -> FewCrops | None:
+    """The crops that students keep to, where a store has the logits of only some."""
+    plan = store.views
+    return None if plan is None or plan.count is None else FewCrops(count=plan.count, seed=plan.seed)
+
+
+def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:
+    """The share of the training images that a run sees, stratified by class and drawn by its seed: bool (N,)."""
+    return stratified_choice(train.labels.numpy(), round(config.share * len(train)), config.seed, "share")
+
+
+def for_workers(config: DistillConfig) -> DistillConfig:
+    """The configuration for processes with another working directory. Test images come to them decoded."""
+    return replace(config, store=absolute(config.store), test_images=None)
+
+
+def look_through(store: Store, step: int) -> tuple[Samples, Moments]:
+    """What a streamed run has to know before it begins: the validation images, and the sums over every `step`th training image."""
+    held_out, moments, seen = [], Moments(), 0
+    for part in range(store.plan.parts):
+        samples, validation = store.samples([part])
+        if validation.any():
+            held_out.append(samples.select(validation))
+        pixels = samples.pixels[torch.from_numpy(~validation)]
+        moments.add(pixels[-seen % step :: step])
+        seen += len(pixels)
+    return concatenate(held_out), moments
+
+
+def training_rows(config: DistillConfig, store: Store, part: int) -> Samples:
+    """The training images of one part, as the controls want them: another image's map is that of one of the same part, or, where the
+    part has no other, of a later one."""
+    train = _training(config, store, part)
+    if len(train) != 1 or mixed_up(train, config) is train:
+        return mixed_up(train, config)
+    later = (_training(config, store, (part + offset) % store.plan.parts) for offset in range(1, store.plan.parts))
+    other = next((samples for samples in later if len(samples)), None)
+    if other is None:
+        raise UserError(f"{config.store} has one training image: there is no other whose map could be laid over it; make a larger one")
+    return mixed_up(concatenate([train, other.select(np.arange(1))]), config).select(np.arange(1))
+
+
+def _training(config: DistillConfig, store: Store, part: int) -> Samples:
+    samples, validation = store.samples([part], views=config.which_logits == "views")
+    return samples.select(~validation)
+
+
+def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
+    """The training images as the controls want them: with another image's map; or as the published code has them, whose two programs each
+    saved what they computed in a random order of their own, one the maps, the other logits and attention."""
+    if config.aligned and config.content != "other":
+        return samples
+    partner = torch.from_numpy(deranged(len(samples), config.seed, "partner"))
+    ig = None if samples.ig is None else samples.ig[partner]
+    if config.aligned:
+        return replace(samples, ig=ig)
+    answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
+    logits, views, attention = (None if t is None else t[answering] for t in (samples.logits, samples.views, samples.attention))
+    return replace(samples, ig=ig, logits=logits, views=views, attention=attention)
+
+
+def open_store(config: DistillConfig) -> Store:
+    """Open the store that a student learns from, where a run begins; reads no row.
+
+    Raises:
+        UserError: it is not there, unfinished, lacks what the arm needs, or is not the one that the recipe was found with; or the student
+            cannot train on batches so small.
+    """
+    store = _fitting_store(config)
+    check_batch_size(student_spec(config, store.plan), config.training)
+    wanted = made_for(config.recipe)
+    if wanted is not None and wanted != store.fingerprint():
+        raise UserError(
+            f"the recipe {config.recipe} was found with another store than {config.store}; "
+            f'tune on this one, or delete "{MADE}" from the file to use it all the same'
+        )
+    return store
+
+
+def _fitting_store(config: DistillConfig) -> Store:
+    """The same without the recipe, whose file a worker need not see."""
+    store = Store.open(config.store)
+    tap = config.objective.tap
+    if tap is not None and store.plan.attention_layer is None:
+        raise UserError(
+            f"{config.store} holds no attention, since its teacher is of another kind than the students; choose an arm without at"
+        )
+    if tap is not None and tap != store.plan.attention_layer:
+        raise UserError(
+            f"{config.store} holds attention of layer {store.plan.attention_layer}, a student of cut {config.cut} needs layer {tap}; "
+            f"make a store with `python -m jobs.precompute --cut {config.cut}`"
+        )
+    if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
+        raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
+    check_views(config, store)
+    if store.plan.split != "train":
+        raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
+    return store
+
+
+def check_views(config: DistillConfig, store: Store) -> None:
+    """Refuse a student that would see crops of which its store has no logits.
+
+    Raises:
+        UserError: saying which it has.
+    """
+    if config.which_logits != "views":
+        return
+    views = store.views
+    if views is None:
+        raise UserError(
+            f"{config.store} has no logits of crops, or not all of them yet: add them by its jobs.precompute command with --views all, "
+            "or choose --logits image"
+        )
+    if config.padding > views.padding or (views.count is not None and config.padding != views.padding):
+        raise UserError(
+            f"{config.store} has the logits of crops with a padding of {views.padding}, not {config.padding}: "
+            f"choose --padding {views.padding}, or --logits image"
+        )
+
+
+def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
+    """The teacher that a student's configuration names, if it does.
+
+    Raises:
+        UserError: it is needed and not named, cannot be opened, or is not the one that the store was made with.
+    """
+    if config.maps == 1 or config.maps < 0:
+        raise UserError(f"--maps {config.maps} is too few: a map is compared with its own image's and with another's; use 0, or at least 2")
+    if config.teacher is None:
+        if config.which_logits == "live":
+            raise UserError(
+                "to distil from the teacher itself, say where it is with --teacher DIR; or add views to the store "
+                "(jobs.precompute --views all); or choose --logits image and --no-live"
+            )
+        return None
+    (teacher, card), store = open_teacher(config.teacher), Store.open(config.store)
+    if card["sha256"] != store.plan.teacher:
+        raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its weights differ")
+    numbers = class_numbers(teacher, f"the teacher {config.teacher}", config.store, store.plan.classes, "make a store with this teacher")
+    if not np.array_equal(numbers, np.arange(len(numbers))):
+        raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its classes are in another order")
+    return teacher

@@ -1,0 +1,86 @@
+"""What a training run is given: its network, its images, its settings."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from igkd.base.errors import UserError
+from igkd.config.optimisation import Objective, Recipe
+from igkd.images.samples import Samples
+from igkd.networks.network import ImageClassifier, ModelSpec, values_a_channel
+from igkd.training.test_images import Unseen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One network to train."""
+
+    spec: ModelSpec
+    train: Samples | None
+    """None where they are streamed."""
+    count: int
+    """Training images."""
+    validation: Samples
+    left_out: tuple[str, ...] = ()
+    """A sentence for each training image that cannot be used."""
+    recipe: Recipe
+    objective: Objective
+    seed: int
+    teacher: ImageClassifier | None = None
+    """Whose student this is, if it is at hand."""
+    keep_epochs: tuple[int, ...] = ()
+    """After which the network as it then is becomes a checkpoint of its own."""
+    maps: int = 0
+    """Test images whose maps are compared with the teacher's at the end."""
+    test: Callable[[], "Unseen"] | None = None
+    """Gives the images that the network is judged by at the end; None where there are none, or they must not be read."""
+
+
+@dataclass
+class Moments:
+    """Sums over pixels, of which mean and standard deviation are made. They are whole numbers: in whatever parts the pixels come, the
+    result is the same to the last digit."""
+
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
+
+    def add(self, pixels: Tensor) -> None:
+        """Take in uint8 (N, 3, H, W)."""
+        for batch in pixels.split(256):
+            whole = batch.to(torch.int64)
+            self.count += whole[:, 0].numel()
+            self.total += whole.sum(dim=(0, 2, 3))
+            self.squares += (whole * whole).sum(dim=(0, 2, 3))
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of pixels in [0, 1] per channel, to four digits."""
+        n, mean, std = self.count, [], []
+        for total, squares in zip(self.total.tolist(), self.squares.tolist(), strict=True):
+            variance = (n * squares - total * total) / (n * max(1, n - 1))
+            mean.append(round(total / n / 255, 4))
+            std.append(max(round(math.sqrt(variance) / 255, 4), 1e-4))
+        return tuple(mean), tuple(std)
+
+
+def check_batch_size(spec: ModelSpec, recipe: Recipe) -> None:
+    """Refuse steps of one image of which a batch normalisation would see one value a channel, which has no variance.
+
+    Raises:
+        UserError: saying what is needed.
+    """
+    scale = 0.75 if recipe.low_resolution_epochs else 1.0
+    if recipe.batch_size == 1 and values_a_channel(spec, scale) == 1:
+        height, width = (round(side * scale) for side in spec.image_shape)
+        raise UserError(
+            f"--batch-size 1 is too small: at {height}x{width} pixels this network's last feature maps have a single pixel, and batch "
+            "normalisation needs two values a channel; use --batch-size 2 or more"
+        )
+
+
+def every(count: int) -> int:
+    """The step by which at most 10,000 of so many training images are looked at for mean and standard deviation of the pixels."""
+    return max(1, -(-count // 10_000))

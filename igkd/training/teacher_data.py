@@ -1,0 +1,62 @@
+"""What a teacher trains on: the training images of a source."""
+
+import numpy as np
+
+from igkd.base.random_draws import validation_mask
+from igkd.config.optimisation import Objective
+from igkd.config.teacher import TeacherConfig
+from igkd.images.open import open_images
+from igkd.images.samples import first_image, load_samples, sentences
+from igkd.networks.network import ModelSpec
+from igkd.training.batches import check_sizes, check_validation
+from igkd.training.task import Moments, Task, check_batch_size, every
+
+
+def teacher_task(config: TeacherConfig) -> Task:
+    """All training images of a source but its validation split.
+
+    Raises:
+        UserError: there are no images, or one cannot be used.
+    """
+    source = open_images(config.images)
+    labels = source.checked_labels("train")
+    resize = config.image_size is not None
+    shape = (config.image_size, config.image_size) if config.image_size is not None else None
+    samples, left_out = load_samples(source, "train", np.arange(len(labels)), shape, resize, config.bad_images)
+    validation = validation_mask(labels)[samples.ids]
+    train = samples.select(~validation)
+    moments = Moments()
+    moments.add(train.pixels[:: every(len(train))])
+    mean, std = moments.normalisation()
+    spec = ModelSpec(
+        classes=source.classes, image_shape=samples.shape, width=config.width, stride=config.stride, lean=config.lean, mean=mean, std=std
+    )
+    return Task(
+        spec=spec,
+        train=train,
+        count=len(train),
+        left_out=sentences(left_out),
+        validation=samples.select(validation),
+        recipe=config.recipe,
+        objective=Objective(),
+        seed=config.seed,
+        keep_epochs=config.keep_epochs,
+    )
+
+
+def check_teacher(config: TeacherConfig) -> None:
+    """Find before any picture but the first is read what would end a teacher's run.
+
+    Raises:
+        UserError: there are no images, too few of them, or batches too small for the network or the workers.
+    """
+    source = open_images(config.images)
+    validation = validation_mask(source.checked_labels("train"))
+    check_sizes(int((~validation).sum()), config.batch_size, config.workers)
+    check_validation(int(validation.sum()), config.workers)
+    if config.batch_size > 1:
+        return
+    first = first_image(source, "train", config.bad_images).shape
+    shape = (first[0], first[1]) if config.image_size is None else (config.image_size, config.image_size)
+    spec = ModelSpec(classes=source.classes, image_shape=shape, width=config.width, stride=config.stride, lean=config.lean)
+    check_batch_size(spec, config.recipe)

@@ -1,0 +1,171 @@
+"""Running the cells of a grid: those that have no result yet, each in a process of its own."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+
+from igkd.base import provenance, run_directory
+from igkd.base.errors import UserError
+from igkd.base.storage import absolute
+from igkd.config.distill import DistillConfig
+from igkd.store import Store, hold
+from igkd.sweeps.grid import Cell
+from igkd.sweeps.ledger import Kind, Ledger, Status
+from igkd.training.identity import fingerprints, identity, judged_otherwise
+from igkd.training.student_data import open_store, open_teacher_of
+from igkd.training.test_images import Unseen, unseen_by_student
+from jobs.backend.estimates import slots
+from jobs.backend.halving import Halving, replay
+from jobs.backend.one_trial import Work
+from jobs.backend.runtime import start_ray
+from jobs.backend.sweep_progress import interruptible
+from jobs.backend.training import tell
+from jobs.backend.trials import persist, run_trials
+
+
+def look_up(found: dict[str, Cell], settings: dict[str, Any]) -> Cell:
+    """The cell that Tune's settings name."""
+    return found[settings["cell"]]
+
+
+def train_cells(
+    grid: list[Cell],
+    out: str,
+    runs_per_gpu: int,
+    seconds: float | None = None,
+    page: str = "report.html",
+    kind: Kind = "ablation",
+    halving: Callable[[], Halving] | None = None,
+) -> bool:
+    """Run the cells that have no result yet, on a cluster that is started where there is none; says whether all have one now.
+
+    Args:
+        page: name of the report.
+        kind: of the sweep.
+        halving: makes what stops runs that lag behind; without it, all run to their end.
+
+    Raises:
+        UserError: a cell's directory belongs to a run of other settings.
+    """
+    claim(grid)
+    start_ray()
+    todo = sum(not (Path(cell.config.out) / "result.json").exists() for cell in grid)
+    resources, at_once = slots(runs_per_gpu, todo)
+    return interruptible(partial(run_cells, grid, out, resources, at_once, seconds, page, kind, halving))
+
+
+def resident(grid: list[Cell], store: Store) -> list[Cell]:
+    """The cells, whose ingest is decided, and in a sweep is resident.
+
+    Raises:
+        UserError: the store does not fit into memory.
+    """
+    if any(cell.config.ingest == "stream" for cell in grid):
+        raise UserError(f"{store.uri} does not fit into memory, where sweeps keep it; use a smaller one, or jobs.distill")
+    return grid
+
+
+def check(grid: list[Cell]) -> None:
+    """Find before any run begins what would end one of them.
+
+    Raises:
+        UserError: an arm, a recipe, a teacher or test images do not fit the store.
+    """
+    for cell in grid:
+        open_store(cell.config)
+    for one in {(cell.config.teacher, cell.config.objective.logits, cell.config.maps): cell.config for cell in grid}.values():
+        open_teacher_of(one)
+    unseen_by(grid)
+
+
+def unseen_by(grid: list[Cell]) -> Unseen | None:
+    """The images that the runs without a result are judged by; None where there are none, or no such run."""
+    todo = [cell.config for cell in grid if not (Path(cell.config.out) / "result.json").exists()]
+    return unseen_by_student(todo[0], Store.open(todo[0].store)) if todo else None
+
+
+def claim(grid: list[Cell]) -> None:
+    """Make the directories of all runs, or find them.
+
+    Raises:
+        UserError: one belongs to a run of other settings.
+    """
+    found = fingerprints(grid[0].config)
+    for cell in grid:
+        run_directory.claim(Path(cell.config.out), cell.config, identity(cell.config, found))
+
+
+def run_cells(
+    grid: list[Cell],
+    out: str,
+    resources: dict[str, float],
+    at_once: int,
+    seconds: float | None,
+    page: str,
+    kind: Kind,
+    halving: Callable[[], Halving] | None,
+) -> bool:
+    """Run the cells that have no result yet; says whether all have one now."""
+    root, first = Path(out), grid[0].config
+    unseen = unseen_by(grid)
+    if unseen is not None:
+        tell(unseen)
+    work = Work(
+        cell_of=partial(look_up, {cell.name: cell for cell in grid}),
+        here=Path.cwd(),
+        store=absolute(first.store),
+        fingerprints=fingerprints(first),
+        command=provenance.command(),
+        teacher=ray.put(open_teacher_of(teacher_of(grid))),
+        unseen=None if unseen is None else ray.put(unseen),
+    )
+    status = Status(
+        command=work.command,
+        planned=[cell.name for cell in grid],
+        total=len(grid),
+        slots=at_once,
+        began=time.time(),
+        deadline=None if seconds is None else time.time() + seconds,
+        epochs={cell.name: cell.config.epochs for cell in grid},
+        page=page,
+        kind=kind,
+    )
+    with hold(out):
+        ledger = Ledger(root, status)
+
+        def left() -> list[str]:
+            done = {row["cell"] for row in ledger.rows}
+            return [cell.name for cell in grid if cell.name not in done]
+
+        def attempt() -> None:
+            if todo := left():
+                seconds = None if status.deadline is None else max(1.0, status.deadline - time.time())
+                judge = None if halving is None else halving()
+                if judge is not None:
+                    replay(judge, ledger.rows)
+                run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds, halving=judge)
+
+        print(f"sweep: {len(grid)} runs, {len(grid) - len(left())} done before, {at_once} at a time, in {out}", flush=True)
+        configs = {cell.name: cell.config for cell in grid}
+        if other := judged_otherwise(
+            (row, configs[row["cell"]]) for row in ledger.rows if row["cell"] in configs and row["state"] == "done"
+        ):
+            print(f"sweep: {len(other)} of these are not judged as is asked now: {other[0]}", flush=True)
+        try:
+            persist(attempt)
+        finally:
+            ledger.refresh()
+            finished = not left()
+            ledger.status.running.clear()
+            ledger.write_status("finished" if finished else "stopped")
+    return finished
+
+
+def teacher_of(grid: list[Cell]) -> DistillConfig:
+    """A cell that names the teacher, if one does."""
+    return next((cell.config for cell in grid if cell.config.teacher is not None), grid[0].config)

@@ -1,0 +1,107 @@
+"""One run of a sweep in a process of its own: from its last state to its result."""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import ray.tune
+import torch
+from numpy.typing import NDArray
+
+from igkd.base import provenance, run_directory
+from igkd.base.errors import UserError
+from igkd.base.run_directory import STATE
+from igkd.images.samples import Samples
+from igkd.networks.network import ImageClassifier
+from igkd.store import Store
+from igkd.sweeps.grid import Cell
+from igkd.training.identity import identity
+from igkd.training.loop import Diverged
+from igkd.training.run import Trainer, finish_run
+from igkd.training.student_data import distill_task, for_workers
+from igkd.training.test_images import Unseen
+from jobs.backend.halving import METRIC
+from jobs.backend.runtime import fetched
+
+TRIES = 3
+Settings = dict[str, Any]
+T = TypeVar("T")
+CellOf = Callable[[Settings], Cell]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all runs of a sweep know: a small value."""
+
+    cell_of: CellOf
+    """What Tune says of a run, to the run."""
+    here: Path
+    """The driver's working directory, to which paths of a cell refer."""
+    store: str
+    """Its absolute URI."""
+    fingerprints: dict[str, str]
+    command: str
+    """As the user typed it."""
+    teacher: ray.ObjectRef[ImageClassifier | None]
+    unseen: ray.ObjectRef[Unseen] | None = None
+    """The images that networks are judged by at the end; None where there are none."""
+
+
+@functools.lru_cache(maxsize=1)
+def stored_samples(uri: str, fingerprint: str, views: bool) -> tuple[Samples, NDArray[np.bool_]]:
+    """All rows of a store, decoded once in a process that runs many students one after the other."""
+    return Store.open(uri).samples(views=views)
+
+
+def train_cell(settings: Settings, work: Work) -> None:
+    """One run, in a process of Tune's, which tries it again after an error, but not after one of ours: that would come again."""
+    try:
+        run_cell(settings, work)
+    except UserError as error:
+        ended = "diverged" if isinstance(error, Diverged) else "refused"
+        ray.tune.report({METRIC: 0.0, "epoch": work.cell_of(settings).config.epochs, ended: str(error)})
+
+
+def run_cell(settings: Settings, work: Work) -> None:
+    """One run: goes on from the state in its directory, tells Tune every epoch, and leaves its result."""
+    cell = work.cell_of(settings)
+    config, out, started = cell.config, work.here / cell.config.out, provenance.now()
+    finished = run_directory.claim(out, config, identity(config, work.fingerprints))
+    if finished is not None:  # retried after its last report was lost
+        ray.tune.report(finished["history"][-1])
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolved = for_workers(dataclasses.replace(config, store=work.store))
+    rows = stored_samples(work.store, work.fingerprints["store_fingerprint"], config.which_logits == "views")
+    task = distill_task(resolved, fetched(work.teacher), rows)
+    if work.unseen is not None:
+        task = dataclasses.replace(task, test=functools.partial(fetched, work.unseen))
+    trainer = Trainer(task, lambda network: network.to(device), progress=lambda line: None)
+    if (out / STATE).exists():
+        trainer.load(out)
+    for history in trainer.epochs():
+        if not trainer.finished:
+            trainer.save(out)
+            ray.tune.report(history[-1])
+    trainer.write_outcome(out / "outcome")
+    made: Settings = {"name": cell.label, "arm": cell.label, "content": config.content, "recipe": config.recipe}
+    made |= {"cell": cell.name, "share": config.share, "state": "done", "settings": settings}
+    parameters = Store.open(work.store).plan.teacher_parameters
+    finish_run("distill", config, out, out / "outcome", work.command, started, made, parameters)
+    shutil.rmtree(out / "outcome")
+    (out / STATE).unlink(missing_ok=True)
+    ray.tune.report(trainer.history[-1])
+
+
+def unfinished_row(work: Work, cell: Cell, settings: Settings, history: list[dict[str, Any]], state: str) -> dict[str, Any]:
+    """The row of a run that ended before its last epoch, without figures of a network."""
+    config = cell.config
+    made = {"job": "distill", "name": cell.label, "arm": cell.label, "content": config.content, "recipe": config.recipe, "cut": config.cut}
+    made |= {"seed": config.seed, "config": dataclasses.asdict(config), "history": history}
+    made |= {"cell": cell.name, "share": config.share, "state": state, "settings": settings}
+    return made | {"provenance": provenance.provenance(work.command, config.seed, provenance.now())}

@@ -1,0 +1,269 @@
+"""What the jobs share: starting Ray, running a training loop on it, and turning its errors into sentences."""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2.api.config import LoggingConfig
+
+from igkd.base.errors import INTERRUPTED, STOPPED, UserError, run_cli
+from jobs.backend.start import connect
+
+# glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
+# Ray Train's own `print` says every line twice.
+WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+READ_CPUS = 0.2
+"""Processors that a task of Ray Data takes which mostly waits for a disk or a network."""
+T = TypeVar("T")
+
+
+def run_job(main: Callable[[], int | None]) -> None:
+    """Run a job's main function as a program; errors of Ray that wrap a UserError become its sentence."""
+
+    def unwrapped() -> int | None:
+        try:
+            return main()
+        except Exception as error:
+            cause = user_error(error)
+            if cause is None:
+                raise
+            raise cause from None
+        finally:
+            ray.shutdown()
+
+    run_cli(unwrapped)
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The UserError somewhere inside an error of Ray, if there is one."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, UserError) and not isinstance(one, ray.exceptions.RayError):
+            return UserError(str(one).partition("\nFailed to ")[0])  # without Ray Data's advice on its settings for retries
+        failures = getattr(one, "worker_failures", None) or {}
+        causes = (getattr(one, name, None) for name in ("cause", "controller_failure"))
+        pending += [*causes, one.__cause__, one.__context__, *failures.values()]
+    return None
+
+
+def start_ray(num_cpus: int | None = None) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, as it does for submitted jobs, or start one of all processors or `num_cpus`.
+
+    Left to itself Ray would join whatever cluster was started last on this machine: that of another job, whose end would be ours, or of
+    another user.
+
+    Raises:
+        UserError: that cluster cannot be reached, or none can be started.
+    """
+    set_up_ray_data()
+    if ray.is_initialized():
+        return
+    here = str(Path(__file__).resolve().parents[2])
+    environment = {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}}
+    connect(num_cpus, environment)
+
+
+@functools.lru_cache(maxsize=4)
+def fetched(ref: ray.ObjectRef[T]) -> T:
+    """An object of the driver, unpacked once in a worker process: a source may know the names of a million files.
+
+    Here and not where it is used: a job's own module is __main__, which Ray sends by value, and a cache cannot go that way.
+    """
+    return ray.get(ref)
+
+
+def set_up_ray_data() -> None:
+    """Settings that a data set takes from its driver when it is made: errors of ours stay themselves, progress is left to our own lines.
+
+    Ray Data's bars need a terminal and count blocks; our lines count images and work in a log, too.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def scaling(workers: int, reads: bool = False, least: int | None = None) -> ScalingConfig:
+    """Share the cluster among the workers of a run; on GPUs where there are GPUs.
+
+    Elastic workers, at least `least` of them, have a GPU or a processor each: how many there will be to share is not known.
+
+    With `reads`, a quarter of the processors stays free for the tasks that feed the workers, which would otherwise wait for ever.
+    """
+    resources = ray.cluster_resources()
+    gpus = resources.get("GPU", 0)
+    if least is not None:
+        each = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": 1.0}
+        return ScalingConfig(num_workers=(least, workers), use_gpu=bool(gpus), resources_per_worker=each)  # type: ignore[arg-type]  # of Train V1
+    if gpus:
+        share = gpus / workers
+        return ScalingConfig(num_workers=workers, use_gpu=True, resources_per_worker={"GPU": 1 if share >= 1 else share, "CPU": 1})
+    node = max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
+    share = min(node, resources.get("CPU", 1) / workers) * (0.75 if reads else 1)
+    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": math.floor(share) if share >= 1 else share})
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """What a worker of Ray Train runs: an error of ours leaves it as itself, and unlike others without a traceback in the log."""
+    try:
+        yield
+    except Exception as error:
+        cause = user_error(error)
+        if cause is None:
+            raise
+        logging.disable(logging.CRITICAL)  # for the rest of this process, which Ray ends
+        raise cause from None
+
+
+class Final(ray.train.UserCallback):
+    """Ends a run at an error of ours, which would come again however often it was tried: to Ray Train all errors of workers are alike,
+    and an error in its own controller, where this is called, is one that is not tried again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        causes = [cause for error in worker_exceptions.values() if (cause := user_error(error)) is not None]
+        if causes:
+            logging.disable(logging.CRITICAL)  # of a process that has nothing left to do
+            raise causes[0]
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    loop_config: dict[str, Any],
+    out: Path,
+    workers: int,
+    stream: Callable[[], Any] | None = None,
+    least: int | None = None,
+) -> Path:
+    """Run a training loop to its end, going on from the last checkpoint under `out`; workers that die are restarted twice.
+
+    A UserError in a worker, under `one_sentence`, is raised here at once.
+
+    Args:
+        stream: makes the Ray Dataset "train" of which every worker gets an equal share.
+        least: elastic workers, so many of them at least.
+
+    Returns:
+        the directory of the last checkpoint.
+    """
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1, not {workers}")
+    if least is not None and not 1 <= least <= workers:
+        raise UserError(f"--min-workers must be at least 1 and at most --workers, {workers}, not {least}")
+    start_ray()
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=loop_config,
+        scaling_config=scaling(workers, reads=stream is not None, least=least),
+        datasets={"train": stream()} if stream is not None else None,
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=str(out.resolve()),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=2),
+            callbacks=[Final()],  # type: ignore[list-item]  # mypy sees the class of Train V1
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # likewise
+        ),
+    )
+    try:
+        with own_state_api():
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        cause = user_error(error)
+        if cause is None:
+            raise
+        raise cause from None
+    if result.checkpoint is None:
+        raise UserError(f"the run under {out} ended without a checkpoint; its log is above")
+    return Path(result.checkpoint.path)
+
+
+@contextlib.contextmanager
+def own_state_api() -> Iterator[None]:
+    """Have Ray Train ask this job's Ray whether a training is alive, not the one that was started last on this machine, by whomever.
+
+    Its PlacementGroupCleaner (Ray 2.60) asks Ray's state API without an address. Beside another Ray it printed a traceback, or took a run
+    of ours for dead and removed its workers. The state API takes the address from this variable, which Train hands on to its actors here.
+    """
+    name, before = "RAY_API_SERVER_ADDRESS", os.environ.get("RAY_API_SERVER_ADDRESS")
+    ENV_VARS_TO_PROPAGATE.add(name)
+    os.environ[name] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def stopping_after(seconds: float | None) -> Iterator[None]:
+    """Stop this process as Ctrl-C does, but with a sentence that the time is up, if the block takes longer than that.
+
+    In a block that `in_thread` runs, the process ends at once, with status 0; elsewhere KeyboardInterrupt is raised in the main thread.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def stop() -> None:
+        TIME_IS_UP.set()
+        print("the time is up; the same command goes on where this one ended", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(max(1.0, seconds), stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+TIME_IS_UP = threading.Event()
+
+
+def in_thread(task: Callable[[], T]) -> T:
+    """Run a function that calls `fit` in a thread, and give its result.
+
+    There Ray Train leaves Ctrl-C to us. It ends this process at once, and what it started with it, as a `kill -9` would, which costs
+    nothing that was reported: Ray stopped under the thread that waits for it may end the process itself, with a status of its own.
+    """
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(task)
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        if TIME_IS_UP.is_set():
+            os._exit(0)
+        print(STOPPED, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    except BaseException:
+        ray.shutdown()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

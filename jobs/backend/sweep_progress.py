@@ -1,0 +1,153 @@
+"""What a sweep says while it runs: the ledger of its results, lines of progress, and how it stops."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.experiment import Trial
+
+from igkd.base.errors import UserError
+from igkd.base.storage import read_json
+from igkd.sweeps.ledger import Ledger, duration, remaining_seconds
+from igkd.training.state import read_history
+from jobs.backend.halving import METRIC, Halving
+from jobs.backend.one_trial import TRIES, Settings, T, Work, unfinished_row
+
+SAY_S = 30.0
+"""Seconds between two lines about runs that go on."""
+PATIENCE_S = 30.0
+"""For Tune to stop after Ctrl-C."""
+
+
+class Interruption(ray.tune.Stopper):
+    """Ends Tune from another thread. Tune pickles it, so what it looks at is the module's."""
+
+    asked = threading.Event()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return Interruption.asked.is_set()
+
+
+def interruptible(sweep: Callable[[], T]) -> T:
+    """Run a function that calls `run_trials` in a thread, and at Ctrl-C let it end what it does: every run has the state of its last epoch.
+
+    In the main thread Tune would take Ctrl-C for itself, and say nothing of it.
+    """
+    Interruption.asked.clear()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(sweep)
+        try:
+            return future.result()
+        except (KeyboardInterrupt, SystemExit):  # the latter is what Ray makes of SIGTERM, by which `ray job stop` asks
+            Interruption.asked.set()
+            wait([future], timeout=PATIENCE_S)
+            raise
+        finally:
+            if Interruption.asked.is_set():
+                ray.shutdown()
+
+
+class Keeper(ray.tune.Callback):
+    """Keeps the ledger while Tune runs, and says in lines what happens."""
+
+    def __init__(self, ledger: Ledger, work: Work, halving: Halving | None) -> None:
+        self.ledger, self.work, self.halving = ledger, work, halving
+        self.histories: dict[str, list[dict[str, Any]]] = {}
+        self.spoke = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        cell = self.work.cell_of(settings_of_trial(trial))
+        out = self.work.here / cell.config.out
+        self.histories[trial.trial_id] = []
+        with contextlib.suppress(UserError):  # there is none, or it is damaged, which the run itself will say
+            self.histories[trial.trial_id] = read_history(out)
+        self.ledger.status.running[cell.name] = len(self.histories[trial.trial_id])
+        self.ledger.status.epochs[cell.name] = cell.config.epochs
+        self.ledger.write_status()
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        name, history = self.work.cell_of(settings_of_trial(trial)).name, self.histories[trial.trial_id]
+        if "train_loss" in result and result["epoch"] > len(history):
+            keys = ("epoch", "train_loss", "train_accuracy", "validation_loss", METRIC, "seconds")
+            history.append({k: result[k] for k in keys})
+        self.ledger.status.running[name] = len(history)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        settings = settings_of_trial(trial)
+        cell, history = self.work.cell_of(settings), self.histories.pop(trial.trial_id, [])
+        self.ledger.status.running.pop(cell.name, None)
+        result = self.work.here / cell.config.out / "result.json"
+        diverged, refused = ((trial.last_result or {}).get(name) for name in ("diverged", "refused"))
+        if result.exists():
+            row = read_json(result)
+            self.ledger.add(row)
+            self.say(f"{cell.name} done: {headline(row)}")
+        elif diverged:
+            self.ledger.conclude(cell.name, unfinished_row(self.work, cell, settings, history, "diverged") | {"error": diverged})
+            self.say(f"{cell.name} diverged: {diverged}")
+        elif refused:
+            self.ledger.status.failures[cell.name] = {"tries": 1, "error": refused}
+            self.say(f"{cell.name} FAILED: {refused}")
+        elif self.halving is not None and trial.trial_id in self.halving.stopped:
+            row = unfinished_row(self.work, cell, settings, history, "pruned")
+            self.ledger.conclude(cell.name, row)
+            self.say(f"{cell.name} stopped after epoch {len(history)}: {headline(row)}, behind the others")
+        self.ledger.write_status()
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        name = self.work.cell_of(settings_of_trial(trial)).name
+        error = _last_line(trial)
+        self.ledger.status.running.pop(name, None)
+        self.ledger.status.failures[name] = {"tries": TRIES, "error": error}
+        self.say(f"{name} FAILED {TRIES} times: {error}")
+        self.ledger.write_status()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.say(f"{self.work.cell_of(settings_of_trial(trial)).name} failed and is tried again: {_last_line(trial)}", "")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        status = self.ledger.status
+        if time.time() - status.updated > 10:
+            self.ledger.write_status()
+        if time.monotonic() - self.spoke > SAY_S and status.running:
+            self.say(", ".join(f"{name} at epoch {n} of {status.epochs[name]}" for name, n in sorted(status.running.items())))
+
+    def say(self, line: str, end: str | None = None) -> None:
+        """A line with how far all is."""
+        status, rows = self.ledger.status, self.ledger.rows
+        left, done = remaining_seconds(status, rows), len(status.done(rows))
+        end = f" ({done} of {status.total}{f', {duration(left)} left' if left else ''})" if end is None else end
+        print(f"sweep: {line}{end}", flush=True)
+        self.spoke = time.monotonic()
+
+
+def headline(row: Mapping[str, Any]) -> str:
+    """The accuracies of a row in words."""
+    validation = f"validation {row['history'][-1][METRIC]:.1%}" if row["history"] else "no epoch"
+    return f"{validation}, test {row['test']['accuracy']:.1%}" if "test" in row else validation
+
+
+def settings_of_trial(trial: Trial) -> Settings:
+    """What Tune gave a trial."""
+    return {k: v for k, v in trial.config.items()}
+
+
+def _last_line(trial: Trial) -> str:
+    """The last line of a trial's last error, which says what went wrong."""
+    try:
+        text = Path(trial.error_file or "").read_text().strip()
+    except OSError:
+        text = ""
+    if "OutOfMemoryError" in text:  # Ray's last line is its manual
+        return "its process was killed because the node had too little memory; free some, or run fewer at a time"
+    lines = text.splitlines()
+    return lines[-1].strip() if lines else "unknown, its process is gone"

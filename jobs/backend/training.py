@@ -1,0 +1,123 @@
+"""The training loop of teacher and student on Ray Train, and the run directory around it."""
+
+import dataclasses
+import functools
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import Checkpoint
+
+from igkd.base import provenance, run_directory
+from igkd.store import hold
+from igkd.training.identity import judged_otherwise
+from igkd.training.run import Trainer, finish_run
+from igkd.training.task import Task
+from igkd.training.test_images import Unseen
+from jobs.backend.ingest import Stream
+from jobs.backend.runtime import fetched, fit, one_sentence, start_ray
+
+
+@one_sentence()
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """One worker of a run: build the task, go on from the last checkpoint, report every epoch with a checkpoint."""
+    logging.disable(logging.INFO)  # Ray Train says in many words what `progress` says in few
+    task: Task = loop_config["task"]()
+    if "unseen" in loop_config:
+        task = dataclasses.replace(task, test=functools.partial(fetched, loop_config["unseen"]))
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+
+    def progress(line: str) -> None:
+        if rank == 0:
+            print(f"{loop_config['name']}: {line}", flush=True)
+
+    if loop_config.get("elastic"):
+        progress(f"begins with {world} worker(s)")
+    trainer = Trainer(task, ray.train.torch.prepare_model, rank, world, progress)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            trainer.load(Path(directory))
+    feed = Stream(ray.train.get_dataset_shard("train"), task, trainer.device, rank, world) if task.train is None else None
+    for history in trainer.epochs(feed):
+        if rank != 0:
+            ray.train.report(history[-1])
+            continue
+        if len(history) in task.keep_epochs:
+            trainer.write_snapshot(Path(loop_config["out"]) / f"epoch-{len(history)}", f"{loop_config['name']}, epoch {len(history)}")
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = Path(temporary)
+            trainer.save(directory)
+            if trainer.finished:
+                trainer.write_outcome(directory)
+            ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(directory))
+
+
+def run_training(
+    name: str,
+    config: Any,
+    task: Callable[[], Task],
+    fingerprints: dict[str, str],
+    made: dict[str, Any],
+    stream: Callable[[], ray.data.Dataset] | None = None,
+    unseen: Callable[[], Unseen | None] = lambda: None,
+    teacher_parameters: int | None = None,
+) -> dict[str, Any]:
+    """Train under `config.out`, or go on there, and write checkpoint and result.
+
+    Args:
+        name: of the job, for messages and in the result.
+        config: its configuration, with `out`, `seed` and `workers`.
+        task: builds what to train on, in every worker; local paths in it must be absolute.
+        fingerprints: what identifies the run besides its configuration.
+        made: further entries of the result row.
+        stream: makes the data set of training images, where the task has none in memory.
+        unseen: reads the images that the network is judged by at the end.
+        teacher_parameters: of a student's teacher.
+
+    Returns:
+        the result row, also in OUT/result.json; the network is OUT/model.safetensors and OUT/model.json.
+
+    Raises:
+        UserError: the directory is that of another configuration, or another job is training there.
+    """
+    out, started = Path(config.out), provenance.now()
+    finished = run_directory.claim(out, config, fingerprints)
+    if finished is None:
+        with hold(str(out)):
+            finished = run_directory.claim(out, config, fingerprints)  # again: another job may have ended while we waited
+            if finished is None:
+                loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None}
+                loop_config |= {"out": str(out.resolve())}
+                found = unseen()  # before the first epoch: what is wrong with them should not be said after the last
+                if found is not None:
+                    tell(found)
+                    start_ray()
+                    loop_config["unseen"] = ray.put(found)
+                checkpoint = fit(train_worker, loop_config, out, config.workers, stream, config.min_workers)
+                row = finish_run(name, config, out, checkpoint, provenance.command(), started, made, teacher_parameters)
+                print(f"{name} finished: {headline(row)}, in {out}", flush=True)
+                return row
+    print(f"{out} is already finished: {headline(finished)}", flush=True)
+    for sentence in judged_otherwise([(finished, config)]):
+        print(sentence, flush=True)
+    return finished
+
+
+def tell(unseen: Unseen) -> None:
+    """Say which test images cannot be used."""
+    for sentence in unseen.left_out:
+        print(f"test images: {sentence}", flush=True)
+
+
+def headline(row: dict[str, Any]) -> str:
+    """The accuracy of a run in words: on the test images, or on the validation split where it read none."""
+    if "test" in row:
+        return f"test accuracy {row['test']['accuracy']:.1%} on {row['test']['count']} images"
+    return f"validation accuracy {row['history'][-1]['validation_accuracy']:.1%} on {row['images']['validation']} images"

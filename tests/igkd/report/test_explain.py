@@ -1,0 +1,299 @@
+import base64
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from PIL import Image
+
+from igkd.attribution import attributor
+from igkd.base.errors import UserError
+from igkd.evaluation.map_metrics import cosine, rank_correlation
+from igkd.images import drawn_shapes
+from igkd.images.codec import decode
+from igkd.networks import checkpoint
+from igkd.networks.network import Classifier, ModelSpec, build
+from igkd.report import charts
+from igkd.report.explain import ExplainConfig, Explanation, cards, explain, render, summary, write_page
+from tests.helpers.networks import settled
+from tests.helpers.pages import HOSTILE, Page
+from tests.helpers.paths import ROOT
+from tests.helpers.pictures import encoded
+
+IMAGES = "shapes:train=10,test=40"
+IDS = (31, 2, 17)
+SPEC = ModelSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
+STEPS = 8
+
+
+def confident(spec: ModelSpec, seed: int = 3) -> Classifier:
+    model = settled(build(spec, seed))
+    with torch.no_grad():
+        model.classifier.weight.mul_(50)
+    return model
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory, teacher: str) -> str:
+    """A student whose card names its teacher."""
+    directory = tmp_path_factory.mktemp("student")
+    checkpoint.save(confident(SPEC), directory, {"job": "distill", "config": {"store": "/gone", "teacher": teacher}})
+    return str(directory)
+
+
+def config(student: str, **changes: Any) -> ExplainConfig:
+    return ExplainConfig(**{"checkpoint": student, "images": IMAGES, "out": "page.html", "ids": IDS, "steps": STEPS} | changes)
+
+
+@pytest.fixture(scope="module")
+def found(student: str) -> Explanation:
+    return explain(config(student))
+
+
+@pytest.fixture(scope="module")
+def page(found: Explanation) -> Page:
+    return Page(render(found))
+
+
+def pixels(i: int) -> torch.Tensor:
+    """Image i in [0, 1], float (1, 3, 32, 32), as the test split draws it."""
+    return torch.from_numpy(drawn_shapes.draw(0, "test", i)[0]).permute(2, 0, 1)[None].float() / 255
+
+
+def picture(uri: str | None) -> np.ndarray:
+    assert uri is not None and uri.startswith("data:image/png;base64,")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def test_the_maps_are_those_of_captum_for_these_images_in_the_order_asked_for(student: str, teacher: str, found: Explanation) -> None:
+    rows = cards(found)
+    assert [row["id"] for row in rows] == list(IDS) and [row["label"] for row in rows] == [
+        drawn_shapes.CLASSES[drawn_shapes.label(i)] for i in IDS
+    ]
+    for row, i in zip(rows, IDS, strict=True):
+        assert np.array_equal(row["image"], drawn_shapes.draw(0, "test", i)[0]) and row["scaled"] is None
+        assert list(row["looks"]) == ["teacher", "student"]
+        for name, where in (("teacher", teacher), ("student", student)):
+            model = checkpoint.load(where)
+            x = model.normalise(pixels(i))
+            captum = IntegratedGradients(model.from_normalised)
+            start = model.normalise(checkpoint.load(teacher).mean.expand(1, 3, 32, 32))  # the same colour for both
+            reference = (
+                captum.attribute(x, start, target=drawn_shapes.label(i), n_steps=STEPS, method="riemann_middle")
+                .detach()
+                .abs()
+                .sum(1)
+                .numpy()
+            )
+            # Batch norms folded round otherwise, which a corner of ReLU6 now and then makes a hundredth of the maximum.
+            shown = row["looks"][name]["map"]
+            assert cosine(shown[None], reference)[0] > 0.9999 and np.abs(shown - reference).max() < 0.02 * reference.max()
+            assert row["looks"][name]["target"] == row["label"]
+
+
+def test_an_images_map_is_the_attributors_whatever_is_beside_it(student: str, teacher: str, found: Explanation) -> None:
+    model = checkpoint.load(student)
+    alone = attributor(model, "ig", "torch", STEPS, checkpoint.load(teacher).spec.mean)(
+        (pixels(17) * 255).to(torch.uint8), torch.tensor([drawn_shapes.label(17)]), torch.tensor([17])
+    )
+    assert np.array_equal(cards(found)[2]["looks"]["student"]["map"], alone.ig[0].numpy())
+    single = cards(explain(config(student, ids=(17,))))
+    assert np.array_equal(single[0]["looks"]["student"]["map"], alone.ig[0].numpy())
+
+
+def test_answers_are_the_softmax_by_hand(student: str, teacher: str, found: Explanation) -> None:
+    for row, i in zip(cards(found), IDS, strict=True):
+        for name, where in (("teacher", teacher), ("student", student)):
+            with torch.inference_mode():
+                logits = checkpoint.load(where)(pixels(i))[0].double().numpy()
+            probabilities = np.exp(logits) / np.exp(logits).sum()
+            best = np.argsort(-probabilities)[:3]
+            answers = row["looks"][name]["answers"]
+            assert [c for c, _ in answers] == [drawn_shapes.CLASSES[c] for c in best]
+            assert [p for _, p in answers] == pytest.approx(probabilities[best].tolist(), rel=1e-3)
+
+
+def test_likeness_has_the_image_befores_map_as_its_control(found: Explanation) -> None:
+    rows = cards(found)
+    student, teacher = (np.stack([row["looks"][name]["map"] for row in rows]) for name in ("student", "teacher"))
+    for name, similarity in (("cosine", cosine), ("rank correlation", rank_correlation)):
+        own, control = similarity(student, teacher), similarity(student, teacher[[2, 0, 1]])
+        assert [row["likeness"][name] for row in rows] == [pytest.approx(pair) for pair in zip(own, control, strict=True)]
+        assert (name, pytest.approx(own.mean()), pytest.approx(control.mean()), 3) in summary(found)
+
+
+def test_the_page_shows_those_pictures_and_figures(page: Page, found: Explanation, student: str) -> None:
+    assert not page.open and not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 9 and all(attributes["alt"] for attributes in images) and len({attributes["alt"] for attributes in images}) == 9
+    rows = cards(found)
+    for place, row in enumerate(rows):
+        shown = [picture(attributes["src"]) for attributes in images[3 * place : 3 * place + 3]]
+        assert np.array_equal(shown[0], row["image"])
+        for drawn, name in zip(shown[1:], ("teacher", "student"), strict=True):
+            assert np.array_equal(drawn, picture(charts.map_uri(row["looks"][name]["map"])))
+            assert f"{name}, for {row['label']}" in page.text
+            for answer, probability in row["looks"][name]["answers"]:
+                assert answer in page.text and f"{100 * probability:.1f}\xa0%" in page.text
+        for own, control in row["likeness"].values():
+            assert f"{own:.2f}" in page.text and f"{control:.2f}" in page.text
+    for name, own, control, count in summary(found):
+        assert page.row(name) == [name, f"{own:.3f}", f"{control:.3f}", str(count)]
+    answers = {name: [row["looks"][name]["answers"][0][0] for row in rows] for name in ("teacher", "student")}
+    for name, given in answers.items():
+        right = sum(a == row["label"] for a, row in zip(given, rows, strict=True))
+        assert page.row(name)[1] == f"{right} of 3"
+    same = sum(a == b for a, b in zip(*answers.values(), strict=True))
+    text = " ".join(page.text.split())
+    assert f"the same answer to {same} of 3 images" in text and "the teacher’s mean colour, for both networks" in text
+    assert text.count("right: ") + text.count("wrong: ") == 6 and student in page.row("student")
+
+
+def test_without_ids_the_choice_is_stratified(student: str) -> None:
+    rows = cards(explain(config(student, ids=None, limit=10, steps=1)))
+    assert sorted(row["label"] for row in rows) == sorted(drawn_shapes.CLASSES) and len({row["id"] for row in rows}) == 10
+
+
+@pytest.fixture
+def loose(tmp_path: Path) -> Path:
+    """Pictures without classes: two of another size, one of them of a hostile name, and a hidden file that is none of them."""
+    directory = tmp_path / "loose"
+    directory.mkdir()
+    wide = Image.fromarray(drawn_shapes.draw(0, "test", 5)[0]).resize((90, 60))
+    (directory / "b.jpg").write_bytes(encoded(wide, "JPEG"))
+    (directory / "<b onload=x>&amp;.png").write_bytes(encoded(wide))
+    os.close(os.open(os.fsencode(directory) + b"/\xff.png", os.O_CREAT | os.O_WRONLY))
+    (directory / os.fsdecode(b"\xff.png")).write_bytes(encoded(drawn_shapes.draw(0, "test", 6)[0]))
+    (directory / ".hidden").write_text("no picture")
+    return directory
+
+
+def test_any_picture_is_scaled_and_each_networks_own_answer_explained(student: str, loose: Path) -> None:
+    found = explain(config(student, images=str(loose), ids=None))
+    rows = cards(found)
+    assert [row["name"] for row in rows] == ["<b onload=x>&amp;.png", "b.jpg", "\N{REPLACEMENT CHARACTER}.png"]
+    assert [row["scaled"] for row in rows] == [(60, 90), (60, 90), None] and {row["label"] for row in rows} == {None}
+    assert np.array_equal(rows[1]["image"], decode((loose / "b.jpg").read_bytes(), (32, 32)))
+    for row in rows:
+        targets = {look["target"] for look in row["looks"].values()}
+        assert all(look["target"] == look["answers"][0][0] for look in row["looks"].values())
+        assert all(np.isfinite(own) == (len(targets) == 1) for own, _ in row["likeness"].values())
+    html = render(found)
+    page = Page(html)
+    text = " ".join(page.text.split())
+    assert "<b onload" not in html and "<b onload=x>&amp;.png" in page.text and html.encode()
+    assert "scaled and cropped from 60 × 90" in text and "whose classes are not known" in text and "wrong: " not in text
+    assert text.count("not compared: the maps explain") == sum(np.isnan(row["likeness"]["cosine"][0]) for row in rows)
+
+
+def test_one_picture_has_no_control(student: str, teacher: str, loose: Path) -> None:
+    found = explain(config(student, images=str(loose / "b.jpg"), ids=None))
+    assert [row["name"] for row in cards(found)] == ["b.jpg"] and all(np.isnan(control) for _, _, control, _ in summary(found))
+    assert "answer" in Page(render(found)).text
+    twin = explain(config(teacher, teacher=teacher, images=str(loose / "b.jpg"), ids=None))
+    assert summary(twin)[0][1] == pytest.approx(1) and "give the same answer to this picture" in " ".join(Page(render(twin)).text.split())
+
+
+def test_a_network_without_a_teacher_is_drawn_alone(teacher: str) -> None:
+    found = explain(config(teacher))
+    page = Page(render(found))
+    assert list(found.looks) == ["network"] and sum(tag == "img" for tag, _ in page.tags) == 6
+    assert "names no teacher" in page.text and "likeness" not in page.text and summary(found) == []
+
+
+def test_hostile_class_names_are_text(tmp_path: Path, loose: Path) -> None:
+    spec = dataclasses.replace(SPEC, classes=(HOSTILE, HOSTILE, "</style><img src=x>"))
+    checkpoint.save(confident(spec), tmp_path / "hostile", {})
+    html = render(explain(config(str(tmp_path / "hostile"), images=str(loose), ids=None, steps=1)))
+    page = Page(html)
+    assert "<script" not in html and "<img src=x" not in html and not page.open
+    assert all(attributes["alt"] and set(attributes) == {"src", "alt"} for tag, attributes in page.tags if tag == "img")
+
+
+def test_images_of_numbered_classes_get_the_networks_names(tmp_path: Path, student: str) -> None:
+    for i in range(10):
+        path = tmp_path / "images" / "test" / str(i) / "x.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(drawn_shapes.draw(0, "test", i)[0]).save(path)
+    rows = cards(explain(config(student, images=f"folder:{tmp_path / 'images'}", ids=(4,), steps=1)))
+    assert rows[0]["label"] == drawn_shapes.CLASSES[4] and rows[0]["name"] == "test/4/x.png"
+
+
+def test_images_that_cannot_be_used_are_told(student: str, loose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (loose / "b.jpg").write_bytes(b"no picture")
+    found = explain(config(student, images=str(loose), ids=None, bad_images="skip", steps=1))
+    assert len(cards(found)) == 2 and "b.jpg" in Page(render(found)).text and "b.jpg" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What does not fit the student, or cannot be used at all."""
+    root = tmp_path_factory.mktemp("others")
+    checkpoint.save(build(dataclasses.replace(SPEC, classes=tuple("abcdefghij")), 0), root / "letters", {})
+    checkpoint.save(build(dataclasses.replace(SPEC, image_shape=(64, 64)), 0), root / "large", {})
+    checkpoint.save(build(SPEC, 0), root / "orphan", {"config": {"teacher": str(root / "gone")}})
+    broken = build(SPEC, 0)
+    torch.nn.init.constant_(broken.classifier.bias, float("nan"))
+    checkpoint.save(broken, root / "broken", {})
+    for name in ("empty", "linked", "directory.html"):
+        (root / name).mkdir()
+    (root / "text.jpg").write_text("no picture")
+    (root / "linked" / "a.png").symlink_to(root / "text.jpg")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"checkpoint": "/nowhere"}, "/nowhere holds no checkpoint"),
+        ({"checkpoint": "letters"}, "the checkpoint .* knows other classes .* give --images of its own classes"),
+        ({"checkpoint": "orphan"}, "the teacher that .*orphan names cannot be used .*gone holds no checkpoint.* by --teacher"),
+        ({"checkpoint": "broken"}, "the network .*broken gives logits that are not all finite"),
+        ({"teacher": "letters"}, "the teacher .* knows other classes"),
+        ({"teacher": "large"}, "the teacher .* 64x64 and the checkpoint on 32x32"),
+        ({"images": "photo.jpg"}, "'photo.jpg' names no images: there is no such file or directory"),
+        ({"images": "folder:/nowhere"}, "no such directory"),
+        ({"images": "shapes:test=0"}, "no images in split 'test'"),
+        ({"images": "EMPTY"}, "empty holds no pictures; .* folder:"),
+        ({"images": "LINKED"}, "a.png is a link to .*, outside of"),
+        ({"images": "TEXT", "ids": None}, r"image 0 \(text.jpg\) does not decode"),
+        ({"images": "TEXT", "ids": None, "bad_images": "skip"}, "none of 1 image.* can be used; the first does not decode"),
+        ({"ids": (3, 40)}, "has no image 40: --ids go from 0 to 39"),
+        ({"ids": (3, 3)}, "--ids must name at least one image, and none of them twice"),
+        ({"ids": ()}, "--ids must name at least one image"),
+        ({"steps": 0}, "--steps and --limit must be at least 1"),
+        ({"limit": 0}, "--steps and --limit must be at least 1"),
+        ({"out": "page.png"}, "page.png is no page: its name must end in .html"),
+        ({"out": "directory.html"}, "directory.html: it is a directory"),
+        ({"out": "directory.html", "checkpoint": "/nowhere"}, "directory.html: it is a directory"),  # before anything is computed
+        ({"out": "text.jpg/page.html"}, "cannot write .*: .*text.jpg is no directory"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_file(student: str, others: Path, changes: dict[str, Any], words: str) -> None:
+    before = sorted(others.rglob("*"))
+    given = {"checkpoint": student, "images": IMAGES, "out": "page.html", "ids": IDS} | changes
+    places = {"EMPTY": "empty", "LINKED": "linked", "TEXT": "text.jpg"} | {name: name for name in ("letters", "large", "orphan", "broken")}
+    given = {key: str(others / places[value]) if value in places else value for key, value in given.items()}
+    given["out"] = str(others / str(given["out"]))
+    with pytest.raises(UserError, match=words) as caught:
+        write_page(ExplainConfig(**given))
+    assert "\n" not in str(caught.value) and sorted(others.rglob("*")) == before
+
+
+def test_the_command_writes_the_page_and_needs_no_ray(student: str, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "page.html"
+    program = "import sys, runpy; runpy.run_module('igkd.report.explain', run_name='__main__', alter_sys=True)"
+    check = f"import atexit, sys; atexit.register(lambda: print('ray' in sys.modules)); {program}"
+    args = ["--checkpoint", student, "--images", IMAGES, "--ids", "31", "2", "--steps", "2", "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", check, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith("False\n")
+    page = Page(out.read_text())
+    assert sum(tag == "img" for tag, _ in page.tags) == 6 and "--ids 31 2" in " ".join(page.text.split())
+    assert "cosine" in done.stdout and str(out) in done.stdout and [p.name for p in out.parent.iterdir()] == ["page.html"]

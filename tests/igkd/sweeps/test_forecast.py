@@ -1,0 +1,50 @@
+"""The dry run of a pipeline: which work there is; how fast it goes is measured."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from igkd.base.errors import UserError
+from igkd.config.distill import DistillConfig
+from igkd.config.pipeline import Pipeline, PipelineConfig
+from igkd.config.precompute import PrecomputeConfig
+from igkd.config.presets import RESIDUAL, make_pipeline
+from igkd.config.teacher import TeacherConfig
+from igkd.sweeps import forecast
+
+IMAGES = "shapes:train=100,test=20"
+
+
+def test_all_the_work_is_counted() -> None:
+    student = DistillConfig(store="s", out="o", arm="kd", epochs=3, lean="2:8x1,16x1", batch_size=8, normalise=True)
+    students = (student, replace(student, seed=1), replace(student, arm="kd+ig", low_resolution_epochs=1))
+    teacher = TeacherConfig(images=IMAGES, out="t", epochs=4, batch_size=8, lean="2:8x1,16x1", low_resolution_epochs=2)
+    precompute = PrecomputeConfig(images=IMAGES, teacher="t", store="s", steps=2, limit=50, engine="torch", views="3")
+    found = list(forecast.stages(Pipeline(teacher=teacher, precompute=precompute, students=students, images_per_class=1)))
+    label = "lean 2:8x1,16x1"
+    assert [(one.name, one.images, one.runs) for one in found] == [
+        ("teacher", 4 * 90, 1), ("maps", 50, 1), ("views", 150, 1), (f"kd, {label}", 3 * 45, 2), (f"kd+ig, {label}", 3 * 45, 1)
+    ]  # fmt: skip
+    assert all(math.isfinite(one.seconds) and one.seconds > 0 for one in found)
+    assert found[3].seconds == pytest.approx(2 * found[3].images / found[3].rate)
+    assert "kd, lean 2:8x1,16x1, 2 runs" in forecast.line(found[3])
+
+
+def test_the_preset_for_processors_has_views_two_students_four_arms_and_three_seeds() -> None:
+    made = make_pipeline(PipelineConfig(preset="evidence-cpu", out="o", images="shapes"))
+    assert made.precompute.views == "all" and made.teacher is not None and made.teacher.keep_epochs == (10, 20, 30)
+    assert len(made.students) == 24 == len({one.out for one in made.students})
+    assert {one.lean for one in made.students} == {"", RESIDUAL} and {one.seed for one in made.students[:8]} == {0}
+    assert [(one.arm, one.content) for one in made.students[:4]] == [
+        ("student", "own"), ("kd", "own"), ("kd+ig", "own"), ("kd+ig", "other")
+    ]  # fmt: skip
+    assert all(one.logits == "crop" and one.epochs == 30 and not any(c in one.out for c in " ,:") for one in made.students)
+
+
+def test_a_limit_is_one() -> None:
+    with pytest.raises(UserError, match="give one of them"):
+        PipelineConfig(preset="demo", out="o", hours=1, until="07:00")
+    for hours in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match="--hours must be above 0"):
+            PipelineConfig(preset="demo", out="o", hours=hours)

@@ -1,0 +1,98 @@
+"""Starting Ray."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+from jobs.backend.runtime import own_state_api
+from tests.helpers.paths import ROOT
+
+PROGRAM = "from jobs.backend.runtime import start_ray; import ray; start_ray(); print(ray.get_runtime_context().gcs_address)"
+
+
+def address(environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=True
+    )
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_job_has_a_ray_of_its_own_unless_it_is_told_of_one(cluster: None) -> None:
+    """It would join ours, which runs on this machine, and end when we do."""
+    ours = ray.get_runtime_context().gcs_address
+    alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    assert address(alone) != ours
+    assert address(alone | {"RAY_ADDRESS": ours}) == ours
+
+
+@pytest.mark.slow
+def test_a_training_beside_another_ray_prints_nothing_of_it(tmp_path: Path, own_ray: None) -> None:
+    """Another one is started last, in the directory where Ray looks for one that is to be joined."""
+    alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    head = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0", "--num-cpus=1", "--disable-usage-stats"]
+    other = subprocess.Popen(head, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        current = Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster"
+        while not current.exists():
+            assert other.poll() is None
+            time.sleep(0.5)
+        command = [sys.executable, "-m", "jobs.teacher", "--images", "shapes:train=40,test=10", "--width", "0.35", "--epochs", "2"]
+        command += ["--batch-size", "16", "--out", str(tmp_path / "out")]
+        done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=400, check=True)
+        assert done.stderr == ""
+        assert [line.split("teacher")[1][:7] for line in done.stdout.splitlines()] == [": epoch", ": epoch", " finish"]
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+
+
+def test_the_address_for_rays_state_api_is_ours_and_only_in_a_training(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_API_SERVER_ADDRESS"
+    for before in (None, "http://elsewhere:8265"):
+        if before is not None:
+            monkeypatch.setenv(name, before)
+        with own_state_api():
+            assert get_env_vars_to_propagate()[name] == ray.get_runtime_context().gcs_address
+        assert os.environ.get(name) == before
+
+
+STRANGER = """
+import os, subprocess, sys
+from jobs.backend.runtime import start_ray
+import ray
+
+start_ray()
+join = f"import ray; ray.init(address={ray.get_runtime_context().gcs_address!r}, log_to_driver=False); print('joined', len(ray.nodes()))"
+for mode in ("token", "disabled"):
+    tried = subprocess.run([sys.executable, "-c", join], env=os.environ | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True)
+    print(mode, tried.returncode == 0 and "joined 1" in tried.stdout)
+"""
+
+
+@pytest.mark.slow
+def test_it_takes_no_work_from_whoever_has_no_token(tmp_path: Path) -> None:
+    """In a home where Ray has never been: the token is made. Ray's ports are open to the network, dashboard aside."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-c", STRANGER]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.split() == ["token", "True", "disabled", "False"], done.stderr
+    assert len((tmp_path / ".ray" / "auth_token").read_text()) >= 32
+    assert "authentication is disabled" not in done.stderr
+
+
+@pytest.mark.parametrize(("seconds", "status", "said"), [("0.2", 0, "the time is up; the same command goes on"), ("None", 3, "")])
+def test_work_in_a_thread_ends_when_the_time_is_up(seconds: str, status: int, said: str) -> None:
+    program = (
+        "import sys, time\nfrom jobs.backend.runtime import in_thread, stopping_after\n"
+        f"with stopping_after({seconds}):\n    in_thread(lambda: time.sleep(60 if {seconds} else 0))\nsys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout and "Traceback" not in done.stderr
