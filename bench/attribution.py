@@ -25,8 +25,8 @@ from igkd.config.command_line import parse
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images
 from igkd.images.samples import load_samples
-from igkd.networks.network import ImageClassifier
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.network import Classifier
+from igkd.networks.open import open_teacher
 from jobs.backend.runtime import WORKER_ENVIRONMENT
 
 BASELINE = "captum, internal_batch_size=50"
@@ -54,7 +54,7 @@ class Config:
     """JSON file for the figures."""
 
 
-def captum(model: ImageClassifier, pixels: Tensor, labels: Tensor, steps: int, batch: int, internal: int | None) -> Tensor:
+def captum(model: Classifier, pixels: Tensor, labels: Tensor, steps: int, batch: int, internal: int | None) -> Tensor:
     """Maps (B, H, W) by Captum in batches of `batch` images."""
     engine, maps = IntegratedGradients(model.from_normalised), []
     for x, y in zip(pixels.split(batch), labels.split(batch), strict=True):

@@ -29,9 +29,9 @@ class Config:
 
     teacher: str = "assets/cifar10-teacher"
     """Directory of a checkpoint."""
-    cut: int = 5
+    student: str = "mobilenet:cut=5"
     """Of the first student; 5 has 4.1 times fewer parameters."""
-    lean: str = "4:32x2,48x2,96x2"
+    lean: str = "lean:4:32x2,48x2,96x2"
     """Architecture of the second."""
     images: str | None = None
     """The teacher's training images: its files are then checked, int8's accuracy, too. By default int8 is calibrated on drawn shapes."""
@@ -47,8 +47,8 @@ def built_models(config: Config, directory: Path) -> tuple[dict[str, tuple[str, 
     samples, _ = load_samples(open_images("shapes"), "train", np.arange(CALIBRATION), teacher.spec.image_shape, resize=True)
     networks = {
         "teacher": teacher,
-        f"cut {config.cut}": build(replace(teacher.spec, cut=config.cut), 0).eval(),
-        f"lean {config.lean}": build(replace(teacher.spec, lean=config.lean), 0).eval(),
+        config.student: build(replace(teacher.spec, name=config.student), 0).eval(),
+        config.lean: build(replace(teacher.spec, name=config.lean), 0).eval(),
     }
     built: dict[str, tuple[str, str]] = {}
     checks: dict[str, Any] = {}

@@ -1,11 +1,11 @@
 """Lean students, untrained, against a teacher in the same runtime: ONNX Runtime int8, one image a pass, one thread, in turns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from igkd.config.command_line import parse
 from igkd.networks import checkpoint
-from igkd.networks.network import Classifier, ModelSpec, parameter_count
+from igkd.networks.network import Classifier, NetworkSpec, parameter_count
 from igkd.store import Store
 from igkd.sweeps.candidates import candidates
 from igkd.sweeps.speed_search import measured_latencies
@@ -29,13 +29,13 @@ class Config:
 
 def main() -> None:
     config = parse(Config, "python -m bench.lean")
-    spec: ModelSpec = checkpoint.load(config.teacher).spec
-    cut = ModelSpec(**{**vars(spec), "cut": 5})
+    spec: NetworkSpec = checkpoint.load(config.teacher).spec
+    cut = replace(spec, name="mobilenet:cut=5")
     found = candidates(parameter_count(Classifier(cut)), config.candidates, config.seed, len(spec.classes), spec.image_shape)
-    specs = [cut, *(ModelSpec(**{**vars(spec), "lean": str(one)}) for one in found)]
+    specs = [cut, *(replace(spec, name=f"lean:{one}") for one in found)]
     measured = measured_latencies(Path(config.out), specs, config.teacher, Store.open(config.store), config.rounds, 8.0)
     for one in sorted(measured.measured, key=lambda one: -one.times_as_fast):
-        print(f"{one.times_as_fast:6.2f} {one.times_as_fast_as_eager:7.1f}  {one.milliseconds:.3f} ms  {one.parameters:7,}  {one.name}")
+        print(f"{one.times_as_fast:6.2f} {one.times_as_fast_as_eager:7.1f}  {one.milliseconds:.3f} ms  {one.parameters:7,}  {one.network}")
 
 
 if __name__ == "__main__":

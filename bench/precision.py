@@ -17,7 +17,7 @@ from igkd.config.command_line import parse
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images
 from igkd.images.samples import load_samples
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.open import open_teacher
 
 Maps = NDArray[np.float32]
 

@@ -23,7 +23,7 @@ from igkd.config.command_line import parse
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.codec import encode_png
 from igkd.images.source import ImageSource, Record
-from igkd.networks.network import ModelSpec, build
+from igkd.networks.network import NetworkSpec, build
 from igkd.store import compute
 from igkd.store.compute import Rows
 from jobs.backend.runtime import start_ray
@@ -94,7 +94,7 @@ def fill(rows: int, uri: str, cpus: int | None) -> dict[str, Any]:
     """A driver: plan a store, compute what is missing of it; gives seconds, and MB by which its memory grew at the most."""
     start_ray(num_cpus=cpus)
     source = TinyImages(rows)
-    spec = ModelSpec(classes=source.classes, image_shape=(SIDE, SIDE), width=0.35)
+    spec = NetworkSpec(classes=source.classes, image_shape=(SIDE, SIDE), name="mobilenet:width=0.35")
     model = build(spec, 0).eval()
     config = PrecomputeConfig(images=str(source), teacher="none", store=uri)
     compute.make_plan(config, TinyImages(100), model, "none")  # what comes with the first call: not of the rows

@@ -27,14 +27,14 @@ from igkd.config.presets import RESIDUAL
 from igkd.config.recipes import distill_config
 from igkd.images.open import open_images
 from igkd.images.samples import Samples, load_samples
-from igkd.networks.network import Classifier, ModelSpec, build
+from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.training.batches import Batch, Resident
 from igkd.training.execution import Compiled, multiplies_in_bfloat16
 from igkd.training.loop import compute_loss, make_optimizer
 from jobs.backend.runtime import WORKER_ENVIRONMENT
 
 BASELINE, COMPILED = "published loop", "compiled"
-NETWORKS: dict[str, dict[str, object]] = {"teacher": {}, "cut 5": {"cut": 5}, f"residual {RESIDUAL}": {"lean": RESIDUAL}}
+NETWORKS = ("mobilenet", "mobilenet:cut=5", RESIDUAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def ours(model: Classifier, samples: Samples, device: torch.device, precision: P
             yield step(batch, epoch)
 
 
-def serve(pipe: multiprocessing.connection.Connection, loop: str, network: ModelSpec, config: Config, threads: int) -> None:
+def serve(pipe: multiprocessing.connection.Connection, loop: str, network: NetworkSpec, config: Config, threads: int) -> None:
     """A process that trains: gets a number of steps, gives (images, seconds, peak MiB)."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -147,7 +147,7 @@ def loops() -> list[str]:
     return [BASELINE, "float32", COMPILED]
 
 
-def measure(network: ModelSpec, config: Config) -> dict[str, dict[str, float]]:
+def measure(network: NetworkSpec, config: Config) -> dict[str, dict[str, float]]:
     """Every loop with one network, taking turns, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
     pipes = {}
@@ -181,8 +181,8 @@ def main() -> None:
     shape = samples_of(config).shape
     print(provenance.machine(), flush=True)
     found = {}
-    for name, how in NETWORKS.items():
-        found[name] = measure(ModelSpec(classes=tuple("0123456789"), image_shape=shape, **how), config)  # type: ignore[arg-type]
+    for name in NETWORKS:
+        found[name] = measure(NetworkSpec(name=name, classes=tuple("0123456789"), image_shape=shape), config)
         for loop, row in found[name].items():
             print(
                 f"{name:24} {loop:16} {row['images_per_second']:8.1f} images/s  {row['ratio']:5.2f} x  {row['peak_mib']:7,.0f} MiB at most",

@@ -18,8 +18,8 @@ from igkd.config.command_line import parse
 from igkd.config.recipes import distill_config
 from igkd.images.open import open_images
 from igkd.images.samples import load_samples
-from igkd.networks.network import ImageClassifier, build
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.network import Classifier, build
+from igkd.networks.open import open_teacher
 from igkd.store import views
 from igkd.training.batches import Resident
 from igkd.training.loop import compute_loss, make_optimizer
@@ -48,7 +48,7 @@ def rate(count: int, begin: float) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def measure_engines(teacher: ImageClassifier, pixels: torch.Tensor, rounds: int) -> dict[str, float]:
+def measure_engines(teacher: Classifier, pixels: torch.Tensor, rounds: int) -> dict[str, float]:
     """Crops a second, and the largest difference of a logit from torch's."""
     engines: list[Forwards] = ["torch", "openvino", *(["openvino-bf16"] if has_bfloat16() else [])]  # type: ignore[list-item]
     answers = {engine: views.answering(teacher, engine) for engine in engines}
@@ -65,14 +65,14 @@ def measure_engines(teacher: ImageClassifier, pixels: torch.Tensor, rounds: int)
     return found | {f"{engine}, crops a second": statistics.median(values) for engine, values in rates.items()}
 
 
-def measure_training(teacher: ImageClassifier, config: Config) -> dict[str, float]:
+def measure_training(teacher: Classifier, config: Config) -> dict[str, float]:
     """Images a second of a student's steps, and the ratio."""
     settings = distill_config("strong", store="", out="", arm="kd")
     recipe = settings.training
     samples, _ = load_samples(open_images(config.images), "test", np.arange(min(1000, 4 * recipe.batch_size)))
     shape = (9, 9, 2, len(teacher.spec.classes))
     samples = dataclasses.replace(samples, views=torch.randn(len(samples), *shape).half())
-    model = build(dataclasses.replace(teacher.spec, cut=5), 0).to(memory_format=torch.channels_last).train()
+    model = build(dataclasses.replace(teacher.spec, name="mobilenet:cut=5"), 0).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(model, recipe)
 
     def run(objective: object, steps: int) -> float:

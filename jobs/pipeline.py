@@ -13,7 +13,7 @@ from igkd.base.time_limit import seconds_left
 from igkd.config.command_line import parse
 from igkd.config.pipeline import Pipeline, PipelineConfig
 from igkd.config.presets import make_pipeline
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.open import open_teacher
 from igkd.report import pipeline_page
 from igkd.report.gallery import Showcase, load_students
 from igkd.report.html import source_name

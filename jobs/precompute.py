@@ -19,8 +19,8 @@ from igkd.config.command_line import parse
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images, tell
 from igkd.images.source import ImageSource
-from igkd.networks.network import ImageClassifier
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.network import Classifier
+from igkd.networks.open import open_teacher
 from igkd.store import views
 from igkd.store.compute import Selection, make_plan
 from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
@@ -46,7 +46,7 @@ def heavy_task() -> dict[str, Any]:
 
 
 def compute_pipeline(
-    source: ray.ObjectRef[ImageSource], model: ray.ObjectRef[ImageClassifier], work: Work, parts: list[int], stage: type[Attribute]
+    source: ray.ObjectRef[ImageSource], model: ray.ObjectRef[Classifier], work: Work, parts: list[int], stage: type[Attribute]
 ) -> Any:
     """The Ray Dataset that computes and writes parts; one row is one part all the way.
 
@@ -157,7 +157,7 @@ def views_asked_for(config: PrecomputeConfig, plan: store.Plan) -> store.ViewsPl
     return asked
 
 
-def add_views(config: PrecomputeConfig, model: ImageClassifier, asked: store.ViewsPlan, selection: Selection) -> dict[str, Any]:
+def add_views(config: PrecomputeConfig, model: Classifier, asked: store.ViewsPlan, selection: Selection) -> dict[str, Any]:
     """Bring the views of a finished store from whatever state they are in to their plan; gives their manifest."""
     uri = absolute(config.store)
     opened = store.Store.open(uri)
@@ -183,7 +183,7 @@ def add_views(config: PrecomputeConfig, model: ImageClassifier, asked: store.Vie
 def fill_store(
     config: PrecomputeConfig,
     source: ImageSource,
-    model: ImageClassifier,
+    model: Classifier,
     plan: store.Plan,
     selection: Selection,
     stage: type[Attribute] = Attribute,

@@ -11,9 +11,9 @@ from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config, recipe_file
 from igkd.config.sweeps import SearchConfig
-from igkd.networks import lean
-from igkd.networks.network import Classifier, ModelSpec, parameter_count
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.families import student_name
+from igkd.networks.network import Classifier, NetworkSpec, parameter_count
+from igkd.networks.open import open_teacher
 from igkd.report.pareto_page import best_row
 from igkd.store import Store, hold
 from igkd.sweeps import candidates
@@ -29,30 +29,35 @@ from jobs.backend.runtime import run_job, start_ray
 
 
 def base_of(config: SearchConfig) -> DistillConfig:
-    """What all students have in common, as the cut one. They have no test images: what is chosen here never saw them."""
-    common = {"store": config.store, "out": "", "arm": config.arm, "cut": config.cut, "seed": config.seed, "teacher": config.teacher}
-    return distill_config(config.recipe, **common, **({} if config.epochs is None else {"epochs": config.epochs}), lean="")
+    """What all students have in common, as the one to compare with. They have no test images: what is chosen here never saw them."""
+    common = {
+        "store": config.store,
+        "out": "",
+        "arm": config.arm,
+        "student": config.student,
+        "seed": config.seed,
+        "teacher": config.teacher,
+    }
+    return distill_config(config.recipe, **common, **({} if config.epochs is None else {"epochs": config.epochs}))
 
 
-def specs_of(config: SearchConfig, store: Store) -> list[ModelSpec]:
-    """The networks to time: the cut student, and the candidates. They normalise their pixels as the teacher does, which takes time, too.
+def specs_of(config: SearchConfig, store: Store) -> list[NetworkSpec]:
+    """The networks to time: the student to compare with, and the candidates. All normalise pixels as the teacher does, which takes time.
 
     Raises:
         UserError: there are not so many candidates.
     """
     plan, teacher = store.plan, open_teacher(config.teacher)[0].spec
-    cut = ModelSpec(
-        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride,
-        mean=teacher.mean, std=teacher.std,
-    )  # fmt: skip
-    limit = config.parameters if config.parameters is not None else parameter_count(Classifier(cut))
+    name = student_name(config.student, plan.teacher_network, plan.image_shape)
+    student = NetworkSpec(name=name, classes=plan.classes, image_shape=plan.image_shape, mean=teacher.mean, std=teacher.std)
+    limit = config.parameters if config.parameters is not None else parameter_count(Classifier(student))
     found = candidates.candidates(limit, config.candidates, config.seed, len(plan.classes), plan.image_shape)
-    return [cut, *(dataclasses.replace(cut, cut=0, lean=str(one)) for one in found)]
+    return [student, *(dataclasses.replace(student, name=f"lean:{one}") for one in found)]
 
 
 def cells_of(config: SearchConfig, base: DistillConfig, chosen: list[Measured]) -> list[Cell]:
-    """The cut student's run, and those of the lean ones."""
-    students = [base, *(dataclasses.replace(base, lean=one.lean) for one in chosen)]
+    """The runs of the student to compare with, and of the candidates."""
+    students = [base, *(dataclasses.replace(base, student=one.network) for one in chosen)]
     return [make_cell(config.out, student) for student in students]
 
 
@@ -67,24 +72,24 @@ def search(config: SearchConfig) -> int:
     base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), store), out="")
     specs = specs_of(config, store)
     base = resident([make_cell(config.out, base)], store)[0].config
-    check([make_cell(config.out, dataclasses.replace(base, lean=specs[1].lean))])
+    check([make_cell(config.out, dataclasses.replace(base, student=specs[1].name))])
     if config.dry_run:
         start_ray()
         print(f"{len(specs)} networks to time, and at most {config.trials + 1} to train: the largest candidates, if they are fast enough")
-        largest = sorted(specs[1:], key=lambda spec: -lean.parse(spec.lean).parameters(len(spec.classes)))[: config.trials]
-        students = [base, *(dataclasses.replace(base, lean=spec.lean) for spec in largest)]
+        largest = sorted(specs[1:], key=lambda spec: -parameter_count(Classifier(spec)))[: config.trials]
+        students = [base, *(dataclasses.replace(base, student=spec.name) for spec in largest)]
         print_estimate([make_cell(config.out, one) for one in students], config.runs_per_gpu, config.price)
         return 0
     identity = fingerprints(base)
     run_directory.claim(root, config, identity)
     with hold(config.out):  # before Ray is started: the machine is as quiet as it can be
         latencies = measured_latencies(root, specs, config.teacher, store, config.rounds, config.budget)
-    wanted = {spec.lean for spec in specs[1:]}  # others may be there, of an earlier command with more candidates
-    chosen = within_budget([one for one in latencies.measured if one.lean in wanted], config.budget, config.trials)
+    wanted = {spec.name for spec in specs[1:]}  # others may be there, of an earlier command with more candidates
+    chosen = within_budget([one for one in latencies.measured if one.network in wanted], config.budget, config.trials)
     grid = cells_of(config, base, chosen)
     if seconds is not None:
         seconds = max(1.0, seconds - (time.monotonic() - began))
-    # The cut student is here to compare with, and runs to its end. Architectures that begin slowly have a third of the epochs to catch up.
+    # The first student is there to compare with, and runs to its end. Those that begin slowly have a third of the epochs to catch up.
     halving = partial(Halving, base.epochs, frozenset({grid[0].name}), 3)
     finished = train_cells(grid, config.out, config.runs_per_gpu, seconds, kind="search", halving=halving)
     write_best(config, grid, chosen, identity["store_fingerprint"])
@@ -100,7 +105,7 @@ def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], s
     if best is None:
         return
     student = cells[best["cell"]].config
-    measured = next(one for one in chosen if one.lean == student.lean)
+    measured = next(one for one in chosen if one.network == student.student)
     accuracy = best["history"][-1][METRIC]
     made = {
         "command": provenance.command(),
@@ -110,9 +115,9 @@ def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], s
         "store_fingerprint": store_fingerprint,
     }
     made |= {"machine": provenance.machine(), "times_as_fast": measured.times_as_fast, "budget": config.budget}
-    write_json(root / "best.json", recipe_file(student, made))
+    write_json(root / "best.json", recipe_file(student, made) | {"student": student.student})
     print(
-        f"best: {student.lean}, validation {accuracy:.1%}, {measured.times_as_fast:.1f} times as fast as the teacher; "
+        f"best: {student.student}, validation {accuracy:.1%}, {measured.times_as_fast:.1f} times as fast as the teacher; "
         f"use it by --recipe {root / 'best.json'}",
         flush=True,
     )

@@ -91,7 +91,7 @@ def base_of(config: TuneConfig) -> DistillConfig:
     """What all trials have in common. They have no test images: what is chosen here never saw them."""
     given: dict[str, Any] = {"teacher": config.teacher, "epochs": config.epochs}
     given = {k: v for k, v in given.items() if v is not None}
-    common = {"store": config.store, "out": "", "arm": config.arm, "cut": config.cut, "seed": config.seed}
+    common = {"store": config.store, "out": "", "arm": config.arm, "student": config.student, "seed": config.seed}
     return distill_config(config.recipe, **common, **given)
 
 

@@ -14,7 +14,7 @@ import jobs  # noqa: F401  # sets what Ray reads when it is imported, by whichev
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images import drawn_shapes
 from igkd.networks import checkpoint
-from igkd.networks.network import ModelSpec, build
+from igkd.networks.network import NetworkSpec, build
 from tests.helpers.networks import settled
 from tests.helpers.pictures import BAD, LABELS, encoded, write_parquet
 from tests.helpers.servers import free_port, wait_for_port
@@ -32,7 +32,7 @@ def pytest_configure() -> None:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The checkpoint of a narrow teacher of the shapes with random weights; its logits differ clearly from image to image."""
     directory = tmp_path_factory.mktemp("teacher")
-    spec = ModelSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), width=0.35, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    spec = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), width=0.35, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     checkpoint.save(settled(build(spec, seed=1)), directory, {})
     return str(directory)
 

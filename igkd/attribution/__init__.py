@@ -23,7 +23,7 @@ import torch
 from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, FromBaseline, first_line, inputs_per_pass
 from igkd.base.choices import Engine, Method
 from igkd.base.errors import UserError
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 
 __all__ = [
     "FAST_ENGINES",
@@ -69,7 +69,7 @@ def choose_engine(engine: Literal["fast"] | Engine, method: Method, gpu: bool) -
 
 
 def find_engine(
-    engine: Literal["fast"] | Engine, method: Method, gpu: bool, model: ImageClassifier, shape: tuple[int, int]
+    engine: Literal["fast"] | Engine, method: Method, gpu: bool, model: Classifier, shape: tuple[int, int]
 ) -> tuple[Engine, str]:
     """The engine that computes a network's maps: tried on two random images, so that one that fails does so before anything is written.
 
@@ -111,7 +111,7 @@ def find_engine(
 class _Trial:
     """Two random images, and what engines make of them."""
 
-    def __init__(self, model: ImageClassifier, method: Method, shape: tuple[int, int]) -> None:
+    def __init__(self, model: Classifier, method: Method, shape: tuple[int, int]) -> None:
         self.model, self.method = model, method
         self.pixels = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
         self.labels = torch.zeros(2, dtype=torch.int64)
@@ -156,7 +156,7 @@ def quadrature(engine: Engine, method: Method) -> str:
     return "gausslegendre" if engine == "captum" else "riemann_middle"
 
 
-def attributor(model: ImageClassifier, method: Method, engine: Engine, steps: int, baseline: Colour | None = None) -> Attributor:
+def attributor(model: Classifier, method: Method, engine: Engine, steps: int, baseline: Colour | None = None) -> Attributor:
     """The function that computes maps.
 
     Args:

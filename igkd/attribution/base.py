@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from igkd.base.choices import Engine
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 
 Colour = tuple[float, ...]
 """Red, green and blue in [0, 1], or one value for all three."""
@@ -34,7 +34,7 @@ class FromBaseline(nn.Module):
 
     shift: Tensor | None
 
-    def __init__(self, model: ImageClassifier, baseline: Colour | None) -> None:
+    def __init__(self, model: Classifier, baseline: Colour | None) -> None:
         """Args:
         model: in evaluation mode.
         baseline: the even colour that maps start from; None is 0 in the network's normalised space, its mean colour.

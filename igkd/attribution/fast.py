@@ -16,7 +16,7 @@ from torch.fx.experimental.optimization import fuse
 from igkd.attribution.base import Attribution, Colour, FromBaseline, first_line, inputs_per_pass
 from igkd.base.choices import Engine
 from igkd.networks.convolutions import plain
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 
 SAME = 1e-3
 """Difference that folding may make to logits, as a share of the largest: far more than rounding does."""
@@ -27,7 +27,7 @@ Gradients = Callable[[Tensor, Tensor], Tensor]
 class FastIntegratedGradients:
     """Integrated gradients by autograd or, with OpenVINO, by a compiled graph of forward and backward pass."""
 
-    def __init__(self, model: ImageClassifier, steps: int, engine: Engine, baseline: Colour | None = None) -> None:
+    def __init__(self, model: Classifier, steps: int, engine: Engine, baseline: Colour | None = None) -> None:
         self.steps, self.engine = steps, engine
         self.original = FromBaseline(model, baseline).eval()
         self._ready: dict[tuple[torch.Size, int], tuple[nn.Module, Gradients]] = {}
@@ -97,7 +97,7 @@ def autograd_gradients(network: nn.Module) -> Gradients:
     return gradients
 
 
-def plain_map(model: ImageClassifier, pixels: Tensor, labels: Tensor, steps: int) -> Tensor:
+def plain_map(model: Classifier, pixels: Tensor, labels: Tensor, steps: int) -> Tensor:
     """Maps (B, H, W) of few images by the network as it is, nothing folded or compiled, on its device: what engines are tried against."""
     network = FromBaseline(model, None).eval()
     x = network.beyond(pixels)

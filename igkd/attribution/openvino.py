@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 
 aten = torch.ops.aten
 ACTIVATIONS = [
@@ -70,7 +70,7 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backwar
     return gradients
 
 
-def compiled_forward(model: ImageClassifier, size: int, shape: tuple[int, int], bfloat16: bool = False) -> Callable[[Tensor], Tensor]:
+def compiled_forward(model: Classifier, size: int, shape: tuple[int, int], bfloat16: bool = False) -> Callable[[Tensor], Tensor]:
     """A network's forward pass.
 
     Args:

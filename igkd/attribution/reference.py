@@ -9,7 +9,7 @@ from torch import Tensor
 
 from igkd.attribution.base import Attribution, Colour, FromBaseline, inputs_per_pass
 from igkd.base.random_draws import uniform
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 
 SMOOTHGRAD_SAMPLES = 8
 SMOOTHGRAD_NOISE = 0.15
@@ -23,7 +23,7 @@ class CaptumAttribution:
     changes a map by a hundredth of its maximum.
     """
 
-    def __init__(self, model: ImageClassifier, method: str, steps: int, baseline: Colour | None = None) -> None:
+    def __init__(self, model: Classifier, method: str, steps: int, baseline: Colour | None = None) -> None:
         self.network, self.method, self.steps = FromBaseline(model, baseline), method, steps
 
     def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> Attribution:

@@ -22,9 +22,9 @@ NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price",
 
 TEST = ("accuracy", "correct", "count")
 ROW: dict[str, Any] = {
-    **dict.fromkeys(("job", "name", "arm", "content", "recipe", "cell", "state", "error", "precision"), str),
+    **dict.fromkeys(("job", "name", "arm", "content", "recipe", "cell", "state", "error", "precision", "network"), str),
     "compiled": bool,
-    **dict.fromkeys(("cut", "parameters", "multiply_adds"), int),
+    **dict.fromkeys(("parameters", "multiply_adds"), int),
     **dict.fromkeys(("share", "compression"), float),
     **dict.fromkeys(("config", "images", "provenance", "test", "settings"), dict[str, Any]),
     "seed": int | None,

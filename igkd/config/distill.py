@@ -7,8 +7,6 @@ from typing import Literal
 from igkd.base.choices import Arm, BadImages, Content, Logits, Optimizer, Precision, Schedule
 from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective, Recipe
-from igkd.networks import lean as lean_networks
-from igkd.networks.mobilenet import attention_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +23,10 @@ class DistillConfig:
     """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
     arm: Arm = "kd+ig"
     """What the student learns from besides the labels: kd = logits, ig = overlay of maps, at = attention."""
-    cut: int = 5
-    """Trailing layers removed from the teacher's architecture: 3, 5, 7, 9, 11, 13, 15 or 17."""
-    lean: str = ""
-    """Instead of a cut of the teacher, which --cut then does not say: a residual network made for speed, such as 2:32x1,64x1,96x2 (stride
-    of the stem, then WIDTHxBLOCKS of each stage); jobs.search finds good ones."""
+    student: str = "mobilenet:cut=5"
+    """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
+    lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
+    jobs.search finds good ones."""
     teacher: str | None = None
     """Directory of the teacher's checkpoint: for --live, and to compare the student with at the end."""
     optimizer: Optimizer = "adam"
@@ -100,21 +97,12 @@ class DistillConfig:
             raise UserError("--live asks the teacher in training, --logits views takes its answers from the store: give one of them")
         if not 0 < self.share <= 1:
             raise UserError(f"--share must be above 0 and at most 1, not {self.share}")
-        if self.lean:
-            lean_networks.parse(self.lean)
-            if "at" in self.arm.split("+"):
-                raise UserError(
-                    f"a lean student has no layer that corresponds to one of its teacher's, so {self.arm} cannot transfer attention: "
-                    "choose an arm without at"
-                )
-            object.__setattr__(self, "cut", 0)  # one network has one cut, whatever --cut says that does not apply to it
 
     @property
     def label(self) -> str:
-        """What tells this student from others in a table: arm, architecture where it is no cut, control and recipe."""
+        """What tells this run from others of the same network in a table: arm, control and recipe."""
         content = "" if self.content == "own" or "ig" not in self.arm.split("+") else f", {self.content}"
-        family = f", lean {self.lean}" if self.lean else ""
-        return self.arm + family + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
+        return self.arm + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
 
     @property
     def which_logits(self) -> Logits:
@@ -142,7 +130,7 @@ class DistillConfig:
 
     @property
     def objective(self) -> Objective:
-        """The settings that this arm uses: what it lacks has weight 0."""
+        """The settings that this arm uses: what it lacks has weight 0. The layer to tap follows from the teacher, too."""
         parts = self.arm.split("+")
         return Objective(
             alpha=self.alpha if "kd" in parts else 0.0,
@@ -155,5 +143,4 @@ class DistillConfig:
             overlay_schedule=self.overlay_schedule,
             uncropped_maps=not self.aligned,
             logits=self.which_logits,
-            tap=attention_layer(self.cut) if "at" in parts else None,
         )

@@ -84,8 +84,8 @@ class Objective:
     crop, asked in training (live)."""
     crops: FewCrops | None = None
     """The crops of which one is seen in each epoch; None: any that the padding allows."""
-    tap: int | None = None
-    """Index of the layer whose attention is transferred; needed where gamma is above 0."""
+    tap: str | None = None
+    """Path of the layer whose attention is transferred, such as features.9; needed where gamma is above 0."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):

@@ -37,8 +37,8 @@ class PipelineConfig:
     """A student of every arm for each of them."""
     recipe: str | None = None
     """Of the students: paper, paper-as-published, strong, or a JSON file of settings. It replaces all of the preset's, epochs included."""
-    cut: int | None = None
-    """Trailing layers removed from the teacher's architecture."""
+    student: str | None = None
+    """The students' network, such as mobilenet:cut=9, instead of the preset's."""
     epochs: int | None = None
     """Of every student."""
     image_size: int | None = None

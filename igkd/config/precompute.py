@@ -26,8 +26,8 @@ class PrecomputeConfig:
     engine: Literal["fast"] | Engine = "fast"
     """captum is the reference; fast gives the same maps sooner: by torch on a GPU or where OpenVINO is not installed or fails with this
     teacher, by openvino else, with the backward pass in bfloat16 where the processor of the driver has that."""
-    cut: int = 5
-    """Student cut whose attention layer is tapped."""
+    student: str = "mobilenet:cut=5"
+    """The student for whose attention transfer the teacher's attention is kept, where the two have layers that correspond."""
     precision: Literal["float16", "float32"] = "float16"
     """How maps are stored."""
     views: str = "none"

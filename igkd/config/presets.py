@@ -13,7 +13,7 @@ from igkd.config.recipes import distill_config
 from igkd.config.teacher import TeacherConfig
 
 S = TypeVar("S")
-RESIDUAL = "1:24x2,48x2,96x2"
+RESIDUAL = "lean:1:24x2,48x2,96x2"
 """A residual student of 392,674 parameters, fewer than the cut one's 543,498."""
 PAPER_ARMS: tuple[Arm, ...] = ("student", "kd", "kd+ig")
 CONTROLS: tuple[Content, ...] = ("other", "black", "noise", "brightness")
@@ -25,9 +25,11 @@ def demo(out: str) -> Pipeline:
     alpha is not the paper's 0.01, at which distillation hardly shows in so short a run.
     """
     images = "shapes:train=3000,test=1000"
-    student = DistillConfig(store=f"{out}/store", test_images=images, out=f"{out}/students", cut=5, epochs=16, alpha=0.5)
+    student = DistillConfig(store=f"{out}/store", test_images=images, out=f"{out}/students", epochs=16, alpha=0.5)
     return Pipeline(
-        teacher=TeacherConfig(images=images, out=f"{out}/teacher", epochs=10, learning_rate=0.02, batch_size=32, width=0.5, stride=2),
+        teacher=TeacherConfig(
+            images=images, out=f"{out}/teacher", epochs=10, learning_rate=0.02, batch_size=32, network="mobilenet:width=0.5,stride=2"
+        ),
         precompute=PrecomputeConfig(images=images, teacher=f"{out}/teacher", store=f"{out}/store", steps=16, limit=600, rows_per_file=50),
         students=tuple(replace(student, arm=arm) for arm in PAPER_ARMS),
         images_per_class=2,
@@ -70,8 +72,8 @@ def evidence_cpu(out: str) -> Pipeline:
         teacher=teacher,
         precompute=replace(whole.precompute, views="all"),
         students=tuple(
-            distill_config("strong-cpu", **places, arm=arm, content=content, lean=lean, maps=200)
-            for lean in ("", RESIDUAL)
+            distill_config("strong-cpu", **places, arm=arm, content=content, student=student, maps=200)
+            for student in ("mobilenet:cut=5", RESIDUAL)
             for arm, content in arms
         ),
         seeds=(0, 1, 2),
@@ -110,7 +112,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     students = tuple(
         changed(
             one, test_images=config.images, teacher=config.teacher or one.teacher or f"{config.out}/teacher",
-            cut=config.cut, epochs=config.epochs, workers=config.workers, bad_images=config.bad_images,
+            student=config.student, epochs=config.epochs, workers=config.workers, bad_images=config.bad_images,
         )
         for one in students
     )  # fmt: skip
@@ -120,7 +122,9 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     teacher = changed(preset.teacher, **pictures, epochs=config.teacher_epochs, workers=config.workers)
     return Pipeline(
         teacher=None if config.teacher else teacher,
-        precompute=changed(preset.precompute, **pictures, teacher=config.teacher, limit=config.limit, steps=config.steps, cut=config.cut),
+        precompute=changed(
+            preset.precompute, **pictures, teacher=config.teacher, limit=config.limit, steps=config.steps, student=config.student
+        ),
         students=tuple(
             replace(one, seed=seed, out=f"{one.out}/{directory(one)}-seed{seed}") for seed in seeds for one in students
         ),  # after a night that was too short, each has had its turn
@@ -144,5 +148,5 @@ def changed(part: S, **values: object) -> S:
 
 
 def directory(student: DistillConfig) -> str:
-    """The label as a name of files."""
-    return re.sub(r"[^A-Za-z0-9+.]+", "-", student.label)
+    """Label and network as a name of files."""
+    return re.sub(r"[^A-Za-z0-9+.]+", "-", f"{student.label} {student.student}")

@@ -70,7 +70,7 @@ def recipe_values(recipe: str) -> dict[str, Any]:
 
 def recipe_file(config: DistillConfig, made: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as a recipe for others: those that differ from the defaults, and how they were found."""
-    places = {"store", "out", "test_images", "teacher", "recipe", "arm", "cut", "seed", "workers", "min_workers", "ingest", "maps"}
+    places = {"store", "out", "test_images", "teacher", "recipe", "arm", "student", "seed", "workers", "min_workers", "ingest", "maps"}
     places |= {"bad_images"}
     values = {f.name: getattr(config, f.name) for f in fields(DistillConfig) if f.name not in places}
     usual = {f.name: f.default for f in fields(DistillConfig)}

@@ -7,9 +7,10 @@ from typing import Literal, get_args
 from igkd.base.choices import Arm, BadImages, Content
 from igkd.base.errors import UserError
 from igkd.base.time_limit import check_limit, seconds_left
-from igkd.networks.mobilenet import ATTENTION_DIVIDER
 
 Grid = Literal["arms", "controls", "compression", "monte-carlo", "choices"]
+PAPER_STUDENTS = tuple(f"mobilenet:cut={cut}" for cut in (3, 5, 7, 9, 11, 13, 15, 17))
+"""The paper's eight, from 2.2 to 1,122 times smaller than the teacher."""
 GRIDS: tuple[Grid, ...] = get_args(Grid)
 
 
@@ -57,7 +58,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig(SweepConfig):
-    """Run a grid of arms, controls, cuts and seeds; every cell is a run that resumes by itself. Grids may be added later, in the same
+    """Run a grid of arms, controls, networks and seeds; every cell is a run that resumes by itself. Grids may be added later, in the same
     directory, and share the cells that they have in common."""
 
     test_images: str | None = None
@@ -65,16 +66,16 @@ class AblateConfig(SweepConfig):
     bad_images: BadImages = "refuse"
     """What to do with a test image that cannot be used."""
     grids: tuple[Grid, ...] = ("arms",)
-    """arms: all eight; controls: kd+ig with other things laid over, beside student, kd and kd+ig; compression: eight cuts of student, kd
-    and kd+ig; monte-carlo: the same on random 80 % of the training images; choices: each choice of the recipe undone."""
+    """arms: all eight; controls: kd+ig with other things laid over, beside student, kd and kd+ig; compression: student, kd and kd+ig at
+    the paper's eight cuts; monte-carlo: the same on random 80 % of the training images; choices: each choice of the recipe undone."""
     recipes: tuple[str, ...] = ("paper",)
     """paper, paper-as-published, strong, or JSON files of settings."""
     arms: tuple[Arm, ...] | None = None
     """Instead of the arms of the grids arms, compression and monte-carlo."""
     contents: tuple[Content, ...] | None = None
     """Of the controls; by default all that the store has."""
-    cuts: tuple[int, ...] = tuple(ATTENTION_DIVIDER)
-    """Of the compression sweep."""
+    students: tuple[str, ...] = PAPER_STUDENTS
+    """Networks of the compression sweep."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every cell for each of them; runs of one seed are paired."""
     maps: int | None = None
@@ -90,8 +91,8 @@ class TuneConfig(SweepConfig):
     recipe: str = "strong"
     """Where the search begins, and what it leaves alone: paper, paper-as-published, strong, or a JSON file of settings."""
     arm: Arm = "kd+ig"
-    cut: int = 5
-    """Trailing layers removed from the teacher's architecture."""
+    student: str = "mobilenet:cut=5"
+    """The student's network."""
     seed: int = 0
     """Of the search and of every student."""
 
@@ -115,13 +116,13 @@ class SearchConfig(SweepConfig):
     trials: int = 8
     """Of those that are fast enough, how many to train."""
     parameters: int | None = None
-    """A student's, at most; by default those of the cut student."""
+    """A student's, at most; by default those of --student."""
     recipe: str = "strong"
     """How all of them are trained: paper, paper-as-published, strong, or a JSON file of settings."""
     arm: Arm = "kd"
-    """What they learn from; without at, which needs a cut of the teacher."""
-    cut: int = 5
-    """A cut student to compare them with."""
+    """What they learn from; without at, which needs layers that correspond to the teacher's."""
+    student: str = "mobilenet:cut=5"
+    """A student to compare them with."""
     rounds: int = 20
     """Turns of each network when it is timed, of 5 passes each."""
     seed: int = 0
@@ -131,5 +132,3 @@ class SearchConfig(SweepConfig):
         super().__post_init__()
         if min(self.candidates, self.trials, self.rounds) < 1 or not 0 < self.budget < float("inf"):
             raise UserError("--candidates, --trials and --rounds must be at least 1, --budget above 0")
-        if self.cut not in ATTENTION_DIVIDER:
-            raise UserError(f"--cut {self.cut} is not one of {', '.join(map(str, ATTENTION_DIVIDER))}")

@@ -1,12 +1,10 @@
 """Settings of jobs.teacher."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from igkd.base.choices import BadImages, Precision
 from igkd.base.errors import UserError
 from igkd.config.optimisation import Recipe
-from igkd.networks import lean as lean_networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +35,9 @@ class TeacherConfig:
     """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
     keep_epochs: tuple[int, ...] = ()
     """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
-    lean: str = ""
-    """Instead of a MobileNet-V2, for which --width and --stride are: a residual network, such as 1:64x2,128x2,256x2 (stride of the stem,
-    then WIDTHxBLOCKS of each stage)."""
-    width: float = 1.0
-    """Width multiplier of the network."""
-    stride: Literal[1, 2] = 1
-    """Stride of the first layer: 1 for images of about 32 pixels a side, 2 for larger ones, a quarter of the work."""
+    network: str = "mobilenet"
+    """mobilenet, the paper's MobileNet-V2; mobilenet:width=0.5,stride=2 has half the channels, and a first layer of stride 2, for images
+    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS)."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
     bad_images: BadImages = "refuse"
@@ -55,8 +49,6 @@ class TeacherConfig:
     """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
 
     def __post_init__(self) -> None:
-        if self.lean:
-            lean_networks.parse(self.lean)
         if not all(1 <= epoch <= self.epochs for epoch in self.keep_epochs):
             raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: they must be between 1 and --epochs {self.epochs}")
 

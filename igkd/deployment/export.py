@@ -25,8 +25,8 @@ from igkd.evaluation.evaluate import check_size, matching_samples, predict
 from igkd.images.open import open_images, tell
 from igkd.images.samples import Samples
 from igkd.images.source import ImageSource
-from igkd.networks.network import ImageClassifier
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.network import Classifier
+from igkd.networks.open import open_teacher
 from igkd.store import Store
 
 CALIBRATION = 256
@@ -141,7 +141,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def checked_file(
-    model: ImageClassifier, kind: Format, facts: dict[str, Any], calibration: Pixels | None, validation: Samples, reference: Logits
+    model: Classifier, kind: Format, facts: dict[str, Any], calibration: Pixels | None, validation: Samples, reference: Logits
 ) -> tuple[bytes, Check]:
     """A file's bytes, and the check of its program by the runtime that will run it, which is told in its metadata, too."""
     pixels, labels = as_decoded(validation), validation.labels.numpy()
@@ -184,7 +184,7 @@ def training_images(config: ExportConfig, card: Mapping[str, Any]) -> tuple[Imag
     raise UserError(f"{config.checkpoint} does not say which images it was trained on; name them by --images")
 
 
-def read(config: ExportConfig, model: ImageClassifier, name: str, source: ImageSource, resize: bool) -> tuple[Pixels | None, Samples]:
+def read(config: ExportConfig, model: Classifier, name: str, source: ImageSource, resize: bool) -> tuple[Pixels | None, Samples]:
     """Training images to calibrate on, for int8 alone, and validation images to check with: the split that training left out, too."""
     labels = source.checked_labels("train")
     held_out = validation_mask(labels)

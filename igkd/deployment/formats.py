@@ -24,7 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from igkd.base.provenance import processor
-from igkd.networks.network import Deployed, ImageClassifier, ModelSpec
+from igkd.networks.network import Classifier, Deployed, NetworkSpec
 
 Format = Literal["onnx", "onnx-int8", "torch-export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
@@ -37,7 +37,7 @@ Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 
 
-def describe(spec: ModelSpec, facts: dict[str, Any]) -> dict[str, str]:
+def describe(spec: NetworkSpec, facts: dict[str, Any]) -> dict[str, str]:
     """The metadata of a file: strings, those of lists and objects in JSON.
 
     Args:
@@ -54,7 +54,7 @@ def describe(spec: ModelSpec, facts: dict[str, Any]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
 
 
-def to_torch_export(model: ImageClassifier) -> torch.export.ExportedProgram:
+def to_torch_export(model: Classifier) -> torch.export.ExportedProgram:
     """The network's graph in torch's own operators, for any batch size."""
     # Two images stand for a batch: torch would take one for a constant.
     example = torch.zeros(2, *model.spec.image_shape, 3, dtype=torch.uint8)
@@ -72,7 +72,7 @@ def archive(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> 
     return buffer.getvalue()
 
 
-def to_onnx(model: ImageClassifier) -> onnx.ModelProto:
+def to_onnx(model: Classifier) -> onnx.ModelProto:
     """The network in ONNX of opset OPSET, float32, standard operators alone, weights inside."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # onnxscript and torch deprecate each other's and their own functions

@@ -50,14 +50,14 @@ def open_model(model: str, batch: int, threads: int) -> Call:
         return (_open_onnx if model.endswith(".onnx") else _open_program)(model, batch, threads)
     import torch
 
-    from igkd.networks.torchvision import open_teacher
+    from igkd.networks.open import open_teacher
 
     torch.set_num_threads(threads)
     return torch_call(open_teacher(model)[0], batch)
 
 
 def torch_call(model: Any, batch: int) -> Call:
-    """A forward pass of an `ImageClassifier` as it is, from uint8 pixels to logits, as that of an exported file."""
+    """A forward pass of an `Classifier` as it is, from uint8 pixels to logits, as that of an exported file."""
     import torch
 
     from igkd.networks.network import Deployed

@@ -1,6 +1,6 @@
 """The rows of a sweep in groups of repeats, and the questions asked of them.
 
-Rows of one arm, cut and share are repeats, one a seed; where a sweep also varies settings, these tell groups apart, too. What
+Rows of one arm, network and share are repeats, one a seed; where a sweep also varies settings, these tell groups apart, too. What
 differs in its settings is never averaged.
 """
 
@@ -17,7 +17,7 @@ from igkd.evaluation.significance import ALPHA, Comparison, compare, t_interval,
 
 Measure = Literal["test", "validation"]
 
-NO_SETTINGS = {"arm", "content", "recipe", "cut", "lean", "seed", "store", "test_images", "out", "teacher", "workers", "maps", "cell"}
+NO_SETTINGS = {"arm", "content", "recipe", "student", "seed", "store", "test_images", "out", "teacher", "workers", "maps", "cell"}
 NO_SETTINGS |= {"share", "bad_images"}
 """Entries of a configuration that name a run, or say where it runs, but not how it learns."""
 
@@ -29,7 +29,7 @@ class Group:
     label: str
     """Unique among groups that are shown together."""
     arm: str
-    """The label without the cut, the same across cuts."""
+    """The label without the network, the same across networks."""
     rows: Sequence[Mapping[str, Any]]
     measure: Measure
 
@@ -57,18 +57,9 @@ class Group:
         return ", without " in str(self.first["arm"])
 
     @property
-    def cut(self) -> int:
-        return int(self.first["cut"])
-
-    @property
-    def lean(self) -> str:
-        """The architecture of lean students, whose cut is 0; "" of cut ones."""
-        return str(self.first.get("config", {}).get("lean", ""))
-
-    @property
     def network(self) -> str:
-        """Which network they are."""
-        return f"lean {self.lean}" if self.lean else f"cut {self.cut}"
+        """The name of their network."""
+        return str(self.first["network"])
 
     @property
     def compression(self) -> float:
@@ -164,28 +155,27 @@ def grouped(rows: Sequence[Mapping[str, Any]], measure: Measure) -> list[Group]:
     Raises:
         ValueError: two results of one seed that differ in no setting: they are no independent repeats.
     """
-    # Arms differ in settings by recipe; what varies within a recipe's arm and cut is what the sweep varies.
-    kinds: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    # Arms differ in settings by recipe; what varies within a recipe's arm and network is what the sweep varies.
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        kinds.setdefault((str(row["arm"]), int(row["cut"])), []).append(row)
+        kinds.setdefault((str(row["arm"]), str(row["network"])), []).append(row)
     names = {kind: varied(members) if _repeats(members) else [] for kind, members in kinds.items()}
-    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         own = settings(row)
-        label = ", ".join([str(row["arm"]), *(f"{name} {own.get(name)}" for name in names[str(row["arm"]), int(row["cut"])])])
-        found.setdefault((label, int(row["cut"])), []).append(row)
-    for (label, cut), members in found.items():
+        label = ", ".join([str(row["arm"]), *(f"{name} {own.get(name)}" for name in names[str(row["arm"]), str(row["network"])])])
+        found.setdefault((label, str(row["network"])), []).append(row)
+    for (label, network), members in found.items():
         if _repeats(members):
-            raise ValueError(f"arm {label} at cut {cut} holds two results of one seed: they are no independent repeats")
-    one_cut = len({cut for _, cut in found}) == 1
+            raise ValueError(f"arm {label} of network {network} holds two results of one seed: they are no independent repeats")
+    one_network = len({network for _, network in found}) == 1
     groups = [Group(label=arm, arm=arm, rows=members, measure=measure) for (arm, _), members in found.items()]
-    # The arm of a lean student names its network already.
-    return [group if one_cut or group.lean else replace(group, label=f"{group.arm}, cut {group.cut}") for group in groups]
+    return groups if one_network else [replace(group, label=f"{group.arm}, {group.network}") for group in groups]
 
 
 def families(groups: Sequence[Group]) -> list[Family]:
-    """The questions to a recipe, each over all its cuts: whether the methods help, whether the controls do, whether the map matters, and
-    whether each of its choices earns its place."""
+    """The questions to a recipe, each over all its networks: whether the methods help, whether the controls do, whether the map matters,
+    and whether each of its choices earns its place."""
     found = []
     for recipe in dict.fromkeys(group.recipe for group in groups):
         members = [group for group in groups if group.recipe == recipe]
@@ -209,7 +199,7 @@ def families(groups: Sequence[Group]) -> list[Family]:
 
 
 def _against(arms: Iterable[Group], members: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Each with student and kd of its recipe and cut."""
+    """Each with student and kd of its recipe and network."""
     pairs = []
     for arm in arms:
         for base in ("student", "kd"):
@@ -222,9 +212,9 @@ def _against(arms: Iterable[Group], members: Sequence[Group]) -> list[tuple[Grou
 def _compared(pairs: Sequence[tuple[Group, Group]]) -> list[Comparison]:
     """First against second of every pair, corrected for all of them."""
     found: dict[tuple[str, str], Comparison] = {}
-    for cut in dict.fromkeys(arm.cut for arm, _ in pairs):
-        # One call a cut: each costs statsmodels a collection of garbage, a fifth of a second.
-        members = {group.label: group for pair in pairs if pair[0].cut == cut for group in pair}
+    for network in dict.fromkeys(arm.network for arm, _ in pairs):
+        # One call a network: each costs statsmodels a collection of garbage, a fifth of a second.
+        members = {group.label: group for pair in pairs if pair[0].network == network for group in pair}
         for c in compare({label: group.by_seed for label, group in members.items()}, [g.label for g in members.values() if g.own]):
             found |= {(c.arm, c.reference): c, (c.reference, c.arm): _turned(c)}
     chosen = [found[arm.label, reference.label] for arm, reference in pairs]

@@ -30,9 +30,9 @@ from igkd.images.class_names import distinct
 from igkd.images.open import open_images, tell
 from igkd.images.samples import Samples, load_samples, sentences
 from igkd.images.source import ImageSource
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
+from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import class_numbers, renumbered
-from igkd.networks.torchvision import open_teacher
 
 SIMILARITIES = {"cosine": cosine, "rank_correlation": rank_correlation, "top_overlap": top_overlap}
 OWN_CLASSES = "give --images of its own classes"
@@ -53,10 +53,10 @@ def answers(teacher: nn.Module, samples: Samples) -> Tensor:
 
 
 def evaluate(
-    model: ImageClassifier,
+    model: Classifier,
     samples: Samples,
     *,
-    teacher: ImageClassifier | None = None,
+    teacher: Classifier | None = None,
     maps: int = 0,
     steps: int = 50,
     progress: Callable[[str], None] = lambda line: None,
@@ -104,7 +104,7 @@ def evaluate(
 
 
 def judge_maps(
-    model: ImageClassifier, teacher: ImageClassifier | None, samples: Samples, steps: int, progress: Callable[[str], None]
+    model: Classifier, teacher: Classifier | None, samples: Samples, steps: int, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Integrated-gradients maps of the true labels: the student's against the teacher's, and both against random ones.
 
@@ -152,7 +152,7 @@ def standard_error(values: NDArray[np.float64]) -> float:
 
 
 def matching_samples(
-    model: ImageClassifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], resize: bool, bad_images: BadImages
+    model: Classifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], resize: bool, bad_images: BadImages
 ) -> tuple[Samples, int]:
     """Images that a network can be judged by; those left out are told on standard error.
 
@@ -174,7 +174,7 @@ def matching_samples(
     return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)
 
 
-def matching_teacher(text: str, model: ImageClassifier, name: str) -> tuple[ImageClassifier, dict[str, Any]]:
+def matching_teacher(text: str, model: Classifier, name: str) -> tuple[Classifier, dict[str, Any]]:
     """A teacher to compare a network with, its logits in the order of the network's classes, and its card.
 
     Args:
@@ -192,7 +192,7 @@ def matching_teacher(text: str, model: ImageClassifier, name: str) -> tuple[Imag
     return teacher, card
 
 
-def check_size(model: ImageClassifier, name: str, image_size: int | None) -> None:
+def check_size(model: Classifier, name: str, image_size: int | None) -> None:
     """Refuse an --image-size that is not the network's."""
     height, width = model.spec.image_shape
     if image_size is not None and (image_size, image_size) != (height, width):

@@ -14,7 +14,7 @@ from torch import Tensor
 from igkd.attribution.base import Colour, as_float
 from igkd.base.errors import UserError
 from igkd.base.random_draws import uniform
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 
 Maps = NDArray[np.floating[Any]]
 Figures = NDArray[np.float64]
@@ -93,7 +93,7 @@ def random_maps(ids: NDArray[np.int64], shape: tuple[int, int], seed: int = 0) -
 
 
 def perturbation_curves(
-    model: ImageClassifier,
+    model: Classifier,
     pixels: Tensor,
     labels: Tensor,
     maps: Maps,

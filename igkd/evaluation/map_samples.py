@@ -20,7 +20,7 @@ from igkd.images.codec import size
 from igkd.images.folder import FolderImages
 from igkd.images.samples import Samples, decode_all, sentences
 from igkd.images.source import ImageSource, Record
-from igkd.networks.network import ImageClassifier, ModelSpec
+from igkd.networks.network import Classifier, NetworkSpec
 
 ANSWERS = 3
 """Classes told of each network, the most probable first."""
@@ -61,7 +61,7 @@ class Looks:
 
 
 def read(
-    source: ImageSource, split: Split, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None, spec: ModelSpec, bad: BadImages
+    source: ImageSource, split: Split, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None, spec: NetworkSpec, bad: BadImages
 ) -> Chosen:
     """Read images, and scale and crop them as a network wants them.
 
@@ -92,7 +92,7 @@ def read(
     )
 
 
-def look(model: ImageClassifier, samples: Samples, steps: int, name: str, baseline: Colour) -> Looks:
+def look(model: Classifier, samples: Samples, steps: int, name: str, baseline: Colour) -> Looks:
     """Answers and maps of a network; an image's map does not depend on the others'.
 
     Args:

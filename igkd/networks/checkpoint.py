@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from igkd.base.errors import UserError
 from igkd.base.schema import short
 from igkd.base.storage import read_json, write_bytes, write_json
-from igkd.networks.network import Classifier, ModelSpec, multiply_adds, parameter_count
+from igkd.networks.network import Classifier, NetworkSpec, multiply_adds, parameter_count
 
 
 def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool = False) -> None:
@@ -28,7 +28,7 @@ def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool
         made: how it was made (JSON values): command, seed, accuracies.
         half: store floating-point tensors as float16, half the size; `load` gives float32 again.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     weights = safetensors.torch.save(state)
@@ -61,13 +61,13 @@ def load(directory: Path | str) -> Classifier:
     if hashlib.sha256(weights).hexdigest() != card["sha256"]:
         raise UserError(f"{directory}/model.safetensors does not match the sha256 in model.json: it was damaged or replaced")
     try:
-        spec, state = ModelSpec.from_json(card["spec"]), safetensors.torch.load(weights)
+        spec, state = NetworkSpec.from_json(card["spec"]), safetensors.torch.load(weights)
         with torch.device("meta"):  # where a network of any size takes no memory
-            expected = {name: tensor.shape for name, tensor in Classifier(spec).state_dict().items()}
+            expected = {name: tensor.shape for name, tensor in Classifier(spec).network.state_dict().items()}
         if wrong := sorted(name for name in expected.keys() | state.keys() if name not in state or state[name].shape != expected.get(name)):
             raise ValueError(f"{len(wrong)} tensor(s) do not fit its spec, such as {short(wrong[0])}")
         model = Classifier(spec)
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        model.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError, KeyError) as error:
         raise UserError(
             f"{directory} is not a checkpoint of this project: {(str(error) or type(error).__name__).splitlines()[0]}"

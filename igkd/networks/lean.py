@@ -1,9 +1,9 @@
-"""Lean students: plain residual networks that a processor runs fast, beside the cut MobileNet-V2.
+"""The family `lean`: plain residual networks that a processor runs fast, beside the cut MobileNet-V2.
 
-A cut student keeps its teacher's early layers, which see the image at full resolution and are most of the time. A lean one takes its
-first steps down at once, is narrow early and wide late, and has plain convolutions instead of depthwise ones, which move much
-memory for little arithmetic. One string names an architecture everywhere: `2:32x1,64x1,96x2` is a stem of stride 2 and three stages of
-WIDTHxBLOCKS, each after the first at half the resolution of the one before it.
+A cut student keeps its teacher's early layers, which see the image at full resolution and are most of the time. A lean one reduces the
+resolution at once, is narrow early and wide late, and has plain convolutions instead of depthwise ones, which move much memory for
+little arithmetic. `lean:2:32x1,64x1,96x2` has a first convolution of stride 2 and three stages of WIDTHxBLOCKS, each after the first at
+half the resolution of the one before it.
 """
 
 import re
@@ -16,6 +16,7 @@ from torchvision.models.resnet import BasicBlock
 from igkd.base.errors import UserError
 from igkd.base.schema import short
 from igkd.networks.convolutions import Shortcut
+from igkd.networks.pooled import Pooled
 
 MAX_WIDTH, MAX_BLOCKS, MAX_STAGES = 1024, 16, 6
 STEMS = (1, 2, 4)
@@ -70,7 +71,7 @@ def parse(text: str) -> Lean:
         if all(width <= MAX_WIDTH and blocks <= MAX_BLOCKS for width, blocks in stages):
             return Lean(int(stem), stages)
     raise UserError(
-        f"{short(text)} names no lean student; one is 2:32x1,64x1,96x2 (stride of the stem, 1, 2 or 4; then WIDTHxBLOCKS of at most "
+        f"{short(f'lean:{text}')} names no network; one is lean:2:32x1,64x1,96x2 (stride of the stem, 1, 2 or 4; WIDTHxBLOCKS of at most "
         f"{MAX_STAGES} stages, at most {MAX_WIDTH} wide, of at most {MAX_BLOCKS} blocks)"
     )
 
@@ -97,3 +98,23 @@ def _blocks(lean: Lean, before: int) -> Iterator[nn.Module]:
                 beside = nn.Sequential(Shortcut(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
             yield BasicBlock(before, width, stride, beside)
             before = width
+
+
+def canonical(options: str) -> str:
+    """The options as every name of this network has them."""
+    return str(parse(options))
+
+
+def build(options: str, classes: int) -> nn.Module:
+    """Freshly initialised by torch's generator: float (B, 3, H, W) to logits (B, classes)."""
+    return Pooled(features(parse(options)), classes)
+
+
+def tap(options: str) -> str | None:
+    """None: no layer corresponds to one of a teacher's."""
+    return None
+
+
+def student(options: str, teacher: str | None, side: int) -> str:
+    """The options, which leave nothing open."""
+    return canonical(options)

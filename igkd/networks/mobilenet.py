@@ -1,34 +1,95 @@
-"""The paper's MobileNet-V2 for small images, whole or without its last layers."""
+"""The family `mobilenet`: the paper's MobileNet-V2 for small images, whole or without its last layers.
+
+`mobilenet` is the whole network; `mobilenet:cut=5,width=0.5,stride=2` lacks its last 5 feature layers, has half the channels, and a first
+convolution of stride 2. What has its default is left out of a name: cut=0, width=1, stride=1.
+"""
+
+import re
+from dataclasses import dataclass
 
 from torch import nn
 from torchvision.models import MobileNetV2
 
 from igkd.base.errors import UserError
+from igkd.base.schema import short
 from igkd.networks.convolutions import avoid_slow_kernels
+from igkd.networks.pooled import Pooled
 
 # (expansion t, channels c, blocks n, stride s): the paper's network, whose second stage keeps the resolution.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 FEATURES = 19
 CUTS = (0, 3, 5, 7, 9, 11, 13, 15, 17)
+"""Numbers of trailing `features` entries that may be removed; 0 is the whole network."""
 ATTENTION_DIVIDER = {3: 2, 5: 2, 7: 2, 9: 4, 11: 4, 13: 4, 15: 8, 17: 20}
+LARGE = 64
+"""Pixels of an image's side, above which a student of another kind of teacher has a first convolution of stride 2."""
+_SETTINGS = {"cut": "[0-9]{1,2}", "width": r"[0-9]{1,2}(?:\.[0-9]{1,4})?", "stride": "[1-9][0-9]{0,3}"}
 
 
-def build_features(classes: int, cut: int, width: float, stride: int) -> nn.Sequential:
-    """The layers of a MobileNet-V2 before its classifier, less those that are cut off."""
+@dataclass(frozen=True, kw_only=True)
+class MobileNet:
+    """One network of the family."""
+
+    cut: int = 0
+    width: float = 1.0
+    """Width multiplier of every layer (Sandler et al. 2018)."""
+    stride: int = 1
+    """Of the first convolution: 1 for images of about 32 pixels a side, 2 for larger ones, a quarter of the work."""
+
+
+def parse(options: str) -> MobileNet:
+    """The network that a name's options stand for, such as "cut=5,stride=2".
+
+    Raises:
+        UserError: they name none.
+    """
+    given = dict(part.partition("=")[::2] for part in options.split(",")) if options else {}
+    sound = all(name in _SETTINGS and re.fullmatch(_SETTINGS[name], value) for name, value in given.items())
+    if not sound or len(given) != (options.count(",") + 1 if options else 0):
+        raise UserError(f"{short(f'mobilenet:{options}')} names no network; one is mobilenet:cut=5 or mobilenet:width=0.5,stride=2")
+    found = MobileNet(cut=int(given.get("cut", 0)), width=float(given.get("width", 1)), stride=int(given.get("stride", 1)))
+    if found.cut not in CUTS:
+        raise UserError(f"mobilenet:{options}: cut {found.cut} is not one of {', '.join(map(str, CUTS))}")
+    if found.width == 0:
+        raise UserError(f"mobilenet:{options}: the width must be above 0")
+    return found
+
+
+def canonical(options: str) -> str:
+    """The same options as every name of this network has them: in one order, without those that have their defaults."""
+    found, usual = parse(options), MobileNet()
+    differing = [name for name in _SETTINGS if getattr(found, name) != getattr(usual, name)]
+    return ",".join(f"{name}={getattr(found, name):g}" for name in differing)
+
+
+def build(options: str, classes: int) -> nn.Module:
+    """Freshly initialised by torch's generator: float (B, 3, H, W) to logits (B, classes)."""
+    found = parse(options)
     whole = MobileNetV2(
         num_classes=classes,
-        width_mult=width,
+        width_mult=found.width,
         inverted_residual_setting=[list(stage) for stage in STAGES],
         dropout=0.0,
     )
-    whole.features[0][0].stride = (stride, stride)
-    kept: nn.Sequential = whole.features[: FEATURES - cut]
+    whole.features[0][0].stride = (found.stride, found.stride)
+    kept: nn.Sequential = whole.features[: FEATURES - found.cut]
     avoid_slow_kernels(kept)
-    return kept
+    return Pooled(kept, classes)
 
 
-def attention_layer(cut: int) -> int:
-    """Index into `features` where teacher and the student of this cut are tapped for attention transfer (PAPER: 19 // divider)."""
-    if cut not in ATTENTION_DIVIDER:
-        raise UserError(f"attention transfer needs a cut student; cut must be one of {', '.join(map(str, ATTENTION_DIVIDER))}, not {cut}")
-    return FEATURES // ATTENTION_DIVIDER[cut]
+def tap(options: str) -> str | None:
+    """Path of the layer at which teacher and this student are compared by attention transfer (PAPER: layer 19 // divider of the cut)."""
+    cut = parse(options).cut
+    return f"features.{FEATURES // ATTENTION_DIVIDER[cut]}" if cut in ATTENTION_DIVIDER else None
+
+
+def student(options: str, teacher: str | None, side: int) -> str:
+    """A student's options, with the width and the stride that they leave open: those of its teacher.
+
+    Args:
+        teacher: options of the teacher, if that is of this family.
+        side: pixels of an image's longer side, which decides the stride where the teacher is of another family.
+    """
+    like = MobileNet(stride=2 if side > LARGE else 1) if teacher is None else parse(teacher)
+    defaults = [f"width={like.width:g}"] * ("width=" not in options) + [f"stride={like.stride}"] * ("stride=" not in options)
+    return canonical(",".join([*filter(None, [options]), *defaults]))

@@ -1,6 +1,5 @@
 """What a network is here: its specification, the classifier that takes pixels, and its sizes."""
 
-import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -8,47 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from igkd.base.errors import UserError
 from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
-from igkd.networks.lean import features, parse
-from igkd.networks.mobilenet import CUTS, build_features
+from igkd.networks.families import build_named, canonical_name
 
 MAX_SIDE = 8192
 """Pixels of an image's side."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class NetworkSpec:
     """All that is needed to rebuild a network and to feed it."""
 
+    name: str = "mobilenet"
+    """Its architecture, as `networks.families` names it: mobilenet:cut=5, lean:2:32x1,64x1, torchvision:resnet18."""
     classes: tuple[str, ...]
     """Class names; a label is an index into them."""
     image_shape: tuple[int, int]
     """(height, width) in pixels of the images it was trained on."""
-    cut: int = 0
-    """Number of trailing `features` entries removed; 0 is the whole network."""
-    width: float = 1.0
-    """Width multiplier of every layer (Sandler et al. 2018)."""
-    stride: int = 1
-    """Stride of the stem: 1 for 32x32 images, 2 for larger ones."""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     """Subtracted from pixels in [0, 1], per channel, before the network sees them."""
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     """Divides the pixels after that, per channel."""
-    lean: str = ""
-    """The architecture of a lean student, as `igkd.lean` names it: cut is then 0, width and stride say what the teacher has."""
     short_side: int = 0
-    """Where pictures are scaled to `image_shape`: the pixels of their shorter side before the crop, as `pictures.Scaling` has it."""
+    """Where pictures are scaled to `image_shape`: the pixels of their shorter side before the crop, as `codec.Scaling` has it."""
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.cut not in CUTS:
-            raise UserError(f"cut {self.cut} is not one of {', '.join(map(str, CUTS))}")
-        if self.lean:
-            parse(self.lean)
-            if self.cut:
-                raise UserError(f"a lean student has no layers of the teacher's to cut off: its cut is 0, not {self.cut}")
+        object.__setattr__(self, "name", canonical_name(self.name))
 
     @property
     def scaling(self) -> Scaling:
@@ -56,12 +42,13 @@ class ModelSpec:
         return Scaling(self.short_side, self.interpolation)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ModelSpec":
-        """What a checkpoint says; raises TypeError or ValueError if that is no network."""
+    def from_json(cls, data: Mapping[str, Any]) -> "NetworkSpec":
+        """What a checkpoint says; raises TypeError, ValueError or UserError if that is no network."""
+        if "name" not in data:
+            raise ValueError("its spec has no name: an older igkd made it; train it anew")
         spec = typed(cls, data)
         for name, sound in (
             ("image_shape", all(1 <= side <= MAX_SIDE for side in spec.image_shape)),
-            ("stride", 1 <= spec.stride <= MAX_SIDE),
             ("short_side", spec.short_side == 0 or max(spec.image_shape) <= spec.short_side <= MAX_SIDE),
             ("mean", len(spec.mean) in (1, 3)),
             ("std", len(spec.std) in (1, 3) and min(spec.std) > 0),
@@ -71,8 +58,8 @@ class ModelSpec:
         return spec
 
 
-class ImageClassifier(nn.Module, abc.ABC):
-    """A network that takes pixels in [0, 1] and normalises them itself.
+class Classifier(nn.Module):
+    """A network of any family that takes pixels in [0, 1] and normalises them itself.
 
     `forward(pixels)` maps float (B, 3, H, W) in [0, 1] to logits (B, classes); `from_normalised` starts behind the
     normalisation, which is where integrated gradients have their baseline.
@@ -81,52 +68,53 @@ class ImageClassifier(nn.Module, abc.ABC):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: NetworkSpec, network: nn.Module | None = None) -> None:
+        """Args:
+        network: float (B, 3, H, W), normalised, to logits (B, classes); without one, that of the spec's name, freshly initialised by
+            torch's generator.
+        """
         super().__init__()
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+        self.network = build_named(spec.name, len(spec.classes)) if network is None else network
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Float (B, 3, H, W) pixels in [0, 1] to the network's own scale, same shape."""
         return (pixels - self.mean) / self.std
 
-    @abc.abstractmethod
     def from_normalised(self, x: Tensor) -> Tensor:
         """Normalised float (B, 3, H, W) to logits (B, classes)."""
-
-    def forward(self, pixels: Tensor) -> Any:
-        return self.from_normalised(self.normalise(pixels))
-
-
-class Classifier(ImageClassifier):
-    """A MobileNet-V2, whole or cut, or a lean student."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
-        self.features = features(parse(spec.lean)) if spec.lean else build_features(len(spec.classes), spec.cut, spec.width, spec.stride)
-        channels = next(m.num_features for m in reversed(list(self.features.modules())) if isinstance(m, nn.BatchNorm2d))
-        self.classifier = nn.Linear(channels, len(spec.classes))
-        nn.init.normal_(self.classifier.weight, 0, 0.01)
-        nn.init.zeros_(self.classifier.bias)
-
-    def from_normalised(self, x: Tensor) -> Tensor:
-        """Normalised float (B, 3, H, W) to logits (B, classes)."""
-        logits: Tensor = self.classifier(self.features(x).mean(dim=(2, 3)))
+        logits: Tensor = self.network(x)
         return logits
 
-    def forward(self, pixels: Tensor, tap: int | None = None) -> Any:
-        """Logits (B, classes); with `tap`, also the output (B, C, h, w) of `features[tap]`, from the same pass."""
-        if tap is None:
+    def forward(self, pixels: Tensor, taps: tuple[str, ...] = ()) -> Any:
+        """Logits (B, classes); with `taps`, paths of layers in `network` such as "features.9", (logits, their outputs by path), from the
+        same pass."""
+        if not taps:
             return self.from_normalised(self.normalise(pixels))
-        tapped = self.features[: tap + 1](self.normalise(pixels))
-        return self.classifier(self.features[tap + 1 :](tapped).mean(dim=(2, 3))), tapped
+        seen: dict[str, Tensor] = {}
+        hooks = [_keep_output(self.network, path, seen) for path in taps]
+        try:
+            return self.from_normalised(self.normalise(pixels)), seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _keep_output(network: nn.Module, path: str, seen: dict[str, Tensor]) -> torch.utils.hooks.RemovableHandle:
+    """Have a layer put what it gives into `seen`, until the handle's `remove`."""
+
+    def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen[path] = output
+
+    return network.get_submodule(path).register_forward_hook(keep)
 
 
 class Deployed(nn.Module):
     """A network that takes pixels as they are decoded and a device has them: uint8 (B, H, W, 3) to logits float32 (B, classes)."""
 
-    def __init__(self, model: ImageClassifier) -> None:
+    def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model.eval()
 
@@ -134,14 +122,14 @@ class Deployed(nn.Module):
         return self.model(pixels.permute(0, 3, 1, 2).float() / 255)
 
 
-def build(spec: ModelSpec, seed: int) -> Classifier:
+def build(spec: NetworkSpec, seed: int) -> Classifier:
     """A freshly initialised network; the same seed gives the same weights, and the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(spec)
 
 
-def values_a_channel(spec: ModelSpec, scale: float = 1.0) -> int:
+def values_a_channel(spec: NetworkSpec, scale: float = 1.0) -> int:
     """Pixels of the smallest feature maps that a batch normalisation of this network sees of one image.
 
     Args:
@@ -162,7 +150,7 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def multiply_adds(model: ImageClassifier) -> int:
+def multiply_adds(model: Classifier) -> int:
     """Multiply-adds of one image's convolutions and linear layers, at the image shape of its spec."""
     from torch.utils.flop_counter import FlopCounterMode
 

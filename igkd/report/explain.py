@@ -27,9 +27,9 @@ from igkd.evaluation.map_samples import Chosen, Looks, likeness, look, read
 from igkd.images.class_names import distinct, named
 from igkd.images.open import loose_pictures, open_images, tell
 from igkd.images.source import ImageSource
-from igkd.networks.network import ImageClassifier, parameter_count
+from igkd.networks.network import Classifier, parameter_count
+from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import class_numbers
-from igkd.networks.torchvision import open_teacher
 from igkd.report import html
 
 KINDS = ("cifar10", "shapes", "parquet", "folder")
@@ -103,9 +103,7 @@ def choose(labels: NDArray[np.int64], ids: Sequence[int] | None, limit: int, sou
     return np.array(ids, dtype=np.int64)
 
 
-def own_teacher(
-    config: ExplainConfig, card: Mapping[str, Any], model: ImageClassifier
-) -> tuple[ImageClassifier, dict[str, Any], str] | None:
+def own_teacher(config: ExplainConfig, card: Mapping[str, Any], model: Classifier) -> tuple[Classifier, dict[str, Any], str] | None:
     """The teacher to draw beside a network, its card and its name: as the user or the network's card says; None where nobody does.
 
     Raises:

@@ -17,7 +17,7 @@ from igkd.evaluation.map_metrics import check_finite, mass_inside, pointing_hits
 from igkd.evaluation.significance import t_interval
 from igkd.images.samples import Samples
 from igkd.networks import checkpoint
-from igkd.networks.network import Classifier, ImageClassifier, multiply_adds, parameter_count
+from igkd.networks.network import Classifier, multiply_adds, parameter_count
 from igkd.report.pipeline_page import Focus, GalleryRow, Latency
 from igkd.store import Store
 
@@ -38,7 +38,7 @@ def load_students(rows: Sequence[Mapping[str, Any]], directories: Sequence[Path]
 class Showcase:
     """Some validation images of a store, the same number of each class, and what every model makes of them."""
 
-    def __init__(self, store: Store, teacher: ImageClassifier, students: Mapping[str, Classifier], per_class: int) -> None:
+    def __init__(self, store: Store, teacher: Classifier, students: Mapping[str, Classifier], per_class: int) -> None:
         samples, validation = store.samples()
         labels = samples.labels.numpy()
         chosen = [np.flatnonzero(validation & (labels == c))[:per_class] for c in range(len(store.plan.classes))]
@@ -105,10 +105,10 @@ class Showcase:
         return warm_latencies(self.teacher, self.students.values())
 
 
-def warm_latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> list[Latency]:
+def warm_latencies(teacher: Classifier, students: Iterable[Classifier]) -> list[Latency]:
     """What `igkd latency` tells, of the networks at hand, in this process and by one thread.
 
-    Students of one cut, or of one lean architecture, are alike, so one of them stands for all.
+    Students of one network are alike, so one of them stands for all.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would wait for one another where other processes are at work
@@ -118,10 +118,10 @@ def warm_latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> 
         torch.set_num_threads(threads)
 
 
-def _latencies(teacher: ImageClassifier, students: Iterable[Classifier]) -> list[Latency]:
+def _latencies(teacher: Classifier, students: Iterable[Classifier]) -> list[Latency]:
     networks = {"teacher": teacher}
     for student in students:
-        kind = f"lean {student.spec.lean}" if student.spec.lean else f"cut {student.spec.cut}"
+        kind = student.spec.name
         networks.setdefault(f"student, {kind}", student)
     rows = []
     for batch in BATCHES:

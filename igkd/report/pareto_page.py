@@ -13,6 +13,7 @@ from igkd.base.run_directory import read_object
 from igkd.base.storage import write_bytes
 from igkd.evaluation.comparisons import accuracy, history
 from igkd.networks.checkpoint import checkpoint_card
+from igkd.networks.families import family_of
 from igkd.report import html, sweep_charts
 from igkd.report.sweep_charts import Spot
 from igkd.store import Store
@@ -29,7 +30,7 @@ class Student:
     accuracy: float
     """On the validation split after its last epoch, finite."""
     front: bool = False
-    """A lean one that no other is better than: as fast and as accurate, and better in one."""
+    """A candidate that no other is better than: as fast and as accurate, and better in one."""
     number: int = 0
     """In chart and table, from the fastest down."""
 
@@ -50,17 +51,17 @@ class FrontReport:
 
     @property
     def students(self) -> list[Student]:
-        """Those trained to the end, the fastest first; the front is of lean ones."""
-        known = {(one.cut, one.lean): one for one in self.latencies.measured}
+        """Those trained to the end, the fastest first; the front is of candidates."""
+        known = {one.network: one for one in self.latencies.measured}
         found = []
         for row in self.rows:
-            measured = known.get((int(row["cut"]), _lean(row)))
+            measured = known.get(row["network"])
             if measured is not None and row["state"] == "done" and math.isfinite(share := accuracy(row, "validation")):
                 found.append((row, measured, share))
-        found.sort(key=lambda one: (-one[1].times_as_fast, one[1].name))
-        lean = [i for i, (_, measured, _) in enumerate(found) if measured.lean]
-        best = pareto([(found[i][1].times_as_fast, found[i][2]) for i in lean])
-        front = {i for i, good in zip(lean, best, strict=True) if good}
+        found.sort(key=lambda one: (-one[1].times_as_fast, one[1].network))
+        candidates = [i for i, (_, measured, _) in enumerate(found) if measured.candidate]
+        best = pareto([(found[i][1].times_as_fast, found[i][2]) for i in candidates])
+        front = {i for i, good in zip(candidates, best, strict=True) if good}
         return [
             Student(row=row, measured=measured, accuracy=share, front=i in front, number=i + 1)
             for i, (row, measured, share) in enumerate(found)
@@ -96,9 +97,9 @@ def publish_front(root: Path, status: Status) -> str:
         source = html.source_name(store.plan.images)
         note = f"Students learn from {store.manifest['rows']:,} images of {source}, less those of the validation split."
         teacher = {} if config["teacher"].startswith("torchvision:") else checkpoint_card(config["teacher"])
-    best = read_object(root / "best.json").get("lean") if (root / "best.json").exists() else None
+    best = read_object(root / "best.json").get("student") if (root / "best.json").exists() else None
     report = FrontReport(
-        title="Search for a lean student",
+        title="Search for a fast student",
         status=status,
         rows=rows,
         latencies=latencies,
@@ -113,14 +114,14 @@ def publish_front(root: Path, status: Status) -> str:
 def render(report: FrontReport) -> str:
     """The page, as HTML that stands alone."""
     students, timed = report.students, sorted(report.latencies.measured, key=lambda one: -one.times_as_fast)
-    trained = {_lean(row) for row in report.rows}
+    trained = {row["network"] for row in report.rows}
     spots = [
-        Spot(x=one.measured.times_as_fast, y=one.accuracy, label=str(one.number), front=one.front, hollow=not one.measured.lean)
+        Spot(x=one.measured.times_as_fast, y=one.accuracy, label=str(one.number), front=one.front, hollow=not one.measured.candidate)
         for one in students
     ]
     finished = [history(one.row) for one in students]
     stopped = [found for row in report.rows if row["state"] == "pruned" and (found := history(row))]
-    chosen = next((history(one.row) for one in students if one.measured.lean == report.best), None)
+    chosen = next((history(one.row) for one in students if one.measured.network == report.best), None)
     commands = [report.latencies.provenance.get("command", report.status.command), report.status.command]
     return (
         html.environment()
@@ -128,8 +129,8 @@ def render(report: FrontReport) -> str:
         .render(
             report=report,
             students=students,
-            lean=[one for one in timed if one.lean],
-            enough=sum(bool(one.lean) and one.times_as_fast >= report.latencies.budget for one in timed),
+            candidates=[one for one in timed if one.candidate],
+            enough=sum(one.candidate and one.times_as_fast >= report.latencies.budget for one in timed),
             timed=timed,
             trained=trained,
             chart=Markup(sweep_charts.front(spots, report.latencies.budget)) if spots else "",
@@ -140,22 +141,20 @@ def render(report: FrontReport) -> str:
 
 
 def summary(report: FrontReport) -> str:
-    """The essence as plain text: the students that are on the front, and the cut one."""
+    """The essence as plain text: the students that are on the front, and the one they are compared with."""
     lines = [report.progress, "", f"{'student':34}  times as fast  {'(as eager)':>10}  parameters  validation"]
     for one in report.students:
-        if one.front or not one.measured.lean:
+        if one.front or not one.measured.candidate:
             m = one.measured
             lines.append(
-                f"{m.name[:34]:34}  {m.times_as_fast:12.2f}x  {m.times_as_fast_as_eager:9.1f}x  {m.parameters:10,}  {one.accuracy:9.1%}"
+                f"{m.network[:34]:34}  {m.times_as_fast:12.2f}x  {m.times_as_fast_as_eager:9.1f}x  {m.parameters:10,}  {one.accuracy:9.1%}"
             )
     return "\n".join(lines)
 
 
 def best_row(rows: Sequence[Row]) -> Row | None:
-    """The finished lean student of the highest accuracy on the validation split."""
-    done = [row for row in rows if row["state"] == "done" and _lean(row) and math.isfinite(accuracy(row, "validation"))]
+    """The finished candidate of the highest accuracy on the validation split."""
+    done = [
+        row for row in rows if row["state"] == "done" and family_of(row["network"]) == "lean" and math.isfinite(accuracy(row, "validation"))
+    ]
     return max(done, key=lambda row: accuracy(row, "validation")) if done else None
-
-
-def _lean(row: Row) -> str:
-    return str(row.get("config", {}).get("lean", ""))

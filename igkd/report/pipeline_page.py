@@ -75,7 +75,7 @@ class Report:
     summary_note: str
     teacher: dict[str, Any]
     students: list[dict[str, Any]]
-    """Rows of the same arm and cut are repeats, one a seed."""
+    """Rows of the same arm and network are repeats, one a seed."""
     gallery: list[GalleryRow]
     focus: list[Focus]
     latency: list[Latency]
@@ -155,7 +155,7 @@ def summary_table(report: Report) -> str:
     rows = [("model", "arm", "parameters", "smaller", "test", "95 % interval", "seeds")]
     for line in _lines(report):
         accuracy, low, high = (html.percent(share, line.digits) for share in line.test)
-        model, arm = (f"cut {line.first['cut']}", line.first["arm"]) if "arm" in line.first else ("teacher", "")
+        model, arm = (charts.squeezed(line.first["network"], 16), line.first["arm"]) if "arm" in line.first else ("teacher", "")
         arm = arm if len(arm) <= 16 else arm[:15] + "…"
         size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
         rows.append((model, arm, *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
@@ -167,15 +167,15 @@ def summary_table(report: Report) -> str:
 
 
 def _lines(report: Report) -> list[_Line]:
-    """The teacher's line, then one for every arm and cut in order of appearance."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    """The teacher's line, then one for every arm and network in order of appearance."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in report.students:
-        groups.setdefault((row["arm"], row["cut"]), []).append(row)
-    for (arm, cut), runs in groups.items():
+        groups.setdefault((row["arm"], row["network"]), []).append(row)
+    for (arm, network), runs in groups.items():
         if len({run["seed"] for run in runs}) < len(runs):
-            raise ValueError(f"arm {arm} at cut {cut} holds two results of one seed: they are no independent repeats")
-    one_cut = len({cut for _, cut in groups}) == 1
-    students = [_Line(label=arm if one_cut else f"{arm}, cut {cut}", runs=runs) for (arm, cut), runs in groups.items()]
+            raise ValueError(f"arm {arm} of network {network} holds two results of one seed: they are no independent repeats")
+    one_network = len({network for _, network in groups}) == 1
+    students = [_Line(label=arm if one_network else f"{arm}, {network}", runs=runs) for (arm, network), runs in groups.items()]
     return [_Line(label="teacher", runs=[report.teacher]), *students]
 
 

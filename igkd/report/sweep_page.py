@@ -53,7 +53,7 @@ class SweepReport:
     """Its result row; its accuracies may be NaN."""
     gallery: list[GalleryRow] = field(default_factory=list)
     latency: list[Latency] = field(default_factory=list)
-    """Of "teacher" and "student, cut 5"."""
+    """Of "teacher" and "student, NETWORK"."""
     best: dict[str, Any] | None = None
     """The settings that a tuning chose."""
 
@@ -125,8 +125,10 @@ def render(report: SweepReport) -> str:
     """The page, as HTML that stands alone."""
     view, measure = _view(report), report.measure
     places = {arm: i for i, arm in enumerate(dict.fromkeys(group.arm for group in [*view.groups, *view.partial]))}
-    cuts = list(dict.fromkeys(group.cut for group in view.groups))
-    by_cut = {cut: [group for group in view.groups if group.cut == cut] for cut in sorted(cuts)}
+    by_network: dict[str, list[Group]] = {}
+    for group in sorted(view.groups, key=lambda group: group.compression):
+        by_network.setdefault(group.network, []).append(group)
+    numbers = {network: number for number, network in enumerate(by_network)}
     points = _points(view, report.pruned)
     source = html.provenance([*([report.teacher] if report.teacher else []), *report.rows], report.commands)
     return (
@@ -139,15 +141,17 @@ def render(report: SweepReport) -> str:
             meaning=MEANING[measure],
             differences=_differences(view),
             dots={
-                cut: Markup(sweep_charts.dots([_dots(g, g.arm, places) for g in members], MEANING[measure], f"dots{cut}"))
-                for cut, members in by_cut.items()
+                network: Markup(sweep_charts.dots([_dots(g, g.arm, places) for g in members], MEANING[measure], f"dots{numbers[network]}"))
+                for network, members in by_network.items()
             },
-            by_cut=by_cut,
-            compression=Markup(_compression(view.groups, places, measure)) if len(cuts) > 1 else "",
+            by_network=by_network,
+            compression=Markup(_compression(view.groups, places, measure)) if len(by_network) > 1 else "",
             published=[arm for arm in PUBLISHED if measure == "test" and any(g.base == arm and g.own for g in view.groups)],
             speed=Markup(_speed(report, view.groups, places)),
             curves={
-                cut: Markup(_curves(members, places, report.teacher, cut)) for cut, members in by_cut.items() if any(map(_epochs, members))
+                network: Markup(_curves(members, places, report.teacher, numbers[network]))
+                for network, members in by_network.items()
+                if any(map(_epochs, members))
             },
             trials=view.trials[:SHOWN],
             accuracy=lambda row: accuracy(row, measure),
@@ -177,13 +181,13 @@ def markdown(report: SweepReport) -> str:
         head = ["trial", "validation, %", *view.tuned]
         body = [[_cell(row), html.percent(accuracy(row, "validation"), 2), *_values(row, view.tuned)] for row in view.trials[:SHOWN]]
     else:
-        head = ["arm", "cut", "compression", MEANING[report.measure], "95 % interval", "seeds", "− student (p)", "− kd (p)"]
+        head = ["arm", "network", "compression", MEANING[report.measure], "95 % interval", "seeds", "− student (p)", "− kd (p)"]
         differences = _differences(view)
         body = []
         for g in view.groups:
             mean, low, high = (html.percent(share, g.digits) for share in g.interval)
             told = [_difference(differences[g.label].get(base)) for base in ("student", "kd")]
-            body.append([g.arm, str(g.cut), f"{g.compression:.2f}×", mean, f"{low} – {high}", str(len(g.by_seed)), *told])
+            body.append([g.arm, g.network, f"{g.compression:.2f}×", mean, f"{low} – {high}", str(len(g.by_seed)), *told])
     lines = [head, ["---"] * len(head), *body]
     table = ["| " + " | ".join(_escaped(entry) for entry in line) + " |" for line in lines]
     said = [f"- {_escaped(sentence)}." for family in view.families for sentence in _sentences(family)]
@@ -204,13 +208,15 @@ def summary_table(report: SweepReport) -> str:
             epochs = str(len(row["history"]))
             rows.append((_short(_cell(row), 20), f"{html.percent(accuracy(row, 'validation'))} %", epochs, _short(told, 36)))
     else:
-        rows = [("arm", "cut", "smaller", report.measure, "95 % interval", "seeds")]
+        rows = [("arm", "network", "smaller", report.measure, "95 % interval", "seeds")]
         for g in view.groups:
             mean, low, high = (html.percent(share, g.digits) for share in g.interval)
             seeds = str(len(g.by_seed))
-            rows.append((charts.squeezed(g.arm, 30), str(g.cut), f"{g.compression:.2f}x", f"{mean} %", f"{low}-{high}", seeds))
+            rows.append(
+                (charts.squeezed(g.arm, 20), charts.squeezed(g.network, 20), f"{g.compression:.2f}x", f"{mean} %", f"{low}-{high}", seeds)
+            )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    text = {0, 3} if report.kind == "tuning" else {0}
+    text = {0, 3} if report.kind == "tuning" else {0, 1}
     aligned = (
         "  ".join(cell.ljust(width) if i in text else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in rows
@@ -275,10 +281,10 @@ def _epochs(group: Group) -> dict[int, list[float]]:
     return {epoch: [found[epoch] for found in histories] for epoch in common}
 
 
-def _curves(groups: Iterable[Group], places: Mapping[str, int], teacher: Mapping[str, Any] | None, cut: int) -> str:
+def _curves(groups: Iterable[Group], places: Mapping[str, int], teacher: Mapping[str, Any] | None, number: int) -> str:
     lines = {group.arm: epochs for group in groups if (epochs := _epochs(group))}
     level = accuracy(teacher, "validation") if teacher else math.nan
-    return charts.curves(lines, level if math.isfinite(level) else None, f"curves{cut}", [places[arm] for arm in lines])
+    return charts.curves(lines, level if math.isfinite(level) else None, f"curves{number}", [places[arm] for arm in lines])
 
 
 def _trial_curves(view: _View, report: SweepReport) -> str:
@@ -297,8 +303,8 @@ def _points(view: _View, pruned: Iterable[Mapping[str, Any]]) -> tuple[np.ndarra
 
 def _sizes(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """A row of each network."""
-    sized = sorted((row for row in rows if "parameters" in row), key=lambda row: int(row["cut"]))
-    return list({(row["cut"], str(row.get("config", {}).get("lean", ""))): row for row in sized}.values())
+    sized = sorted((row for row in rows if "parameters" in row), key=lambda row: -int(row["parameters"]))
+    return list({row["network"]: row for row in sized}.values())
 
 
 def _cell(row: Mapping[str, Any]) -> str:

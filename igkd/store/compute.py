@@ -18,8 +18,8 @@ from igkd.images.class_names import named
 from igkd.images.codec import pixel_hash, scale_mask
 from igkd.images.samples import decode_all, first_image
 from igkd.images.source import ImageSource, Record
-from igkd.networks.mobilenet import attention_layer
-from igkd.networks.network import Classifier, ImageClassifier, parameter_count
+from igkd.networks.families import student_name, tap_of
+from igkd.networks.network import Classifier, parameter_count
 from igkd.networks.renumbered import class_numbers
 
 Rows = dict[str, NDArray[Any]]
@@ -48,7 +48,7 @@ class Selection:
 def make_plan(
     config: PrecomputeConfig,
     source: ImageSource,
-    model: ImageClassifier,
+    model: Classifier,
     teacher_sha: str,
     gpu: bool = False,
     begun: attribution.Engine | None = None,
@@ -83,11 +83,11 @@ def make_plan(
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
         ids = limited(labels, validation, config.limit)
-    layer, tapped = None, torch.empty(1, 0, 0, 0)
-    if isinstance(model, Classifier) and not model.spec.lean:  # students are cut from this kind of network: only there do layers correspond
-        layer = attention_layer(config.cut)
+    tapped = torch.empty(1, 0, 0, 0)
+    layer = tap_of(student_name(config.student, spec.name, spec.image_shape), spec.name)
+    if layer is not None:
         with torch.inference_mode():
-            tapped = model(torch.zeros(1, 3, *shape), layer)[1]
+            tapped = model(torch.zeros(1, 3, *shape), (layer,))[1][layer]
     engine = chosen_engine(config, model, shape, gpu, begun, say)
     most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
     plan = store.Plan(
@@ -102,8 +102,7 @@ def make_plan(
         bad_images=config.bad_images,
         teacher=teacher_sha,
         teacher_parameters=parameter_count(model),
-        width=spec.width,
-        stride=spec.stride,
+        teacher_network=spec.name,
         steps=config.steps,
         method=config.method,
         quadrature=attribution.quadrature(engine, config.method),
@@ -121,7 +120,7 @@ def make_plan(
 
 def chosen_engine(
     config: PrecomputeConfig,
-    model: ImageClassifier,
+    model: Classifier,
     shape: tuple[int, int],
     gpu: bool,
     begun: attribution.Engine | None,
@@ -195,12 +194,12 @@ def _column(values: list[Any]) -> NDArray[Any]:
     return np.stack([np.asarray(v) for v in values])
 
 
-def plan_attributor(model: ImageClassifier, plan: store.Plan) -> attribution.Attributor:
+def plan_attributor(model: Classifier, plan: store.Plan) -> attribution.Attributor:
     """The attributor that a plan names."""
     return attribution.attributor(model, plan.method, plan.engine, plan.steps)
 
 
-def attribute_rows(model: ImageClassifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:
+def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:
     """Replace `pixels` by what the teacher makes of them: ig, ig_delta, logits, attention; rows with a reason get zeros.
 
     Raises:
@@ -254,12 +253,12 @@ def storable(name: str, values: NDArray[np.float32], dtype: np.dtype[Any], image
     raise UserError(f"{said}, which is no finite number: its weights are of no use or too large for single precision; take another teacher")
 
 
-def attention_of(model: ImageClassifier, pixels: torch.Tensor, layer: int) -> torch.Tensor:
+def attention_of(model: Classifier, pixels: torch.Tensor, layer: str) -> torch.Tensor:
     """Attention maps (B, h, w) of float pixels (B, 3, H, W) in [0, 1], on the processor."""
     device = next(model.parameters()).device
     size = attribution.inputs_per_pass(device.type, pixels.shape[-2] * pixels.shape[-1])
     with torch.inference_mode():
-        return torch.cat([attention_map(model(batch.to(device), layer)[1]).float().cpu() for batch in pixels.split(size)])
+        return torch.cat([attention_map(model(batch.to(device), (layer,))[1][layer]).float().cpu() for batch in pixels.split(size)])
 
 
 def write_rows(uri: str, plan: store.Plan, part: int, ids: NDArray[np.int64], rows: Rows) -> store.Entry:

@@ -93,10 +93,8 @@ class Plan(Layer):
     """sha256 of the teacher's weights."""
     teacher_parameters: int
     """How many it has: what students are compared with where it is not at hand."""
-    width: float
-    """Of the students' network, which is the teacher's."""
-    stride: int
-    """Of its first layer, likewise."""
+    teacher_network: str
+    """The name of its network: what students of the same family leave open is as it has it."""
     steps: int
     """Nodes of the quadrature."""
     method: Method
@@ -107,8 +105,8 @@ class Plan(Layer):
     baseline: str = "0 in normalised space"
     precision: str
     """dtype of maps and attention: float16 or float32."""
-    attention_layer: int | None
-    """Index into the teacher's `features`; None: a teacher of another kind than the students, no attention is kept."""
+    attention_layer: str | None
+    """Path of the layer in the teacher whose attention is kept; None: none corresponds to one of the students."""
     attention_shape: tuple[int, ...]
     has_mask: bool
 

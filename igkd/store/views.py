@@ -20,7 +20,7 @@ from igkd.base.errors import UserError
 from igkd.base.storage import filesystem, is_local
 from igkd.config.optimisation import FewCrops
 from igkd.images.views import View, crop_flip, every_crop, few_crops
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 from igkd.store import Plan, Store, ViewsPlan
 
 Answer = Callable[[Tensor], Tensor]
@@ -156,7 +156,7 @@ def views_of_part(answer: Answer, store: Store, plan: ViewsPlan, part: int) -> d
     return {"image_id": samples.ids, "views": view_logits(answer, samples.pixels, samples.ids, plan)}
 
 
-def answering(model: ImageClassifier, engine: Forwards) -> Answer:
+def answering(model: Classifier, engine: Forwards) -> Answer:
     """A teacher's forward pass by an engine, in full float32 unless the engine says otherwise.
 
     Args:
@@ -191,7 +191,7 @@ def answering(model: ImageClassifier, engine: Forwards) -> Answer:
     return answer
 
 
-def choose_forwards(model: ImageClassifier, pixels: Tensor, gpu: bool) -> Forwards:
+def choose_forwards(model: Classifier, pixels: Tensor, gpu: bool) -> Forwards:
     """The fastest engine that is exact enough: OpenVINO's on processors, if it can do the network, in bfloat16 where no logit of these
     images moves by more than 0.1 and 99.9 % of the answers stay.
 

@@ -10,7 +10,7 @@ import torch
 from igkd.config.distill import DistillConfig
 from igkd.evaluation.evaluate import predict
 from igkd.images.open import open_images
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 from igkd.store import Store
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import duration
@@ -26,8 +26,7 @@ DEVICES = (1, 2, 4, 8)
 class Kind:
     """What runs of the same speed have in common."""
 
-    cut: int
-    lean: str
+    student: str
     live: bool
     attention: bool
     batch_size: int
@@ -47,8 +46,7 @@ def kind_of(config: DistillConfig) -> Kind:
     """The kind of a run."""
     objective = config.objective
     return Kind(
-        cut=config.cut,
-        lean=config.lean,
+        student=config.student,
         live=objective.logits == "live",
         attention=objective.gamma > 0,
         batch_size=config.batch_size,
@@ -56,7 +54,7 @@ def kind_of(config: DistillConfig) -> Kind:
     )
 
 
-def measure(config: DistillConfig, teacher: ImageClassifier | None, device: torch.device) -> Speed:
+def measure(config: DistillConfig, teacher: Classifier | None, device: torch.device) -> Speed:
     """Train some steps and judge some images; nothing is written, and no test image is read."""
     store = Store.open(config.store)
     parts = range(min(store.plan.parts, -(-2 * STEPS * config.batch_size // store.plan.rows_per_file)))
@@ -102,16 +100,16 @@ def lines(
     train = int(store.manifest["rows"]) - held_out
     images = cells[0].config.test_images if cells else None
     test = 0 if images is None else len(open_images(images).checked_labels("test"))
-    groups: dict[tuple[str, int, float], list[Cell]] = {}
+    groups: dict[tuple[str, str, float], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.label, cell.config.cut, cell.config.share), []).append(cell)
+        groups.setdefault((cell.label, cell.config.student, cell.config.share), []).append(cell)
     total = 0.0
-    found = [f"{'run':44} {'cut':>3} {'share':>5} {'seeds':>5} {'epochs':>6} {'each':>12}"]
-    for (label, cut, share), group in groups.items():
+    found = [f"{'run':30} {'network':24} {'share':>5} {'seeds':>5} {'epochs':>6} {'each':>12}"]
+    for (label, network, share), group in groups.items():
         config = group[0].config
         each = seconds_of(config, speeds[kind_of(config)], train, held_out, test)
         total += each * len(group)
-        found.append(f"{label[:44]:44} {cut:3} {share:5.0%} {len(group):5} {config.epochs:6} {duration(each):>12}")
+        found.append(f"{label[:30]:30} {network[:24]:24} {share:5.0%} {len(group):5} {config.epochs:6} {duration(each):>12}")
     per_device = slots / devices
     found += ["", f"{len(cells)} runs on {train:,} images; from steps measured here, with {per_device:g} run(s) on each {device}:"]
     for count in sorted({*DEVICES, devices}):

@@ -15,8 +15,9 @@ from igkd.config.pipeline import Pipeline
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images
 from igkd.images.samples import Samples, first_image
-from igkd.networks.network import ImageClassifier, ModelSpec, build
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.families import student_name
+from igkd.networks.network import Classifier, NetworkSpec, build
+from igkd.networks.open import open_teacher
 from igkd.store import views
 from igkd.sweeps.ledger import duration
 from igkd.training.run import Trainer
@@ -56,32 +57,30 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
     count = len(labels) if config.limit is None else min(config.limit, len(labels))
     side = config.image_size
     shape = (side, side) if side is not None else first_image(source, "train", config.bad_images).shape[:2]
-    spec = ModelSpec(classes=source.classes, image_shape=(shape[0], shape[1]))
-    teacher: ImageClassifier
+    spec = NetworkSpec(classes=source.classes, image_shape=(shape[0], shape[1]))
+    teacher: Classifier
     if pipeline.teacher is None:
         teacher = open_teacher(config.teacher)[0]
     else:
         given = pipeline.teacher
-        spec = replace(spec, width=given.width, stride=given.stride, lean=given.lean)
+        spec = replace(spec, name=given.network)
         teacher = build(spec, 0).eval()
         held_out = int(validation_mask(labels).sum())
         yield _training("teacher", spec, given.recipe, Objective(), len(labels) - held_out)
     yield from _store(config, teacher, count)
     train = count - round(count * float(validation_mask(labels).mean()))
-    groups: dict[tuple[str, int], list[DistillConfig]] = {}
+    groups: dict[tuple[str, str], list[DistillConfig]] = {}
     for one in pipeline.students:
-        groups.setdefault((one.label, one.cut), []).append(one)
-    for (label, cut), group in groups.items():
+        groups.setdefault((one.label, one.student), []).append(one)
+    for (label, name), group in groups.items():
         one = group[0]
-        student = ModelSpec(
-            classes=spec.classes, image_shape=spec.image_shape, width=spec.width, stride=spec.stride, cut=cut, lean=one.lean
-        )
+        student = replace(spec, name=student_name(name, spec.name, spec.image_shape))
         # The teacher's logits come from the store, be they of the image or of the crop: looking them up takes no time worth counting.
         objective = replace(one.objective, logits="image", gamma=0.0, tap=None)
         yield replace(_training(label, student, one.training, objective, train), runs=len(group))
 
 
-def _training(name: str, spec: ModelSpec, recipe: Recipe, objective: Objective, count: int) -> Stage:
+def _training(name: str, spec: NetworkSpec, recipe: Recipe, objective: Objective, count: int) -> Stage:
     """A training of so many images an epoch: its rate is the mean over epochs of low and of full resolution."""
     low = recipe.low_resolution_epochs / recipe.epochs
     seconds = sum(
@@ -92,7 +91,7 @@ def _training(name: str, spec: ModelSpec, recipe: Recipe, objective: Objective, 
     return Stage(name=name, images=recipe.epochs * count, rate=1 / seconds)
 
 
-def _seconds_an_image(spec: ModelSpec, recipe: Recipe, objective: Objective) -> float:
+def _seconds_an_image(spec: NetworkSpec, recipe: Recipe, objective: Objective) -> float:
     """Seconds of an image in a training step."""
     count, (height, width) = STEPS * recipe.batch_size, spec.image_shape
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +108,7 @@ def _seconds_an_image(spec: ModelSpec, recipe: Recipe, objective: Objective) -> 
     return seconds / count
 
 
-def _store(config: PrecomputeConfig, teacher: ImageClassifier, count: int) -> Iterator[Stage]:
+def _store(config: PrecomputeConfig, teacher: Classifier, count: int) -> Iterator[Stage]:
     """Maps, and views if there are to be any."""
     gpu, (height, width) = torch.cuda.is_available(), teacher.spec.image_shape
     teacher = teacher.to("cuda" if gpu else "cpu")

@@ -48,8 +48,7 @@ def make_cell(root: str, config: DistillConfig, label: str | None = None) -> Cel
     """A run under ROOT/students, named after all that tells it from others."""
     label = label or config.label
     share = "" if config.share == 1 else f"-share{100 * config.share:.0f}"
-    cut = "" if config.lean else f"-cut{config.cut}"  # a lean student's label says what it is
-    name = f"{re.sub(r'[^A-Za-z0-9+.]+', '-', label)}{cut}{share}-seed{config.seed}"
+    name = f"{re.sub(r'[^A-Za-z0-9+.]+', '-', f'{label} {config.student}')}{share}-seed{config.seed}"
     return Cell(label=label, config=replace(config, out=f"{root}/students/{name}"))
 
 
@@ -76,7 +75,7 @@ def cells(config: AblateConfig, store: Store) -> list[Cell]:
                     if other != cell:
                         raise UserError(f"two different runs would be called {cell.name}: give recipes of different names")
     if not found:
-        raise UserError("the grid is empty: --grids, --recipes, --arms, --contents, --cuts and --seeds must name at least one each")
+        raise UserError("the grid is empty: --grids, --recipes, --arms, --contents, --students and --seeds must name at least one each")
     return list(found.values())
 
 
@@ -86,7 +85,7 @@ def _grid(grid: Grid, base: DistillConfig, config: AblateConfig, store: Store) -
     if grid == "arms":
         yield from (make_cell(config.out, replace(base, arm=arm)) for arm in arms)
     elif grid == "compression":
-        yield from (make_cell(config.out, replace(base, arm=arm, cut=cut)) for cut in config.cuts for arm in arms)
+        yield from (make_cell(config.out, replace(base, arm=arm, student=student)) for student in config.students for arm in arms)
     elif grid == "monte-carlo":
         yield from (make_cell(config.out, replace(base, arm=arm, share=SHARE)) for arm in arms)
     elif grid == "controls":

@@ -9,7 +9,7 @@ from igkd.base.run_directory import read_object
 from igkd.base.storage import write_bytes
 from igkd.networks import checkpoint
 from igkd.networks.network import Classifier
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.open import open_teacher
 from igkd.report.gallery import Showcase, warm_latencies
 from igkd.report.html import source_name
 from igkd.report.pareto_page import publish_front
@@ -58,7 +58,7 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
     network, card = (None, None) if teacher is None else open_teacher(teacher)
     made = {} if card is None else card["made"]
     students = shown_students(root, page.rows, page.kind)
-    networks = {(row["cut"], str(row.get("config", {}).get("lean", ""))): root / "students" / row["cell"] for row in page.done}
+    networks = {row["network"]: root / "students" / row["cell"] for row in page.done}
     best = root / "best.json"
     return replace(
         page,
@@ -70,7 +70,7 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
         else {
             "name": "teacher",
             "seed": None,
-            "cut": 0,
+            "network": network.spec.name if network is not None else "",
             "history": made.get("history", []),
             "test": made.get("test", {}),
             "parameters": card["parameters"],
@@ -85,16 +85,16 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
 
 
 def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Classifier]:
-    """The first seed of some arms at the most common cut, or the best trial of a search."""
+    """The first seed of some arms of the most common network, or the best trial of a search."""
     done = [row for row in rows if row["state"] == "done"]
     if not done:
         return {}
     if kind == "tuning":
         done = [max(done, key=lambda row: row["history"][-1]["validation_accuracy"])]
-    cuts = [row["cut"] for row in done]
-    usual = max(cuts, key=cuts.count)
+    networks = [row["network"] for row in done]
+    usual = max(networks, key=networks.count)
     chosen: dict[str, Row] = {}
     for row in sorted(done, key=lambda row: (row["seed"], ", " in row["arm"])):
-        if row["cut"] == usual and row["share"] == 1:
+        if row["network"] == usual and row["share"] == 1:
             chosen.setdefault(row["arm"], row)
     return {arm: checkpoint.load(root / "students" / row["cell"]) for arm, row in list(chosen.items())[:SHOWN]}

@@ -22,7 +22,8 @@ from igkd.deployment import formats
 from igkd.deployment.export import as_decoded
 from igkd.deployment.formats import Pixels
 from igkd.deployment.latency import Timing, measure
-from igkd.networks.network import ImageClassifier, ModelSpec, build, multiply_adds, parameter_count
+from igkd.networks.families import family_of
+from igkd.networks.network import Classifier, NetworkSpec, build, multiply_adds, parameter_count
 from igkd.store import Store
 
 LATENCIES = "latencies.json"
@@ -36,9 +37,10 @@ CALIBRATION = 64
 class Measured:
     """A network's size, and its speed on one machine."""
 
-    lean: str
-    """Its architecture; "" of a cut one."""
-    cut: int
+    network: str
+    """Its name."""
+    candidate: bool
+    """Whether it is one of those that are searched, not the one they are compared with."""
     parameters: int
     multiply_adds: int
     milliseconds: float
@@ -47,10 +49,6 @@ class Measured:
     """As the teacher in the same runtime; the median over rounds."""
     times_as_fast_as_eager: float
     """As the teacher by torch in float32, as it is."""
-
-    @property
-    def name(self) -> str:
-        return f"lean {self.lean}" if self.lean else f"cut {self.cut}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ def read_latencies(root: Path) -> Latencies | None:
         raise UserError(f"{path} is not of a search of this version ({error}); delete it to have the latencies measured anew") from None
 
 
-def measured_latencies(root: Path, specs: Sequence[ModelSpec], teacher: str, store: Store, rounds: int, budget: float) -> Latencies:
+def measured_latencies(root: Path, specs: Sequence[NetworkSpec], teacher: str, store: Store, rounds: int, budget: float) -> Latencies:
     """The latencies of all networks, those that this machine has not timed yet measured now; also in OUT/latencies.json.
 
     Args:
@@ -102,14 +100,14 @@ def measured_latencies(root: Path, specs: Sequence[ModelSpec], teacher: str, sto
     Raises:
         UserError: a network cannot be run.
     """
-    from igkd.networks.torchvision import open_teacher
+    from igkd.networks.open import open_teacher
 
     found, started = read_latencies(root), now()
     if found is None or (found.machine, found.rounds) != (machine(), rounds):
         found = Latencies(machine=machine(), rounds=rounds, load=(), budget=budget, networks=[], provenance={})
     found = dataclasses.replace(found, budget=budget)
-    known = {(one.cut, one.lean) for one in found.measured}
-    missing = [spec for spec in specs if (spec.cut, spec.lean) not in known]
+    known = {one.network for one in found.measured}
+    missing = [spec for spec in specs if spec.name not in known]
     if missing:
         calibration = as_decoded(store.samples([0])[0])[:CALIBRATION]
         with tempfile.TemporaryDirectory(prefix="igkd-") as directory:
@@ -120,7 +118,7 @@ def measured_latencies(root: Path, specs: Sequence[ModelSpec], teacher: str, sto
                 group = timed_group(missing[start : start + TOGETHER], str(original), teacher, calibration, Path(directory), rounds)
                 for one in group:
                     print(
-                        f"search: {one.name} is {one.times_as_fast:.1f} times as fast as the teacher in the same runtime "
+                        f"search: {one.network} is {one.times_as_fast:.1f} times as fast as the teacher in the same runtime "
                         f"({one.milliseconds:.3f} ms), {one.parameters:,} parameters",
                         flush=True,
                     )
@@ -132,13 +130,15 @@ def measured_latencies(root: Path, specs: Sequence[ModelSpec], teacher: str, sto
     return found
 
 
-def write_int8(model: ImageClassifier, path: Path, calibration: Pixels) -> None:
+def write_int8(model: Classifier, path: Path, calibration: Pixels) -> None:
     """A network as the file that a device would run."""
     network = formats.to_int8(formats.to_onnx(model.eval()), calibration)
     write_bytes(path, formats.with_metadata(network, formats.describe(model.spec, {})))
 
 
-def timed_group(specs: Sequence[ModelSpec], original: str, eager: str, calibration: Pixels, directory: Path, rounds: int) -> list[Measured]:
+def timed_group(
+    specs: Sequence[NetworkSpec], original: str, eager: str, calibration: Pixels, directory: Path, rounds: int
+) -> list[Measured]:
     """Some networks, untrained, in turns with their teacher's int8 file and with the teacher by torch."""
     paths, sizes = [], []
     for number, spec in enumerate(specs):
@@ -152,8 +152,8 @@ def timed_group(specs: Sequence[ModelSpec], original: str, eager: str, calibrati
     timings = [Timing(**{k: v for k, v in row.items() if k in names}) for row in rows]
     return [
         Measured(
-            lean=spec.lean,
-            cut=spec.cut,
+            network=spec.name,
+            candidate=family_of(spec.name) == "lean",
             parameters=parameters,
             multiply_adds=operations,
             milliseconds=statistics.median(timing.rounds),
@@ -165,7 +165,7 @@ def timed_group(specs: Sequence[ModelSpec], original: str, eager: str, calibrati
 
 
 def within_budget(measured: Iterable[Measured], budget: float, limit: int) -> list[Measured]:
-    """The lean students that are fast enough, the largest first: of two that are, it has more to learn with.
+    """The candidates that are fast enough, the largest first: of two that are, it has more to learn with.
 
     Args:
         budget: times as fast as the teacher in the same runtime.
@@ -174,12 +174,12 @@ def within_budget(measured: Iterable[Measured], budget: float, limit: int) -> li
     Raises:
         UserError: none is fast enough.
     """
-    lean = [one for one in measured if one.lean]
-    fast = sorted((one for one in lean if one.times_as_fast >= budget), key=lambda one: (-one.parameters, one.lean))
+    candidates = [one for one in measured if one.candidate]
+    fast = sorted((one for one in candidates if one.times_as_fast >= budget), key=lambda one: (-one.parameters, one.network))
     if not fast:
-        fastest = max(lean, key=lambda one: one.times_as_fast)
+        fastest = max(candidates, key=lambda one: one.times_as_fast)
         raise UserError(
-            f"none of {len(lean)} lean students is {budget:g} times as fast as the teacher on this machine; the fastest, {fastest.lean}, "
+            f"none of {len(candidates)} candidates is {budget:g} times as fast as the teacher here; the fastest, {fastest.network}, "
             f"is {fastest.times_as_fast:.2f} times as fast: lower --budget, try more --candidates, or allow fewer --parameters"
         )
     return fast[:limit]

@@ -13,7 +13,7 @@ from igkd.base.choices import Precision
 from igkd.config.optimisation import Recipe
 
 Forward = Callable[..., Any]
-"""Calls a network: (pixels) or (pixels, tap)."""
+"""Calls a network: (pixels) or (pixels, taps)."""
 
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:
@@ -63,11 +63,11 @@ class Compiled:
         self._compiled = None
         self._progress(f"goes on without torch.compile: {why}")
 
-    def __call__(self, pixels: torch.Tensor, *tap: int) -> Any:
+    def __call__(self, pixels: torch.Tensor, *taps: tuple[str, ...]) -> Any:
         if self._compiled is not None:
             torch._dynamo.maybe_mark_dynamic(pixels, 0)
             try:
-                return self._compiled(pixels, *tap)
+                return self._compiled(pixels, *taps)
             except Exception as error:  # whatever a compiler stumbles over; what is wrong with the network itself is raised again below
                 self._give_up(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
-        return self._network(pixels, *tap)
+        return self._network(pixels, *taps)

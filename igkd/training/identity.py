@@ -11,6 +11,7 @@ from igkd.base.run_directory import read_object
 from igkd.config.distill import DistillConfig
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images
+from igkd.networks.families import student_name
 from igkd.store import Store
 
 BYTES_PER_PIXEL = 8
@@ -24,6 +25,7 @@ def decided(config: DistillConfig, store: Store) -> DistillConfig:
     Raises:
         UserError: its directory's config.json is damaged, or a share of the rows cannot be streamed.
     """
+    config = replace(config, student=student_name(config.student, store.plan.teacher_network, store.plan.image_shape))
     earlier = Path(config.out) / "config.json"
     begun = read_object(earlier) if earlier.exists() else {}
     if config.logits not in ("image", "views"):

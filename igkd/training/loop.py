@@ -82,7 +82,7 @@ def compute_loss(
     """Augment one batch and compute the total loss: alpha KD + (1 - alpha) CE + gamma AT.
 
     Args:
-        model: maps (pixels, tap) to logits or (logits, features), as `Classifier.forward` does.
+        model: maps (pixels, taps) to logits or (logits, outputs by path), as `Classifier.forward` does.
         batch: on the model's device; its samples have `ig`, `logits`, `views`, `attention` where the objective needs them.
         teacher: for a live objective, which takes logits and attention from it and not from the samples.
         scale: factor on the sides of the images that the student sees (progressive resizing), when overlay and cutout are on them. The
@@ -135,10 +135,13 @@ def teach(
     return samples.logits, shown
 
 
-def forward(model: Forward, pixels: Tensor, tap: int | None) -> tuple[Tensor, Tensor | None]:
+def forward(model: Forward, pixels: Tensor, tap: str | None) -> tuple[Tensor, Tensor | None]:
     """Logits and, where a layer is tapped, its features."""
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    return (model(pixels), None) if tap is None else model(pixels, tap)
+    if tap is None:
+        return model(pixels), None
+    logits, outputs = model(pixels, (tap,))
+    return logits, outputs[tap]
 
 
 def _sum_over_workers(values: list[float], device: torch.device) -> list[float]:

@@ -162,7 +162,7 @@ def finish_run(
     row = {
         "job": name,
         "name": name,
-        "cut": model.spec.cut,
+        "network": model.spec.name,
         "seed": config.seed,
         "config": dataclasses.asdict(config),
         **read_json(outcome / "outcome.json"),

@@ -13,9 +13,10 @@ from igkd.config.distill import DistillConfig
 from igkd.config.optimisation import FewCrops
 from igkd.config.recipes import MADE, made_for
 from igkd.images.samples import Samples, concatenate
-from igkd.networks.network import ImageClassifier, ModelSpec
+from igkd.networks.families import student_name, tap_of
+from igkd.networks.network import Classifier, NetworkSpec
+from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import class_numbers
-from igkd.networks.torchvision import open_teacher
 from igkd.store import Plan, Store
 from igkd.training.augment import deranged
 from igkd.training.batches import check_sizes, check_validation
@@ -34,10 +35,8 @@ def check_student(config: DistillConfig, store: Store) -> None:
     check_validation(int(validation.sum()), config.workers)
 
 
-def distill_task(
-    config: DistillConfig, teacher: ImageClassifier | None = None, rows: tuple[Samples, NDArray[np.bool_]] | None = None
-) -> Task:
-    """The rows of a store; a student of the arm and cut.
+def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows: tuple[Samples, NDArray[np.bool_]] | None = None) -> Task:
+    """The rows of a store; a student of the arm and network.
 
     Args:
         rows: what `Store.samples` gives, if it is in memory already.
@@ -70,17 +69,17 @@ def distill_task(
         count=int((~held_out).sum()) if train is None else len(train),
         validation=validation,
         recipe=config.training,
-        objective=replace(config.objective, crops=crops_of(store) if views else None),
+        objective=replace(config.objective, crops=crops_of(store) if views else None, tap=attention_tap(config, plan)),
         seed=config.seed,
         teacher=teacher,
         maps=config.maps,
     )
 
 
-def student_spec(config: DistillConfig, plan: Plan) -> ModelSpec:
+def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:
     """The network of a student, for pixels as they are."""
-    return ModelSpec(
-        classes=plan.classes, image_shape=plan.image_shape, cut=config.cut, width=plan.width, stride=plan.stride, lean=config.lean,
+    return NetworkSpec(
+        name=student_name(config.student, plan.teacher_network, plan.image_shape), classes=plan.classes, image_shape=plan.image_shape,
         short_side=plan.short_side, interpolation=plan.interpolation,
     )  # fmt: skip
 
@@ -167,22 +166,40 @@ def open_store(config: DistillConfig) -> Store:
 def _fitting_store(config: DistillConfig) -> Store:
     """The same without the recipe, whose file a worker need not see."""
     store = Store.open(config.store)
-    tap = config.objective.tap
-    if tap is not None and store.plan.attention_layer is None:
-        raise UserError(
-            f"{config.store} holds no attention, since its teacher is of another kind than the students; choose an arm without at"
-        )
-    if tap is not None and tap != store.plan.attention_layer:
-        raise UserError(
-            f"{config.store} holds attention of layer {store.plan.attention_layer}, a student of cut {config.cut} needs layer {tap}; "
-            f"make a store with `python -m jobs.precompute --cut {config.cut}`"
-        )
+    if "at" in config.arm.split("+"):
+        check_attention(config, store.plan)
     if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
     check_views(config, store)
     if store.plan.split != "train":
         raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
     return store
+
+
+def attention_tap(config: DistillConfig, plan: Plan) -> str | None:
+    """Path of the layer at which a student and its teacher are compared by attention transfer; None where its arm has none."""
+    if "at" not in config.arm.split("+"):
+        return None
+    return tap_of(student_spec(config, plan).name, plan.teacher_network)
+
+
+def check_attention(config: DistillConfig, plan: Plan) -> None:
+    """Refuse attention transfer without the teacher's attention of the right layer.
+
+    Raises:
+        UserError: saying what to do.
+    """
+    student, tap = student_spec(config, plan).name, attention_tap(config, plan)
+    if tap is None:
+        raise UserError(
+            f"{student} has no layer that corresponds to one of its teacher, {plan.teacher_network}, so {config.arm} cannot transfer "
+            "attention: choose an arm without at"
+        )
+    if tap != plan.attention_layer:
+        raise UserError(
+            f"{config.store} holds attention of layer {plan.attention_layer}, {student} needs {tap}; "
+            f"make a store with `python -m jobs.precompute --student {config.student}`"
+        )
 
 
 def check_views(config: DistillConfig, store: Store) -> None:
@@ -206,7 +223,7 @@ def check_views(config: DistillConfig, store: Store) -> None:
         )
 
 
-def open_teacher_of(config: DistillConfig) -> ImageClassifier | None:
+def open_teacher_of(config: DistillConfig) -> Classifier | None:
     """The teacher that a student's configuration names, if it does.
 
     Raises:

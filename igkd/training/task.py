@@ -10,7 +10,7 @@ from torch import Tensor
 from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
-from igkd.networks.network import ImageClassifier, ModelSpec, values_a_channel
+from igkd.networks.network import Classifier, NetworkSpec, values_a_channel
 from igkd.training.test_images import Unseen
 
 
@@ -18,7 +18,7 @@ from igkd.training.test_images import Unseen
 class Task:
     """One network to train."""
 
-    spec: ModelSpec
+    spec: NetworkSpec
     train: Samples | None
     """None where they are streamed."""
     count: int
@@ -29,7 +29,7 @@ class Task:
     recipe: Recipe
     objective: Objective
     seed: int
-    teacher: ImageClassifier | None = None
+    teacher: Classifier | None = None
     """Whose student this is, if it is at hand."""
     keep_epochs: tuple[int, ...] = ()
     """After which the network as it then is becomes a checkpoint of its own."""
@@ -66,7 +66,7 @@ class Moments:
         return tuple(mean), tuple(std)
 
 
-def check_batch_size(spec: ModelSpec, recipe: Recipe) -> None:
+def check_batch_size(spec: NetworkSpec, recipe: Recipe) -> None:
     """Refuse steps of one image of which a batch normalisation would see one value a channel, which has no variance.
 
     Raises:

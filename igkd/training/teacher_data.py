@@ -7,7 +7,7 @@ from igkd.config.optimisation import Objective
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images
 from igkd.images.samples import first_image, load_samples, sentences
-from igkd.networks.network import ModelSpec
+from igkd.networks.network import NetworkSpec
 from igkd.training.batches import check_sizes, check_validation
 from igkd.training.task import Moments, Task, check_batch_size, every
 
@@ -28,9 +28,7 @@ def teacher_task(config: TeacherConfig) -> Task:
     moments = Moments()
     moments.add(train.pixels[:: every(len(train))])
     mean, std = moments.normalisation()
-    spec = ModelSpec(
-        classes=source.classes, image_shape=samples.shape, width=config.width, stride=config.stride, lean=config.lean, mean=mean, std=std
-    )
+    spec = NetworkSpec(name=config.network, classes=source.classes, image_shape=samples.shape, mean=mean, std=std)
     return Task(
         spec=spec,
         train=train,
@@ -58,5 +56,5 @@ def check_teacher(config: TeacherConfig) -> None:
         return
     first = first_image(source, "train", config.bad_images).shape
     shape = (first[0], first[1]) if config.image_size is None else (config.image_size, config.image_size)
-    spec = ModelSpec(classes=source.classes, image_shape=shape, width=config.width, stride=config.stride, lean=config.lean)
+    spec = NetworkSpec(classes=source.classes, image_shape=shape, name=config.network)
     check_batch_size(spec, config.recipe)

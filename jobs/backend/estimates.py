@@ -7,7 +7,7 @@ import ray.tune
 import torch
 
 from igkd.config.distill import DistillConfig
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 from igkd.store import Store
 from igkd.sweeps import estimate
 from igkd.sweeps.grid import Cell
@@ -21,7 +21,7 @@ def print_estimate(todo: list[Cell], runs_per_gpu: int, price: float | None) -> 
     resources, at_once = slots(runs_per_gpu)
     store = Store.open(todo[0].config.store)
 
-    def measured(config: DistillConfig, teacher: ImageClassifier | None) -> estimate.Speed:
+    def measured(config: DistillConfig, teacher: Classifier | None) -> estimate.Speed:
         return estimate.measure(config, teacher, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     kinds = {estimate.kind_of(cell.config): cell.config for cell in todo}

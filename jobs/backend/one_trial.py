@@ -17,7 +17,7 @@ from igkd.base import provenance, run_directory
 from igkd.base.errors import UserError
 from igkd.base.run_directory import STATE
 from igkd.images.samples import Samples
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 from igkd.store import Store
 from igkd.sweeps.grid import Cell
 from igkd.training.identity import identity
@@ -47,7 +47,7 @@ class Work:
     fingerprints: dict[str, str]
     command: str
     """As the user typed it."""
-    teacher: ray.ObjectRef[ImageClassifier | None]
+    teacher: ray.ObjectRef[Classifier | None]
     unseen: ray.ObjectRef[Unseen] | None = None
     """The images that networks are judged by at the end; None where there are none."""
 
@@ -101,7 +101,14 @@ def run_cell(settings: Settings, work: Work) -> None:
 def unfinished_row(work: Work, cell: Cell, settings: Settings, history: list[dict[str, Any]], state: str) -> dict[str, Any]:
     """The row of a run that ended before its last epoch, without figures of a network."""
     config = cell.config
-    made = {"job": "distill", "name": cell.label, "arm": cell.label, "content": config.content, "recipe": config.recipe, "cut": config.cut}
+    made: dict[str, Any] = {
+        "job": "distill",
+        "name": cell.label,
+        "arm": cell.label,
+        "content": config.content,
+        "recipe": config.recipe,
+        "network": config.student,
+    }
     made |= {"seed": config.seed, "config": dataclasses.asdict(config), "history": history}
     made |= {"cell": cell.name, "share": config.share, "state": state, "settings": settings}
     return made | {"provenance": provenance.provenance(work.command, config.seed, provenance.now())}

@@ -18,7 +18,7 @@ import torch
 from igkd import store
 from igkd.attribution import Attributor
 from igkd.images.source import ImageSource
-from igkd.networks.network import ImageClassifier
+from igkd.networks.network import Classifier
 from igkd.store import compute, views
 from igkd.store.compute import Rows
 from jobs.backend.runtime import fetched
@@ -65,7 +65,7 @@ class Check:
 class Views:
     """The teacher's logits of crops of a part's images, which are read from the store and written beside it: one task, one file."""
 
-    def __init__(self, model: ray.ObjectRef[ImageClassifier], work: Work, opened: ray.ObjectRef[store.Store]) -> None:
+    def __init__(self, model: ray.ObjectRef[Classifier], work: Work, opened: ray.ObjectRef[store.Store]) -> None:
         self.model, self.work, self.opened = model, work, opened
 
     def __call__(self, row: Part) -> Part:
@@ -96,7 +96,7 @@ class Attribute:
     tasks go to every node that joins, and anywhere when one leaves.
     """
 
-    def __init__(self, model: ray.ObjectRef[ImageClassifier], work: Work) -> None:
+    def __init__(self, model: ray.ObjectRef[Classifier], work: Work) -> None:
         self.model, self.plan = model, plan_of(work)
 
     def __call__(self, row: Part) -> Part:
@@ -120,14 +120,14 @@ class Write:
 
 
 @functools.lru_cache(maxsize=1)
-def ready(model: ray.ObjectRef[ImageClassifier], plan: store.Plan, device: str) -> tuple[ImageClassifier, Attributor]:
+def ready(model: ray.ObjectRef[Classifier], plan: store.Plan, device: str) -> tuple[Classifier, Attributor]:
     """The teacher and its attributor, made once in a process, which Ray uses for one task after the other."""
     network = ray.get(model).to(device).eval()
     return network, compute.plan_attributor(network, plan)
 
 
 @functools.lru_cache(maxsize=1)
-def ready_to_answer(model: ray.ObjectRef[ImageClassifier], engine: store.Forwards, device: str) -> views.Answer:
+def ready_to_answer(model: ray.ObjectRef[Classifier], engine: store.Forwards, device: str) -> views.Answer:
     """The teacher's forward pass, made once in a process."""
     return views.answering(ray.get(model).to(device).eval(), engine)
 

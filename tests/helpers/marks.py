@@ -19,7 +19,7 @@ from igkd.base.choices import Split
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images
 from igkd.images.source import ImageSource, Record
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.open import open_teacher
 from igkd.store.compute import Rows, make_plan
 from jobs.backend.runtime import run_job, start_ray
 from jobs.backend.stages import Attribute

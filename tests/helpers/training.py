@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
-from igkd.networks.network import ModelSpec
+from igkd.networks.network import NetworkSpec
 from igkd.training.augment import draw
 from igkd.training.batches import Batch, Resident
 from igkd.training.loop import compute_loss, make_average, make_optimizer, train
 from igkd.training.state import History
 
-TINY = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.35)
+TINY = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.35)
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -30,7 +30,7 @@ from igkd.images import drawn_shapes
 from igkd.images.codec import decode, pixel_hash
 from igkd.images.open import open_images
 from igkd.networks import checkpoint
-from igkd.networks.network import ModelSpec, build
+from igkd.networks.network import NetworkSpec, build
 from igkd.store import Store, verify
 from igkd.store.compute import Rows, make_plan
 from igkd.training.student_data import open_store
@@ -213,7 +213,7 @@ def folder(tmp_path: Path) -> str:
 
 
 def test_image_that_does_not_decode_is_named_and_refused_or_left_out(cluster: None, folder: str, tmp_path: Path) -> None:
-    spec = ModelSpec(classes=open_images(folder).classes, image_shape=(32, 32), width=0.35)
+    spec = NetworkSpec(classes=open_images(folder).classes, image_shape=(32, 32), width=0.35)
     checkpoint.save(build(spec, seed=0), tmp_path / "teacher", {})
     bad = next(i for i, r in enumerate(open_images(folder).read("train", range(30))) if b"no image" in r.image)
     with pytest.raises(UserError) as caught:

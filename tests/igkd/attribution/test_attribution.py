@@ -13,8 +13,8 @@ from igkd.attribution import Attribution, Attributor, attributor, choose_engine,
 from igkd.attribution.base import INPUTS_PER_PASS, LEAST_INPUTS_PER_PASS
 from igkd.base.choices import Engine, Method
 from igkd.base.errors import UserError
-from igkd.networks.network import Classifier, ImageClassifier, ModelSpec, build
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.network import Classifier, NetworkSpec, build
+from igkd.networks.open import open_teacher
 from tests.helpers.networks import lively
 
 STEPS = 8
@@ -39,7 +39,7 @@ def integrated_gradients(model: nn.Module, pixels: Tensor, labels: Tensor, steps
 
 @pytest.fixture(scope="module")
 def model() -> Classifier:
-    spec = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.35, mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26))
+    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.35, mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26))
     return lively(build(spec, 0))
 
 
@@ -119,7 +119,7 @@ def test_the_target_counts(model: Classifier, batch: tuple[Tensor, Tensor], engi
 
 
 def test_nothing_of_the_network_changes(batch: tuple[Tensor, Tensor], engine: Engine) -> None:
-    spec = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=13, width=0.35)
+    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=13, width=0.35)
     model, twin = lively(build(spec, 0)), lively(build(spec, 0))
     integrated_gradients(model, *batch, STEPS, engine)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
@@ -190,7 +190,7 @@ def test_the_completeness_error_shrinks_with_the_steps(model: Classifier, batch:
 
 def test_a_mirrored_image_has_a_mirrored_map(monkeypatch: pytest.MonkeyPatch) -> None:
     # An odd width keeps the centre in the grid of every stride, so that symmetric kernels make a network that commutes with the mirror.
-    spec = ModelSpec(classes=("a", "b", "c"), image_shape=(20, 33), cut=5, width=0.35, mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26))
+    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(20, 33), cut=5, width=0.35, mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26))
     plain, symmetric = lively(build(spec, 0)), lively(build(spec, 0))
     with torch.no_grad():
         for module in symmetric.modules():
@@ -226,7 +226,7 @@ def test_torch_engine_is_captums_midpoint_rule_in_double_precision(
     torch.testing.assert_close(found.logits.double(), exact(batch[0].double()).detach(), rtol=1e-6, atol=1e-6)
 
 
-def midpoint(model: ImageClassifier, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def midpoint(model: Classifier, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Maps and completeness errors by Captum's midpoint rule."""
     x = model.normalise(pixels)
     attributions, delta = IntegratedGradients(model.from_normalised).attribute(
@@ -270,11 +270,11 @@ def test_fast_engines_take_other_networks(name: str, engine: Engine) -> None:
     assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > LEAST[engine]
 
 
-class Layers(ImageClassifier):
+class Layers(Classifier):
     """A classifier of 16x16 pixels and three classes around some layers of eight channels."""
 
     def __init__(self, body: nn.Module) -> None:
-        super().__init__(ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26)))
+        super().__init__(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26)))
         self.body, self.head = body, nn.Linear(8, 3)
 
     def from_normalised(self, x: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ from igkd.config.teacher import TeacherConfig
 from igkd.images.codec import BadImage, decode
 from igkd.images.open import open_images
 from igkd.networks import checkpoint
-from igkd.networks.network import ModelSpec, build
-from igkd.networks.torchvision import open_teacher
+from igkd.networks.network import NetworkSpec, build
+from igkd.networks.open import open_teacher
 from igkd.store import Store, part_name
 from igkd.store.__main__ import main as store_program
 from igkd.sweeps.__main__ import main as sweeps_program
@@ -43,7 +43,7 @@ from igkd.training.state import History, load_state, read_history, save_state
 from tests.helpers.pages import HOSTILE, Page
 from tests.helpers.pictures import encoded, png_of_size
 
-SPEC = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 16), width=0.1, cut=15)
+SPEC = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), width=0.1, cut=15)
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 
 

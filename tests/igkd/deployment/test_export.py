@@ -23,18 +23,18 @@ from igkd.images import drawn_shapes
 from igkd.images.open import open_images
 from igkd.images.samples import Samples, load_samples
 from igkd.networks import checkpoint
-from igkd.networks.network import Classifier, ModelSpec, build
+from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.store import Store
 from tests.helpers.networks import settled
 from tests.helpers.paths import ROOT
 
 IMAGES = "shapes:train=300,test=0"  # no test set that could be read
-SPEC = ModelSpec(
+SPEC = NetworkSpec(
     classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
 )
 
 
-def confident(spec: ModelSpec) -> Classifier:
+def confident(spec: NetworkSpec) -> Classifier:
     model = settled(build(spec, 3))
     with torch.no_grad():
         model.classifier.weight.mul_(50)

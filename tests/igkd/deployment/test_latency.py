@@ -15,11 +15,11 @@ from igkd.deployment.latency import CALLS, LatencyConfig, measure, table, take_t
 from igkd.deployment.timed_process import open_model, timed
 from igkd.images import drawn_shapes
 from igkd.networks import checkpoint
-from igkd.networks.network import ModelSpec, build
+from igkd.networks.network import NetworkSpec, build
 from igkd.report.gallery import warm_latencies
 from tests.helpers.paths import ROOT
 
-SPEC = ModelSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
 
 
 @pytest.fixture(scope="module")

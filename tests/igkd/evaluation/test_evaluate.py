@@ -24,7 +24,7 @@ from igkd.images.class_names import distinct
 from igkd.images.open import open_images
 from igkd.images.samples import Samples, load_samples
 from igkd.networks import checkpoint
-from igkd.networks.network import Classifier, ModelSpec, build
+from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.training.loop import evaluate_split
 from igkd.training.test_images import read_unseen
 from tests.helpers.networks import lively, settled
@@ -32,7 +32,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.training import TINY, random_samples
 
 IMAGES = "shapes:train=10,test=30"
-SPEC = ModelSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
 
 
 @pytest.fixture(scope="module")

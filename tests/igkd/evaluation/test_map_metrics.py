@@ -21,7 +21,7 @@ from igkd.evaluation.map_metrics import (
     rank_correlation,
     top_overlap,
 )
-from igkd.networks.network import ImageClassifier, ModelSpec, build
+from igkd.networks.network import Classifier, NetworkSpec, build
 from tests.helpers.networks import lively
 from tests.helpers.training import TINY, random_samples
 
@@ -93,11 +93,11 @@ def test_mass_and_peak_on_the_object() -> None:
     assert pointing_hits(maps, masks)[:2].tolist() == [True, False]
 
 
-class Linear(ImageClassifier):
+class Linear(Classifier):
     """Logits (s, 0), where s is the sum of weight * normalised pixel: its maps and curves are known."""
 
     def __init__(self, weight: Tensor, mean: tuple[float, ...] = (0.0, 0.0, 0.0), std: tuple[float, ...] = (1.0, 1.0, 1.0)) -> None:
-        super().__init__(ModelSpec(classes=("yes", "no"), image_shape=(weight.shape[1], weight.shape[2]), mean=mean, std=std))
+        super().__init__(NetworkSpec(classes=("yes", "no"), image_shape=(weight.shape[1], weight.shape[2]), mean=mean, std=std))
         self.weight = nn.Parameter(weight)
 
     def from_normalised(self, x: Tensor) -> Tensor:

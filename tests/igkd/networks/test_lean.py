@@ -29,7 +29,7 @@ from igkd.images.samples import load_samples
 from igkd.networks import lean
 from igkd.networks.checkpoint import load, save
 from igkd.networks.lean import MAX_BLOCKS, MAX_STAGES, MAX_WIDTH, Lean, parse
-from igkd.networks.network import ModelSpec, build, multiply_adds, parameter_count
+from igkd.networks.network import NetworkSpec, build, multiply_adds, parameter_count
 from igkd.sweeps.candidates import candidates
 from igkd.sweeps.grid import make_cell
 from igkd.sweeps.speed_search import pareto
@@ -38,7 +38,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.sweep_rows import SETTINGS, row
 
 NAME = "2:8x1,16x2,24x1"
-SPEC = ModelSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), lean=NAME, width=0.35, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), lean=NAME, width=0.35, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 ANY = st.builds(
     Lean,
     st.sampled_from(lean.STEMS),
@@ -55,7 +55,7 @@ SMALL = st.builds(
 @given(ANY)
 def test_a_name_is_an_architecture_and_back(one: Lean) -> None:
     assert parse(str(one)) == one
-    ModelSpec(classes=("a", "b"), image_shape=(8, 8), lean=str(one))
+    NetworkSpec(classes=("a", "b"), image_shape=(8, 8), lean=str(one))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_checkpoint_from_before_there_were_lean_students_loads(tmp_path: Path)
 @settings(deadline=None, max_examples=20)
 @given(SMALL, st.integers(1, 4), st.tuples(st.integers(4, 20), st.integers(4, 20)))
 def test_shapes_sizes_and_taps(one: Lean, classes: int, shape: tuple[int, int]) -> None:
-    model = build(ModelSpec(classes=tuple("abcd"[:classes]), image_shape=shape, lean=str(one)), 0).eval()
+    model = build(NetworkSpec(classes=tuple("abcd"[:classes]), image_shape=shape, lean=str(one)), 0).eval()
     assert parameter_count(model) == one.parameters(classes)
     assert multiply_adds(model) == hooked_multiply_adds(model)
     with torch.no_grad():

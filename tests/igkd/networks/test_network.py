@@ -12,7 +12,7 @@ from torchvision.models import MobileNetV2
 from igkd.base.errors import UserError
 from igkd.networks.checkpoint import checkpoint_card, load, save
 from igkd.networks.mobilenet import CUTS, attention_layer
-from igkd.networks.network import Classifier, ModelSpec, build, multiply_adds, parameter_count
+from igkd.networks.network import Classifier, NetworkSpec, build, multiply_adds, parameter_count
 from tests.helpers.networks import hooked_multiply_adds, lively, same_state
 
 TEN = tuple("abcdefghij")
@@ -37,7 +37,7 @@ PAPER_STAGES = [
     [6, 160, 3, 2],
     [6, 320, 1, 1],
 ]
-SMALL = ModelSpec(classes=("a", "b", "c"), image_shape=(16, 12), cut=11, width=0.35, mean=(0.49, 0.48, 0.44), std=(0.24, 0.25, 0.26))
+SMALL = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 12), cut=11, width=0.35, mean=(0.49, 0.48, 0.44), std=(0.24, 0.25, 0.26))
 
 
 def some_pixels(count: int, height: int, width: int) -> Tensor:
@@ -46,7 +46,7 @@ def some_pixels(count: int, height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_every_cut_has_the_sizes_of_the_paper(cut: int) -> None:
-    model = Classifier(ModelSpec(classes=TEN, image_shape=(32, 32), cut=cut))
+    model = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32), cut=cut))
     parameters, compression, millions, divider = TABLE[cut]
     assert parameter_count(model) == parameters
     assert round(TABLE[0][0] / parameters, 2) == compression
@@ -65,7 +65,7 @@ def test_no_cut_of_the_paper_is_forgotten() -> None:
 
 @pytest.mark.parametrize(("cut", "width", "stride", "shape"), [(0, 0.5, 2, (64, 48)), (7, 1.4, 1, (17, 32)), (17, 0.35, 2, (9, 15))])
 def test_multiply_adds_at_other_widths_and_shapes(cut: int, width: float, stride: int, shape: tuple[int, int]) -> None:
-    model = Classifier(ModelSpec(classes=TEN, image_shape=shape, cut=cut, width=width, stride=stride))
+    model = Classifier(NetworkSpec(classes=TEN, image_shape=shape, cut=cut, width=width, stride=stride))
     assert multiply_adds(model) == hooked_multiply_adds(model)
 
 
@@ -80,7 +80,7 @@ def test_counting_multiply_adds_leaves_the_network_as_it_was() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_whole_network_is_torchvisions(stride: int) -> None:
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-    ours = lively(build(ModelSpec(classes=TEN, image_shape=(32, 32), mean=mean, std=std, stride=stride), 3))
+    ours = lively(build(NetworkSpec(classes=TEN, image_shape=(32, 32), mean=mean, std=std, stride=stride), 3))
     theirs = MobileNetV2(num_classes=10, inverted_residual_setting=PAPER_STAGES).eval()
     theirs.features[0][0].stride = (stride, stride)
     state = {k.replace("classifier.", "classifier.1."): v for k, v in ours.state_dict().items()}
@@ -97,8 +97,8 @@ def test_the_whole_network_is_torchvisions(stride: int) -> None:
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_student_is_the_front_of_the_teacher(cut: int) -> None:
-    teacher = Classifier(ModelSpec(classes=TEN, image_shape=(32, 32))).state_dict()
-    student = Classifier(ModelSpec(classes=TEN, image_shape=(32, 32), cut=cut))
+    teacher = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32))).state_dict()
+    student = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32), cut=cut))
     entries = {k.split(".")[1] for k in student.state_dict() if k.startswith("features.")}
     assert entries == {str(i) for i in range(19 - cut)}
     assert all(v.shape == teacher[k].shape for k, v in student.state_dict().items() if k.startswith("features."))
@@ -106,7 +106,7 @@ def test_a_student_is_the_front_of_the_teacher(cut: int) -> None:
 
 @pytest.mark.parametrize("cut", [0, 11])
 def test_a_tap_is_the_output_of_that_layer(cut: int) -> None:
-    model = lively(build(ModelSpec(classes=TEN, image_shape=(16, 12), cut=cut, width=0.35), 1))
+    model = lively(build(NetworkSpec(classes=TEN, image_shape=(16, 12), cut=cut, width=0.35), 1))
     pixels = some_pixels(2, 16, 12)
     with torch.no_grad():
         plain = model(pixels)

@@ -15,8 +15,8 @@ from igkd.evaluation.evaluate import matching_samples
 from igkd.evaluation.map_samples import read
 from igkd.images.open import open_images
 from igkd.networks import checkpoint
-from igkd.networks.network import ModelSpec, build
-from igkd.networks.torchvision import open_teacher, torchvision_spec
+from igkd.networks.network import NetworkSpec, build
+from igkd.networks.open import open_teacher, torchvision_spec
 from igkd.store import Store, compute
 from igkd.training.student_data import distill_task
 from igkd.training.test_images import unseen_by_student
@@ -44,7 +44,7 @@ def test_a_networks_own_size_and_scaling(name: str, short_side: int, side: int, 
 def test_every_network_of_torchvisions_has_a_spec_that_a_checkpoint_may_have(name: str) -> None:
     how = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     spec = torchvision_spec(how, ("a", "b"))
-    assert ModelSpec.from_json(spec.__dict__) == spec and (list(spec.mean), list(spec.std)) == (how.mean, how.std)
+    assert NetworkSpec.from_json(spec.__dict__) == spec and (list(spec.mean), list(spec.std)) == (how.mean, how.std)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_what_a_store_its_students_and_igkd_evaluate_see_is_what_torchvisions_transform_gives(pictures: Path, tmp_path: Path) -> None:
-    spec = ModelSpec(classes=("a", "b"), image_shape=(16, 16), width=0.35, short_side=20, interpolation="bilinear")
+    spec = NetworkSpec(classes=("a", "b"), image_shape=(16, 16), width=0.35, short_side=20, interpolation="bilinear")
     checkpoint.save(build(spec, 0), tmp_path / "teacher", {})
     config = PrecomputeConfig(
         images=f"folder:{pictures}",

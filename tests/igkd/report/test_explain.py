@@ -19,7 +19,7 @@ from igkd.evaluation.map_metrics import cosine, rank_correlation
 from igkd.images import drawn_shapes
 from igkd.images.codec import decode
 from igkd.networks import checkpoint
-from igkd.networks.network import Classifier, ModelSpec, build
+from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.report import charts
 from igkd.report.explain import ExplainConfig, Explanation, cards, explain, render, summary, write_page
 from tests.helpers.networks import settled
@@ -29,11 +29,11 @@ from tests.helpers.pictures import encoded
 
 IMAGES = "shapes:train=10,test=40"
 IDS = (31, 2, 17)
-SPEC = ModelSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
 STEPS = 8
 
 
-def confident(spec: ModelSpec, seed: int = 3) -> Classifier:
+def confident(spec: NetworkSpec, seed: int = 3) -> Classifier:
     model = settled(build(spec, seed))
     with torch.no_grad():
         model.classifier.weight.mul_(50)

@@ -20,7 +20,7 @@ from igkd.images import drawn_shapes
 from igkd.images.codec import decode, pixel_hash
 from igkd.images.open import open_images
 from igkd.networks import checkpoint, mobilenet
-from igkd.networks.network import Classifier, ModelSpec, build
+from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.store import Store, compute, verify
 from tests.helpers.pictures import BAD, LABELS, encoded, write_parquet
 from tests.helpers.stores import make_store
@@ -174,7 +174,7 @@ def test_impossible_settings(store_config: PrecomputeConfig, changes: dict[str, 
 
 def test_a_teacher_of_other_classes(store_config: PrecomputeConfig, tmp_path: Path) -> None:
     for classes, words in ((("a", "b"), "knows 2 classes, .* has 10; train a teacher"), (tuple("abcdefghij"), "knows other classes")):
-        spec = ModelSpec(classes=classes, image_shape=(32, 32), width=0.35)
+        spec = NetworkSpec(classes=classes, image_shape=(32, 32), width=0.35)
         checkpoint.save(build(spec, 0), tmp_path / "t", {})
         with pytest.raises(UserError, match=words):
             planned(dataclasses.replace(store_config, teacher=str(tmp_path / "t")))

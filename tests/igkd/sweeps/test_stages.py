@@ -7,7 +7,7 @@ import pytest
 
 from igkd.base.errors import UserError
 from igkd.base.run_directory import STATE
-from igkd.networks.network import ModelSpec, build
+from igkd.networks.network import NetworkSpec, build
 from igkd.sweeps.__main__ import main
 from igkd.sweeps.stages import describe_stages
 from igkd.training.loop import make_optimizer
@@ -26,7 +26,7 @@ def test_every_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     assert describe_stages(tmp_path) == []
     write(tmp_path / "teacher" / "config.json", {"epochs": 40})
     assert describe_stages(tmp_path) == ["teacher: epoch 0 of 40"]
-    model = build(ModelSpec(classes=("a", "b"), image_shape=(16, 16), lean="2:8x1"), 0)
+    model = build(NetworkSpec(classes=("a", "b"), image_shape=(16, 16), lean="2:8x1"), 0)
     for number, epochs in enumerate((2, 3)):
         directory = tmp_path / "teacher" / "checkpoints" / f"checkpoint_{number}"
         directory.mkdir(parents=True)

@@ -19,7 +19,7 @@ from igkd.config.precompute import PrecomputeConfig
 from igkd.config.teacher import TeacherConfig
 from igkd.images.samples import Samples
 from igkd.images.views import draw_view
-from igkd.networks.network import Classifier, ModelSpec, build, values_a_channel
+from igkd.networks.network import Classifier, NetworkSpec, build, values_a_channel
 from igkd.store import Store
 from igkd.training.augment import draw_overlay
 from igkd.training.batches import epoch_batches, joined
@@ -98,7 +98,7 @@ def test_a_network_whose_last_maps_have_one_pixel_trains_on_any_number_of_images
         (replace(TINY, cut=0, lean="4:8x1,8x1"), 1.0, 4),
     ],
 )
-def test_values_a_channel_are_the_pixels_of_the_smallest_maps(spec: ModelSpec, scale: float, pixels: int) -> None:
+def test_values_a_channel_are_the_pixels_of_the_smallest_maps(spec: NetworkSpec, scale: float, pixels: int) -> None:
     assert values_a_channel(spec, scale) == pixels
     height, width = (round(side * scale) for side in spec.image_shape)
     assert build(spec, 0).features(torch.zeros(2, 3, height, width)).shape[2:].numel() == pixels  # the last are the smallest

@@ -1,0 +1,23 @@
+"""What networks of this project have in common: feature layers, the mean over all positions, and one linear layer."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Pooled(nn.Module):
+    """A classifier of float (B, 3, H, W) to logits (B, classes)."""
+
+    def __init__(self, features: nn.Sequential, classes: int) -> None:
+        """Args:
+        features: float (B, 3, H, W) to (B, C, h, w), with a batch normalisation of C channels as its last.
+        """
+        super().__init__()
+        self.features = features
+        channels = next(m.num_features for m in reversed(list(features.modules())) if isinstance(m, nn.BatchNorm2d))
+        self.classifier = nn.Linear(channels, classes)
+        nn.init.normal_(self.classifier.weight, 0, 0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.classifier(self.features(x).mean(dim=(2, 3)))
