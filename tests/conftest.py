@@ -32,7 +32,9 @@ def pytest_configure() -> None:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The checkpoint of a narrow teacher of the shapes with random weights; its logits differ clearly from image to image."""
     directory = tmp_path_factory.mktemp("teacher")
-    spec = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), width=0.35, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    spec = NetworkSpec(
+        classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="mobilenet:width=0.35", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
+    )
     checkpoint.save(settled(build(spec, seed=1)), directory, {})
     return str(directory)
 

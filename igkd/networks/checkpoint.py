@@ -68,7 +68,7 @@ def load(directory: Path | str) -> Classifier:
             raise ValueError(f"{len(wrong)} tensor(s) do not fit its spec, such as {short(wrong[0])}")
         model = Classifier(spec)
         model.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError, KeyError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError, KeyError, UserError) as error:
         raise UserError(
             f"{directory} is not a checkpoint of this project: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from None

@@ -12,6 +12,7 @@ from igkd.config.distill import DistillConfig
 from igkd.config.presets import PAPER_ARMS
 from igkd.config.recipes import distill_config, recipe_values
 from igkd.config.sweeps import AblateConfig, Grid
+from igkd.networks.families import canonical_name
 from igkd.store import Store
 from igkd.training.identity import decided
 
@@ -85,7 +86,7 @@ def _grid(grid: Grid, base: DistillConfig, config: AblateConfig, store: Store) -
     if grid == "arms":
         yield from (make_cell(config.out, replace(base, arm=arm)) for arm in arms)
     elif grid == "compression":
-        yield from (make_cell(config.out, replace(base, arm=arm, student=student)) for student in config.students for arm in arms)
+        yield from (make_cell(config.out, replace(base, arm=arm, student=canonical_name(one))) for one in config.students for arm in arms)
     elif grid == "monte-carlo":
         yield from (make_cell(config.out, replace(base, arm=arm, share=SHARE)) for arm in arms)
     elif grid == "controls":

@@ -21,8 +21,8 @@ def lively(model: Classifier, seed: int = 0) -> Classifier:
                 module.weight.uniform_(0.7, 1.3, generator=generator)
                 module.bias.normal_(0, 0.2, generator=generator)
     with torch.no_grad():
-        model.classifier.weight.normal_(0, 0.5, generator=generator)
-        model.classifier.bias.normal_(0, 0.5, generator=generator)
+        model.network.classifier.weight.normal_(0, 0.5, generator=generator)
+        model.network.classifier.bias.normal_(0, 0.5, generator=generator)
     return model.eval()
 
 

@@ -48,7 +48,7 @@ class Page(HTMLParser):
         return next(row for row in self.rows if row and row[0] == name)
 
 
-def result(arm: str | None, seed: int = 0, correct: int = 610, count: int = 1000, cut: int = 5) -> dict[str, Any]:
+def result(arm: str | None, seed: int = 0, correct: int = 610, count: int = 1000, network: str = "mobilenet:cut=5") -> dict[str, Any]:
     history = [{"epoch": epoch, "train_loss": 2.0, "validation_accuracy": 0.2 * epoch + 0.01 * seed, "seconds": 9.1} for epoch in (1, 2, 3)]
     provenance = {"command": f"python -m jobs.distill --seed {seed}", "commit": "abc1234", "versions": {"torch": "2.15.0"}, "seconds": 61.2}
     size = (
@@ -58,7 +58,7 @@ def result(arm: str | None, seed: int = 0, correct: int = 610, count: int = 1000
     )
     test = {"accuracy": correct / count, "correct": correct, "count": count, "loss": 1.2}
     return (
-        {"name": arm or "teacher", "cut": cut, "seed": seed, "history": history, "test": test, "provenance": provenance}
+        {"name": arm or "teacher", "network": network, "seed": seed, "history": history, "test": test, "provenance": provenance}
         | size
         | ({"arm": arm} if arm else {})
     )

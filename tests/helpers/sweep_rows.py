@@ -11,30 +11,41 @@ from igkd.report.sweep_page import SweepReport, render
 from tests.helpers.pages import Page
 from tests.helpers.pages import result as teacher_row
 
-SIZES = {3: (1_019_402, 68_800_000, 2.19), 5: (543_498, 58_700_000, 4.12), 9: (185_738, 36_400_000, 12.04)}
+SIZES = {
+    "mobilenet:cut=3": (1_019_402, 68_800_000, 2.19),
+    "mobilenet:cut=5": (543_498, 58_700_000, 4.12),
+    "mobilenet:cut=9": (185_738, 36_400_000, 12.04),
+}
 SETTINGS = {"alpha": 0.01, "temperature": 2.5, "overlay": 0.1, "exponents": [1.0, 2.0], "learning_rate": 0.001, "batch_size": 64}
 
 
 def row(
-    arm: str = "kd", seed: int = 0, accuracy: float = 0.9, *, cut: int = 5, test: bool = True, epochs: int = 3, **changes: Any
+    arm: str = "kd",
+    seed: int = 0,
+    accuracy: float = 0.9,
+    *,
+    network: str = "mobilenet:cut=5",
+    test: bool = True,
+    epochs: int = 3,
+    **changes: Any,
 ) -> dict[str, Any]:
     """A result row as a sweep writes it; of the test set the accuracy, of the validation split a tenth of a point more."""
     parts = arm.split(", ")
     contents = [part for part in parts[1:] if part in ("other", "black", "noise", "brightness")]
     recipes = [part for part in parts[1:] if part not in contents]
-    parameters, multiply_adds, compression = SIZES[cut]
+    parameters, multiply_adds, compression = SIZES[network]
     history = [{"epoch": e, "train_loss": 1.0, "validation_accuracy": (accuracy + 0.001) * e / epochs} for e in range(1, epochs + 1)]
     made: dict[str, Any] = {
         "name": arm,
         "arm": arm,
-        "cell": f"{arm}-cut{cut}-seed{seed}",
+        "cell": f"{arm}-{network}-seed{seed}",
         "content": contents[0] if contents else "own",
         "recipe": recipes[0] if recipes else "paper",
-        "cut": cut,
+        "network": network,
         "seed": seed,
         "share": 1.0,
         "state": "done",
-        "config": SETTINGS | {"seed": seed, "cut": cut, "out": f"out/{arm}/{seed}"},
+        "config": SETTINGS | {"seed": seed, "student": network, "out": f"out/{arm}/{seed}"},
         "history": history,
         "images": {"train": 45_000, "validation": 5000, "left_out": 0},
         "parameters": parameters,

@@ -14,7 +14,7 @@ from igkd.training.batches import Batch, Resident
 from igkd.training.loop import compute_loss, make_average, make_optimizer, train
 from igkd.training.state import History
 
-TINY = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.35)
+TINY = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=11,width=0.35")
 
 
 def recipe(**changes: Any) -> Recipe:

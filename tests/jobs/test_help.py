@@ -16,7 +16,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)  # each of these 
     [
         ("teacher", ["--images", "--out", "--epochs", "--workers", "--seed"]),
         ("precompute", ["--images", "--split", "--teacher", "--store", "--limit", "--steps", "--bad-images"]),
-        ("distill", ["--store", "--test-images", "--arm", "--cut", "--lean", "--seed", "--epochs", "--out", "kd+ig+at", "--bad-images"]),
+        ("distill", ["--store", "--test-images", "--arm", "--student", "--seed", "--epochs", "--out", "kd+ig+at", "--bad-images"]),
         ("pipeline", ["--preset", "demo", "cifar10", "--out", "--arms", "--seeds", "--bad-images"]),
         ("ablate", ["--store", "--grids", "monte-carlo", "--until", "--dry-run", "--runs-per-gpu", "--bad-images"]),
         ("tune", ["--store", "--trials", "--until", "--hours", "--recipe"]),

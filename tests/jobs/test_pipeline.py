@@ -57,10 +57,12 @@ def test_the_same_command_again_computes_nothing(run_job: Callable[..., subproce
 
 
 def test_command_line_changes_the_preset_and_nothing_else() -> None:
-    pipeline = make_pipeline(PipelineConfig(preset="cifar10", out="o", arms=("kd", "at"), seeds=(0, 1), cut=7, teacher="t"))
+    pipeline = make_pipeline(
+        PipelineConfig(preset="cifar10", out="o", arms=("kd", "at"), seeds=(0, 1), student="mobilenet:cut=7", teacher="t")
+    )
     assert pipeline.teacher is None
-    assert pipeline.precompute.teacher == "t" and pipeline.precompute.cut == 7 and pipeline.precompute.steps == 50
-    assert [(one.arm, one.seed, one.cut, one.epochs) for one in pipeline.students] == [
+    assert pipeline.precompute.teacher == "t" and pipeline.precompute.student == "mobilenet:cut=7" and pipeline.precompute.steps == 50
+    assert [(one.arm, one.seed, one.student, one.epochs) for one in pipeline.students] == [
         ("kd", 0, 7, 100), ("at", 0, 7, 100), ("kd", 1, 7, 100), ("at", 1, 7, 100)
     ]  # fmt: skip
     with pytest.raises(UserError, match="at least one"):

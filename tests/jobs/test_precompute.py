@@ -84,7 +84,7 @@ def test_every_row_is_captums_own_result_for_its_image(store: Path, teacher: str
         assert abs(delta - error.item()) < 1e-4
         with torch.no_grad():
             assert np.abs(np.array(logits) - network.from_normalised(x)[0].numpy()).max() < 1e-5
-            tapped = attention_map(network.features[:10](x))[0]
+            tapped = attention_map(network.network.features[:10](x))[0]
         assert np.abs(np.reshape(attention, tapped.shape) - tapped.numpy()).max() < 1e-5
 
 
@@ -213,7 +213,7 @@ def folder(tmp_path: Path) -> str:
 
 
 def test_image_that_does_not_decode_is_named_and_refused_or_left_out(cluster: None, folder: str, tmp_path: Path) -> None:
-    spec = NetworkSpec(classes=open_images(folder).classes, image_shape=(32, 32), width=0.35)
+    spec = NetworkSpec(classes=open_images(folder).classes, image_shape=(32, 32), name="mobilenet:width=0.35")
     checkpoint.save(build(spec, seed=0), tmp_path / "teacher", {})
     bad = next(i for i, r in enumerate(open_images(folder).read("train", range(30))) if b"no image" in r.image)
     with pytest.raises(UserError) as caught:

@@ -38,20 +38,19 @@ def searched(cluster: None, toy_store: str, teacher: str, tmp_path_factory: pyte
 def test_all_are_timed_and_the_largest_trained_beside_the_cut_one(searched: Path) -> None:
     latencies = read_latencies(searched)
     assert latencies is not None
-    cut, *lean = latencies.measured
-    assert (cut.cut, cut.lean) == (5, "") and len(lean) == 3 and all(one.times_as_fast > 0 and one.cut == 0 for one in lean)
-    assert all(cut.parameters / 2 <= one.parameters <= cut.parameters for one in lean)
+    first, *found = latencies.measured
+    assert not first.candidate and len(found) == 3 and all(one.times_as_fast > 0 and one.candidate for one in found)
+    assert all(first.parameters / 2 <= one.parameters <= first.parameters for one in found)
     rows = read_rows(searched)
-    largest = sorted(lean, key=lambda one: -one.parameters)[:2]
-    assert {row["config"]["lean"] for row in rows} == {"", *(one.lean for one in largest)}
-    by_lean = {row["config"]["lean"]: row for row in rows}
-    assert by_lean[""]["state"] == "done" and by_lean[""]["cut"] == 5
+    largest = sorted(found, key=lambda one: -one.parameters)[:2]
+    assert {row["config"]["student"] for row in rows} == {first.network, *(one.network for one in largest)}
+    by_network = {row["network"]: row for row in rows}
+    assert by_network[first.network]["state"] == "done" and "cut=5" in first.network
     for one in largest:
-        row = by_lean[one.lean]
-        assert row["cut"] == 0 and f"lean {one.lean}" in row["arm"]
+        row = by_network[one.network]
         if row["state"] == "done":
-            assert row["parameters"] == one.parameters and row["compression"] > cut.parameters / one.parameters
-            assert checkpoint.load(searched / "students" / row["cell"]).spec.lean == one.lean
+            assert row["parameters"] == one.parameters and row["compression"] > first.parameters / one.parameters
+            assert checkpoint.load(searched / "students" / row["cell"]).spec.name == one.network
     assert read_status(searched).kind == "search"
 
 
@@ -65,7 +64,7 @@ def test_the_test_images_are_out_of_reach(searched: Path) -> None:
 @pytest.mark.slow
 def test_the_report_draws_the_front(searched: Path) -> None:
     page = (searched / "report.html").read_text()
-    assert 'aria-label="Chart of validation accuracy against times as fast' in page and "on the front" in page and "cut 5" in page
+    assert 'aria-label="Chart of validation accuracy against times as fast' in page and "on the front" in page and "mobilenet:cut=5" in page
     (searched / "report.html").unlink()
     assert "students trained" in publish(searched)  # what `igkd.sweeps report` calls
     assert (searched / "report.html").read_text() == page
@@ -83,11 +82,11 @@ def test_the_same_command_computes_nothing_again(searched: Path, toy_store: str,
 @pytest.mark.slow
 def test_its_best_is_a_recipe_for_jobs_distill(searched: Path, toy_store: str, tmp_path: Path) -> None:
     best = json.loads((searched / "best.json").read_text())
-    done = [row for row in read_rows(searched) if row["state"] == "done" and row["config"]["lean"]]
+    done = [row for row in read_rows(searched) if row["state"] == "done" and row["network"].startswith("lean:")]
     assert best["made"]["validation_accuracy"] == max(row["history"][-1]["validation_accuracy"] for row in done)
     settings = {"store": toy_store, "out": str(tmp_path / "one"), "test_images": IMAGES, "arm": "kd", "epochs": 1}
     row = distill(distill_config(str(searched / "best.json"), **settings))
-    assert row["config"]["lean"] == best["lean"] and row["test"]["count"] == 30
+    assert row["config"]["student"] == best["student"] and row["test"]["count"] == 30
     assert sorted(os.listdir(tmp_path / "one"))[-3:] == ["model.json", "model.safetensors", "result.json"]
 
 
@@ -97,7 +96,9 @@ def test_an_impossible_budget_names_the_fastest_and_trains_nothing(searched: Pat
     out.mkdir()
     for name in ("config.json", "latencies.json"):  # times do not hang on the budget
         (out / name).write_bytes((searched / name).read_bytes())
-    with pytest.raises(UserError, match=r"none of 3 lean students is 1e\+06 times as fast .* the fastest, [124]:[0-9x,]+, is .* --budget"):
+    with pytest.raises(
+        UserError, match=r"none of 3 candidates is 1e\+06 times as fast .* the fastest, lean:[124]:[0-9x,]+, is .* --budget"
+    ):
         search(config(toy_store, teacher, out, budget=1e6))
     assert not (out / "students").exists()
 
@@ -120,7 +121,9 @@ def test_bad_settings_are_one_sentence_before_anything_is_timed(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("changes", [{"budget": 0.0}, {"budget": float("nan")}, {"trials": 0}, {"candidates": 0}, {"cut": 4}])
+@pytest.mark.parametrize(
+    "changes", [{"budget": 0.0}, {"budget": float("nan")}, {"trials": 0}, {"candidates": 0}, {"student": "mobilenet:cut=4"}]
+)
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         config("store", "teacher", Path("out"), **changes)
@@ -134,7 +137,7 @@ def test_damaged_latencies_are_refused_in_words(text: str, tmp_path: Path) -> No
 
 
 def test_latencies_whose_networks_are_none_are_refused(tmp_path: Path) -> None:
-    whole = {"machine": "m", "rounds": 2, "load": [0.5], "budget": 8.0, "networks": [{"lean": "2:8x1"}], "provenance": {}}
+    whole = {"machine": "m", "rounds": 2, "load": [0.5], "budget": 8.0, "networks": [{"network": "lean:2:8x1"}], "provenance": {}}
     (tmp_path / "latencies.json").write_text(json.dumps(whole))
     with pytest.raises(UserError, match="not of a search of this version"):
         read_latencies(tmp_path)
@@ -156,4 +159,4 @@ def test_the_cut_student_is_neither_stopped_nor_are_others_because_of_it() -> No
 
 
 def test_a_lean_student_and_a_cut_one_have_directories_of_their_own() -> None:
-    assert DistillConfig(store="s", out="o", lean="2:8x1").label != DistillConfig(store="s", out="o").label
+    assert DistillConfig(store="s", out="o", student="lean:2:8x1").label != DistillConfig(store="s", out="o").label

@@ -47,7 +47,13 @@ from tests.helpers.pictures import pictures
 
 
 def configure(out: Path, **changes: Any) -> TeacherConfig:
-    settings: dict[str, Any] = {"images": IMAGES, "epochs": 2, "width": 0.35, "batch_size": 16, "learning_rate": 0.02} | changes
+    settings: dict[str, Any] = {
+        "images": IMAGES,
+        "epochs": 2,
+        "network": "mobilenet:width=0.35",
+        "batch_size": 16,
+        "learning_rate": 0.02,
+    } | changes
     return TeacherConfig(out=str(out), **settings)
 
 
@@ -213,16 +219,18 @@ def test_a_run_survives_a_killed_worker_and_has_every_epoch_once(cluster: None, 
 
 
 def test_student_learns_from_the_store_in_every_way_at_once(cluster: None, toy_store: str, tmp_path: Path) -> None:
-    config = DistillConfig(store=toy_store, test_images=IMAGES, out=str(tmp_path / "student"), arm="kd+ig+at", cut=5, epochs=2, overlay=0.5)
+    config = DistillConfig(
+        store=toy_store, test_images=IMAGES, out=str(tmp_path / "student"), arm="kd+ig+at", student="mobilenet:cut=5", epochs=2, overlay=0.5
+    )
     row = distill(config)
     student = checkpoints.load(tmp_path / "student")
-    assert student.spec.cut == 5
+    assert student.spec.name == "mobilenet:cut=5,width=0.35"
     assert np.isfinite([entry["train_loss"] for entry in row["history"]]).all()
     assert row["compression"] > 3
     with pytest.raises(UserError, match="another configuration .*arm was"):
         distill(DistillConfig(**{**vars(config), "arm": "kd"}))
-    with pytest.raises(UserError, match=r"layer 9.*needs layer 4.*--cut 9"):
-        distill(DistillConfig(**{**vars(config), "cut": 9, "out": str(tmp_path / "other")}))
+    with pytest.raises(UserError, match=r"layer features.9.*needs features.4.*--student mobilenet:cut=9"):
+        distill(DistillConfig(**{**vars(config), "student": "mobilenet:cut=9", "out": str(tmp_path / "other")}))
     with pytest.raises(UserError, match="classes"):
         distill(DistillConfig(**{**vars(config), "test_images": f"folder:{two_classes(tmp_path)}", "out": str(tmp_path / "other")}))
 
@@ -256,7 +264,19 @@ def test_an_error_of_ours_in_a_worker_ends_the_run_at_once_in_one_sentence(
     images = pictures(tmp_path, "train", 40)
     path = next((tmp_path / "train").rglob("017.png"))
     path.write_bytes(path.read_bytes()[:200])
-    done = run_job("teacher", "--images", images, "--out", str(tmp_path / "out"), "--epochs", "1", "--width", "0.35", "--workers", "2")
+    done = run_job(
+        "teacher",
+        "--images",
+        images,
+        "--out",
+        str(tmp_path / "out"),
+        "--epochs",
+        "1",
+        "--network",
+        "mobilenet:width=0.35",
+        "--workers",
+        "2",
+    )
     said = done.stdout + done.stderr
     assert done.returncode == 1 and "Traceback" not in said, said
     errors = [line for line in said.splitlines() if "017.png" in line]
@@ -293,7 +313,19 @@ def test_killed_teacher_goes_on_and_ends_with_the_same_weights(
     trained_longer: Path, tmp_path: Path, kind: signal.Signals, read_until: Callable[..., str]
 ) -> None:
     out = tmp_path / "teacher"
-    command = [sys.executable, "-m", "jobs.teacher", "--images", IMAGES, "--out", str(out), "--epochs", "6", "--width", "0.35"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.teacher",
+        "--images",
+        IMAGES,
+        "--out",
+        str(out),
+        "--epochs",
+        "6",
+        "--network",
+        "mobilenet:width=0.35",
+    ]
     command += ["--batch-size", "16", "--learning-rate", "0.02"]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     # Ray Train takes a report in some seconds after it was made: the first of these epochs are safe by now.

@@ -39,7 +39,9 @@ def integrated_gradients(model: nn.Module, pixels: Tensor, labels: Tensor, steps
 
 @pytest.fixture(scope="module")
 def model() -> Classifier:
-    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=11, width=0.35, mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26))
+    spec = NetworkSpec(
+        classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=11,width=0.35", mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26)
+    )
     return lively(build(spec, 0))
 
 
@@ -119,7 +121,7 @@ def test_the_target_counts(model: Classifier, batch: tuple[Tensor, Tensor], engi
 
 
 def test_nothing_of_the_network_changes(batch: tuple[Tensor, Tensor], engine: Engine) -> None:
-    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=13, width=0.35)
+    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=13,width=0.35")
     model, twin = lively(build(spec, 0)), lively(build(spec, 0))
     integrated_gradients(model, *batch, STEPS, engine)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
@@ -190,7 +192,9 @@ def test_the_completeness_error_shrinks_with_the_steps(model: Classifier, batch:
 
 def test_a_mirrored_image_has_a_mirrored_map(monkeypatch: pytest.MonkeyPatch) -> None:
     # An odd width keeps the centre in the grid of every stride, so that symmetric kernels make a network that commutes with the mirror.
-    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(20, 33), cut=5, width=0.35, mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26))
+    spec = NetworkSpec(
+        classes=("a", "b", "c"), image_shape=(20, 33), name="mobilenet:cut=5,width=0.35", mean=(0.5, 0.45, 0.4), std=(0.24, 0.25, 0.26)
+    )
     plain, symmetric = lively(build(spec, 0)), lively(build(spec, 0))
     with torch.no_grad():
         for module in symmetric.modules():

@@ -43,7 +43,7 @@ from igkd.training.state import History, load_state, read_history, save_state
 from tests.helpers.pages import HOSTILE, Page
 from tests.helpers.pictures import encoded, png_of_size
 
-SPEC = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), width=0.1, cut=15)
+SPEC = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=15,width=0.1")
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 
 
@@ -229,17 +229,17 @@ def changed(card: dict[str, Any], **spec: Any) -> dict[str, Any]:
 
 
 CARDS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "as wide as memory": lambda card: changed(card, width=1e6),
-    "wider than any": lambda card: changed(card, width=1e300),
-    "not a number": lambda card: changed(card, width=float("nan")),
+    "as wide as memory": lambda card: changed(card, name="mobilenet:width=99.9999"),
+    "wider than any": lambda card: changed(card, name="mobilenet:width=1e300"),
+    "not a number": lambda card: changed(card, name="mobilenet:width=nan"),
     "a million classes": lambda card: changed(card, classes=["x"] * 1_000_000),
     "classes that are numbers": lambda card: changed(card, classes=[1, 2, 3]),
     "a picture of terabytes": lambda card: changed(card, image_shape=[1 << 20, 1 << 20]),
     "no picture": lambda card: changed(card, image_shape=[0, -1]),
-    "stride": lambda card: changed(card, stride=0),
+    "stride": lambda card: changed(card, name="mobilenet:stride=0"),
     "mean": lambda card: changed(card, mean=[0.0] * 100_000),
     "std": lambda card: changed(card, std=[0.0, 1.0, 1.0]),
-    "cut": lambda card: changed(card, cut=True),
+    "cut": lambda card: changed(card, name=True),
     "spec": lambda card: card | {"spec": [1]},
     "made": lambda card: card | {"made": [1]},
     "hash": lambda card: card | {"sha256": ["x"]},
@@ -267,7 +267,7 @@ def test_a_state_of_something_else(kind: str, tmp_path: Path) -> None:
     found = safetensors_of(tmp_path / run_directory.STATE)
     text = json.dumps(history())
     if kind == "tensors":
-        found["model.classifier.bias"] = torch.zeros(9)
+        found["model.network.classifier.bias"] = torch.zeros(9)
     elif kind == "optimizer":
         found["optimizer.0.momentum_buffer"] = torch.zeros(77)
     elif kind == "parameter":
@@ -439,7 +439,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "no type": {"precision": "pickle"},
     "no layer": {"attention_layer": "../../x"},
     "classes": {"classes": "abc"},
-    "not a number": {"width": float("nan")},
+    "not a number": {"short_side": float("nan")},
 }
 
 
@@ -465,7 +465,16 @@ SWEEP = Status(command=f"python -m jobs.ablate {HOSTILE}", planned=[], total=4, 
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    row = {"job": "distill", "name": "kd", "arm": "kd", "cut": 5, "seed": 0, "share": 1.0, "state": "done", "history": history(1)}
+    row = {
+        "job": "distill",
+        "name": "kd",
+        "arm": "kd",
+        "network": "mobilenet:cut=5",
+        "seed": 0,
+        "share": 1.0,
+        "state": "done",
+        "history": history(1),
+    }
     row |= {"test": {"accuracy": 0.5, "correct": 5, "count": 10}, "parameters": 7, "multiply_adds": 7, "compression": 4.0, "images": {}}
     return row | {"config": {"store": "", "teacher": None}, "provenance": {"versions": {}}} | changes
 
@@ -536,7 +545,7 @@ ROWS = {
     "history": [{"epoch": 1, "validation_accuracy": "x", "seconds": 1.0}],
     "test": {"accuracy": "x", "correct": 1, "count": 1},
     "provenance": {"versions": [1]},
-    "cut": "<b>",
+    "network": 5,
     "seed": 0.5,
     "arm": ["kd"],
     "config": [1],

@@ -17,7 +17,7 @@ RUN = {"store", "out", "test_images", "teacher", "arm", "content", "seed", "maps
 FILES: dict[str, dict[str, Any]] = {
     "defaults.json": {"alpha": 0.01, "optimizer": "adam"},  # the same as without a recipe
     "best.json": {"alpha": 0.4, "exponents": [1.5, 1.7], "epochs": 3, "normalise": True},
-    "lean.json": {"lean": "2:16x1,32x1", "epochs": 5},
+    "lean.json": {"student": "lean:2:16x1,32x1", "epochs": 5},
     "strong.json": {"optimizer": "adamw"},  # called like one of ours
 }
 
@@ -35,7 +35,9 @@ def recipe_named(name: str, directory: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("command_line", [{}, {"epochs": 7}, {"workers": 2, "cut": 7, "arms": ("kd", "ig"), "seeds": (3,)}])
+@pytest.mark.parametrize(
+    "command_line", [{}, {"epochs": 7}, {"workers": 2, "student": "mobilenet:cut=7", "arms": ("kd", "ig"), "seeds": (3,)}]
+)
 @pytest.mark.parametrize("name", [*RECIPES, *FILES])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_run_has_the_settings_of_the_recipe_that_it_is_labelled_with(
@@ -43,7 +45,7 @@ def test_a_run_has_the_settings_of_the_recipe_that_it_is_labelled_with(
 ) -> None:
     recipe = recipe_named(name, tmp_path)
     runs = make_pipeline(PipelineConfig(preset=preset, out="o", recipe=recipe, **command_line)).students
-    changes = {k: v for k, v in command_line.items() if k in ("epochs", "workers", "cut")}
+    changes = {k: v for k, v in command_line.items() if k in ("epochs", "workers", "student")}
     whole = settings(distill_config(recipe, store="s", out="o", **changes))
     assert whole["recipe"] == recipe
     assert [settings(one) for one in runs] == [whole] * len(runs)
@@ -61,7 +63,9 @@ CHANGES: dict[str, dict[str, Any]] = {"demo": {"epochs": 16, "alpha": 0.5}, "evi
 def test_without_a_recipe_a_run_has_its_presets_and_what_the_preset_changes(preset: Any) -> None:
     runs = make_pipeline(PipelineConfig(preset=preset, out="o")).students
     for one in runs:
-        assert settings(one) == settings(distill_config(one.recipe, store="s", out="o", lean=one.lean, **CHANGES.get(preset, {})))
+        assert settings(one) == settings(
+            distill_config(one.recipe, store="s", out="o", student=f"lean:{one.lean}", **CHANGES.get(preset, {}))
+        )
         assert one.label.endswith("" if one.recipe == "paper" else f", {one.recipe}")
     assert len(runs) == len({one.out for one in runs})
 

@@ -120,7 +120,7 @@ def test_the_published_maps_and_logits_come_from_independent_permutations(conten
 def test_published_attention_is_not_moved_with_the_crop() -> None:
     samples, model = random_samples(10), build(TINY, 1).eval()
     how = {"seed": 4, "epoch": 2}
-    tapped = replace(distill_config("paper", **PLACES, arm="at", cut=11).objective, overlay=0.0)
+    tapped = replace(distill_config("paper", **PLACES, arm="at", student="mobilenet:cut=11").objective, overlay=0.0)
     assert tapped.gamma > 0 and not tapped.alpha
     left = replace(tapped, uncropped_maps=distill_config("paper-as-published", **PLACES).objective.uncropped_maps)
     moved, cropped = (loss_of(model, samples, one, **how, padding=3)[0].item() for one in (tapped, left))
@@ -136,7 +136,7 @@ def test_published_attention_is_not_moved_with_the_crop() -> None:
 def test_a_control_is_another_loss_than_the_own_map(content: Any) -> None:
     samples = replace(random_samples(10), mask=(torch.rand(10, 16, 16) > 0.5).to(torch.uint8))
     model = build(TINY, 1).eval()
-    torch.nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.network.classifier.weight, generator=torch.Generator().manual_seed(0))
     losses = []
     for config in (distill_config("paper", **PLACES, arm="ig", overlay=1.0, content=c) for c in ("own", content)):
         losses.append(loss_of(model, samples, config.objective, seed=4, epoch=2, padding=2)[0].item())
@@ -168,7 +168,7 @@ def test_every_worker_has_the_rows_in_its_memory() -> None:
 def test_a_live_teacher_is_asked_about_the_same_crop() -> None:
     """Without crops and flips, what it says of an image is what the store would hold."""
     samples, teacher = random_samples(8), build(TINY, 5).eval()
-    torch.nn.init.normal_(teacher.classifier.weight, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(teacher.network.classifier.weight, generator=torch.Generator().manual_seed(1))
     student = build(TINY, 1).eval()
     with torch.no_grad():
         stored = replace(samples, logits=teacher(samples.pixels.float() / 255))

@@ -30,14 +30,18 @@ from tests.helpers.paths import ROOT
 
 IMAGES = "shapes:train=300,test=0"  # no test set that could be read
 SPEC = NetworkSpec(
-    classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
+    classes=drawn_shapes.CLASSES,
+    image_shape=(32, 32),
+    name="mobilenet:cut=11,width=0.35,stride=2",
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.25, 0.3),
 )
 
 
 def confident(spec: NetworkSpec) -> Classifier:
     model = settled(build(spec, 3))
     with torch.no_grad():
-        model.classifier.weight.mul_(50)
+        model.network.classifier.weight.mul_(50)
     return model
 
 
@@ -200,7 +204,7 @@ def test_another_networks_file_is_refused(student: str, samples: Samples) -> Non
     model, wanted = checkpoint.load(student), expected(student, samples)
     labels = samples.labels.numpy()
     with torch.no_grad():
-        model.classifier.bias += 0.1
+        model.network.classifier.bias += 0.1
     shifted = formats.run_onnx(formats.to_onnx(model), as_decoded(samples))
     check = compare(shifted, wanted, labels)
     assert check.largest_difference == pytest.approx(0.1, abs=1e-3) and check.drop == 0
@@ -260,7 +264,7 @@ def test_bad_input_is_one_sentence(student: str, tmp_path: Path, changes: dict[s
     if (name := given["checkpoint"]) in specs:
         model = build(specs[name], 0)
         if name == "broken":
-            torch.nn.init.constant_(model.classifier.bias, float("inf"))
+            torch.nn.init.constant_(model.network.classifier.bias, float("inf"))
         checkpoint.save(model, tmp_path / name, {})
         given["checkpoint"] = str(tmp_path / name)
     (tmp_path / "directory.onnx").mkdir()

@@ -19,7 +19,7 @@ from igkd.networks.network import NetworkSpec, build
 from igkd.report.gallery import warm_latencies
 from tests.helpers.paths import ROOT
 
-SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="mobilenet:cut=11,width=0.35,stride=2")
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,11 @@ def test_float_input_of_another_tool_is_timed_too(tmp_path: Path) -> None:
 
 
 def test_the_reports_latencies_are_of_teacher_and_cuts(files: dict[str, str]) -> None:
-    teacher, student = build(dataclasses.replace(SPEC, cut=0), 0), build(SPEC, 0)
+    teacher, student = build(dataclasses.replace(SPEC, name="mobilenet"), 0), build(SPEC, 0)
     rows = warm_latencies(teacher, [student, build(SPEC, 1)])
-    assert [(row.model, row.batch) for row in rows] == [(m, b) for b in (1, 64) for m in ("teacher", "student, cut 11")]
+    assert [(row.model, row.batch) for row in rows] == [
+        (m, b) for b in (1, 64) for m in ("teacher", "student, mobilenet:cut=11,width=0.35,stride=2")
+    ]
     for row in rows:
         assert 0 < row.p50 <= row.p95 and row.threads == 1
         assert row.times_as_fast == 1 if row.model == "teacher" else row.times_as_fast > 0

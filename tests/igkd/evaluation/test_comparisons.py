@@ -10,6 +10,8 @@ from igkd.evaluation.importance import importances
 from igkd.report.sweep_page import render
 from tests.helpers.sweep_rows import SETTINGS, checked, row, sweep, trial, tuning, words
 
+NETWORKS = ("mobilenet:cut=5", "mobilenet:cut=9")
+
 
 def test_families_ask_three_questions_of_each_recipe_and_correct_within_each() -> None:
     rng = np.random.default_rng(2)
@@ -24,21 +26,21 @@ def test_families_ask_three_questions_of_each_recipe_and_correct_within_each() -
         "kd+ig, strong",
         "kd+ig, other, strong",
     )
-    rows = [row(arm, seed, 0.9 + rng.normal(0, 0.004), cut=cut) for arm in arms for cut in (5, 9) for seed in range(4)]
+    rows = [row(arm, seed, 0.9 + rng.normal(0, 0.004), network=network) for arm in arms for network in NETWORKS for seed in range(4)]
     found = families(grouped(rows, "test"))
     assert len(found) == 6
     methods, controls, own, strong_methods, strong_controls, strong_own = found
     told = [(c.arm, c.reference) for c in methods.comparisons]
-    at_one_cut = [("kd", "student"), ("kd+ig", "student"), ("kd+ig", "kd")]
-    assert sorted(told) == sorted((f"{a}, cut {cut}", f"{b}, cut {cut}") for a, b in at_one_cut for cut in (5, 9))
-    assert {(c.arm, c.reference) for c in own.comparisons if "cut 5" in c.arm} == {
-        ("kd+ig, cut 5", "kd+ig, black, cut 5"),
-        ("kd+ig, cut 5", "kd+ig, other, cut 5"),
+    of_one_network = [("kd", "student"), ("kd+ig", "student"), ("kd+ig", "kd")]
+    assert sorted(told) == sorted((f"{a}, {n}", f"{b}, {n}") for a, b in of_one_network for n in NETWORKS)
+    assert {(c.arm, c.reference) for c in own.comparisons if "mobilenet:cut=5" in c.arm} == {
+        ("kd+ig, mobilenet:cut=5", "kd+ig, black, mobilenet:cut=5"),
+        ("kd+ig, mobilenet:cut=5", "kd+ig, other, mobilenet:cut=5"),
     }
     assert len(controls.comparisons) == 8
     assert {(c.arm, c.reference) for c in strong_own.comparisons} == {
-        ("kd+ig, strong, cut 5", "kd+ig, other, strong, cut 5"),
-        ("kd+ig, strong, cut 9", "kd+ig, other, strong, cut 9"),
+        ("kd+ig, strong, mobilenet:cut=5", "kd+ig, other, strong, mobilenet:cut=5"),
+        ("kd+ig, strong, mobilenet:cut=9", "kd+ig, other, strong, mobilenet:cut=9"),
     }
     assert all("strong" in c.arm and "strong" in c.reference for c in strong_methods.comparisons + strong_controls.comparisons)
     for family in found:
@@ -63,7 +65,7 @@ def test_the_method_against_its_controls_has_the_right_sign() -> None:
 def test_a_recipe_is_not_compared_with_another_recipes_student() -> None:
     rows = [row(arm, seed, 0.9 + 0.001 * seed) for arm in ("student", "kd+ig, strong") for seed in (0, 1)]
     page = checked(sweep(rows))
-    assert "No two arms of one recipe and cut are there to compare" in page.text
+    assert "No two arms of one recipe and network are there to compare" in page.text
     assert page.row("kd+ig, strong")[4:] == ["–"] * 4
 
 

@@ -32,7 +32,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.training import TINY, random_samples
 
 IMAGES = "shapes:train=10,test=30"
-SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="mobilenet:cut=11,width=0.35,stride=2")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("student")
     model = settled(build(SPEC, 3))
     with torch.no_grad():
-        model.classifier.weight.mul_(50)  # answers of some confidence
+        model.network.classifier.weight.mul_(50)  # answers of some confidence
     checkpoint.save(model, directory, {})
     return str(directory)
 
@@ -128,10 +128,10 @@ def test_maps_of_two_networks_are_captums_from_the_teachers_mean_colour(own: tup
     other = checkpoint.load(teacher)
     model = Classifier(dataclasses.replace(other.spec, mean=own, std=(1.0, 1.0, 1.0)))
     model.eval().load_state_dict(other.state_dict())
-    first, norm = model.features[0][0], model.features[0][1]
+    first, norm = model.network.features[0][0], model.network.features[0][1]
     with torch.no_grad():  # the first convolution takes over what the teacher's normalisation does: exactly so but at the padded border
         first.weight.div_(other.std)
-        first.padding = other.features[0][0].padding = (0, 0)
+        first.padding = other.network.features[0][0].padding = (0, 0)
         norm.running_mean += (first.weight * (other.mean - model.mean)).sum(dim=(1, 2, 3))
     some = samples.select(np.arange(10))
     assert torch.allclose(predict(model, some), predict(other, some), atol=1e-3)
@@ -167,7 +167,7 @@ def test_what_cannot_be_judged_is_refused(samples: Samples) -> None:
         with pytest.raises(UserError, match=f"--maps {maps} does not fit 7"):
             evaluate(model, random_samples(7), maps=maps)
     with torch.no_grad():
-        model.classifier.bias[1] = float("nan")
+        model.network.classifier.bias[1] = float("nan")
     with pytest.raises(UserError, match="not all finite"):
         evaluate(model, random_samples(7))
     with pytest.raises(UserError, match="the teacher's logits are not all finite"):
@@ -250,8 +250,8 @@ def test_a_teacher_with_its_classes_in_another_order_is_put_into_the_students(st
     model = checkpoint.load(student)
     order = torch.from_numpy(np.random.default_rng(0).permutation(10))
     with torch.no_grad():
-        model.classifier.weight.copy_(model.classifier.weight[order].clone())
-        model.classifier.bias.copy_(model.classifier.bias[order].clone())
+        model.network.classifier.weight.copy_(model.network.classifier.weight[order].clone())
+        model.network.classifier.bias.copy_(model.network.classifier.bias[order].clone())
     model.spec = dataclasses.replace(model.spec, classes=tuple(SPEC.classes[i] for i in order))
     checkpoint.save(model, tmp_path / "t", {})
     config = EvaluateConfig(checkpoint=student, images=IMAGES, teacher=str(tmp_path / "t"), maps=3, steps=2)

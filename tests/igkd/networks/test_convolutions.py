@@ -54,7 +54,7 @@ def test_a_strided_depthwise_layer_is_the_plain_one_within_the_rounding_of_bfloa
 
 
 def test_the_networks_have_it_where_they_step_down_depthwise() -> None:
-    model = build(NetworkSpec(classes=("a", "b"), image_shape=(32, 32), width=0.35), 0)
+    model = build(NetworkSpec(classes=("a", "b"), image_shape=(32, 32), name="mobilenet:width=0.35"), 0)
     strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1 and m.stride == (2, 2)]
     assert len(strided) == 3 and all(type(m) is StridedDepthwise for m in strided)
     others = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m not in strided]

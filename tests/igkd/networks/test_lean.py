@@ -1,7 +1,6 @@
 """Lean students: their name, their size, their checkpoints and files, and that tables tell them from cut ones."""
 
 import contextlib
-import dataclasses
 import json
 import subprocess
 import sys
@@ -33,12 +32,14 @@ from igkd.networks.network import NetworkSpec, build, multiply_adds, parameter_c
 from igkd.sweeps.candidates import candidates
 from igkd.sweeps.grid import make_cell
 from igkd.sweeps.speed_search import pareto
+from igkd.training.student_data import check_attention
 from tests.helpers.networks import hooked_multiply_adds, lively, same_state, settled
 from tests.helpers.paths import ROOT
+from tests.helpers.stores import tiny_plan
 from tests.helpers.sweep_rows import SETTINGS, row
 
 NAME = "2:8x1,16x2,24x1"
-SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), lean=NAME, width=0.35, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name=f"lean:{NAME}", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 ANY = st.builds(
     Lean,
     st.sampled_from(lean.STEMS),
@@ -55,7 +56,7 @@ SMALL = st.builds(
 @given(ANY)
 def test_a_name_is_an_architecture_and_back(one: Lean) -> None:
     assert parse(str(one)) == one
-    NetworkSpec(classes=("a", "b"), image_shape=(8, 8), lean=str(one))
+    NetworkSpec(classes=("a", "b"), image_shape=(8, 8), name=f"lean:{str(one)}")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_name_is_an_architecture_and_back(one: Lean) -> None:
     ],
 )  # fmt: skip
 def test_what_names_none_is_refused_in_a_short_sentence(text: str) -> None:
-    with pytest.raises(UserError, match="names no lean student; one is 2:32x1") as caught:
+    with pytest.raises(UserError, match="names no network; one is lean:2:32x1") as caught:
         parse(text)
     assert len(str(caught.value)) < 350
 
@@ -82,34 +83,25 @@ def test_any_text_is_an_architecture_or_refused(text: str) -> None:
 def test_a_checkpoint_that_names_another_thing_is_refused_in_words(name: object, tmp_path: Path) -> None:
     save(build(SPEC, 0), tmp_path, {})
     card = json.loads((tmp_path / "model.json").read_text())
-    card["spec"]["lean"] = name
+    card["spec"]["name"] = f"lean:{name}" if isinstance(name, str) else name
     (tmp_path / "model.json").write_text(json.dumps(card))
-    with pytest.raises(UserError, match="names no lean student|not a checkpoint of this project"):
+    with pytest.raises(UserError, match="names no network|not a checkpoint of this project"):
         load(tmp_path)
 
 
 def test_a_huge_architecture_takes_no_memory_before_it_is_refused(tmp_path: Path) -> None:
     save(build(SPEC, 0), tmp_path, {})
     card = json.loads((tmp_path / "model.json").read_text())
-    card["spec"]["lean"] = "2:" + ",".join(["1024x16"] * 6)
+    card["spec"]["name"] = "lean:2:" + ",".join(["1024x16"] * 6)
     (tmp_path / "model.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="do not fit its spec"):
         load(tmp_path)
 
 
-def test_a_checkpoint_from_before_there_were_lean_students_loads(tmp_path: Path) -> None:
-    model = build(dataclasses.replace(SPEC, lean="", cut=11), 0)
-    save(model, tmp_path, {})
-    card = json.loads((tmp_path / "model.json").read_text())
-    del card["spec"]["lean"]
-    (tmp_path / "model.json").write_text(json.dumps(card))
-    assert same_state(load(tmp_path), model)
-
-
 @settings(deadline=None, max_examples=20)
 @given(SMALL, st.integers(1, 4), st.tuples(st.integers(4, 20), st.integers(4, 20)))
 def test_shapes_sizes_and_taps(one: Lean, classes: int, shape: tuple[int, int]) -> None:
-    model = build(NetworkSpec(classes=tuple("abcd"[:classes]), image_shape=shape, lean=str(one)), 0).eval()
+    model = build(NetworkSpec(classes=tuple("abcd"[:classes]), image_shape=shape, name=f"lean:{str(one)}"), 0).eval()
     assert parameter_count(model) == one.parameters(classes)
     assert multiply_adds(model) == hooked_multiply_adds(model)
     with torch.no_grad():
@@ -118,7 +110,7 @@ def test_shapes_sizes_and_taps(one: Lean, classes: int, shape: tuple[int, int]) 
         assert logits.shape == (2, classes) and torch.equal(logits, model(x))
         below = one.stem * 2 ** (len(one.stages) - 1)
         assert tapped.shape == (2, one.stages[0][0], *(-(-side // one.stem) for side in shape))
-        assert model.features(x).shape == (2, one.last_width, *(-(-side // below) for side in shape))
+        assert model.network.features(x).shape == (2, one.last_width, *(-(-side // below) for side in shape))
 
 
 @settings(deadline=None, max_examples=25)
@@ -182,7 +174,7 @@ def test_every_pixel_is_seen(stem: int) -> None:
 def test_its_files_give_what_the_checkpoint_gives() -> None:
     model = settled(build(SPEC, 1))
     with torch.no_grad():
-        model.classifier.weight.mul_(50)
+        model.network.classifier.weight.mul_(50)
     samples = load_samples(open_images("shapes:train=200"), "train", np.arange(200))[0]
     pixels, expected = as_decoded(samples), predict(model, samples).numpy()
     network = formats.to_onnx(model)
@@ -192,43 +184,34 @@ def test_its_files_give_what_the_checkpoint_gives() -> None:
     assert (int8.argmax(1) == expected.argmax(1)).mean() > 0.9
 
 
-def test_a_lean_student_has_no_cut() -> None:
-    with pytest.raises(UserError, match="its cut is 0, not 5"):
-        dataclasses.replace(SPEC, cut=5)
-    assert DistillConfig(store="s", out="o", lean=NAME).cut == 0
-
-
 @pytest.mark.parametrize("arm", ["at", "kd+at", "kd+ig+at"])
 def test_attention_transfer_is_refused(arm: Arm) -> None:
-    with pytest.raises(UserError, match="cannot transfer attention: choose an arm without at"):
-        DistillConfig(store="s", out="o", lean=NAME, arm=arm)
+    with pytest.raises(UserError, match="has no layer that corresponds .* cannot transfer attention: choose an arm without at"):
+        check_attention(DistillConfig(store="s", out="o", student=f"lean:{NAME}", arm=arm), tiny_plan())
 
 
 def test_a_label_a_directory_and_a_recipe_say_which_it_is(tmp_path: Path) -> None:
-    one = distill_config("strong", store="s", out="o", arm="kd", lean=NAME)
-    assert one.label == f"kd, lean {NAME}, strong"
-    assert make_cell("out", one).name == "kd-lean-2-8x1-16x2-24x1-strong-seed0"
+    one = distill_config("strong", store="s", out="o", arm="kd", student=f"lean:{NAME}")
+    assert one.label == "kd, strong"
+    assert make_cell("out", one).name == "kd-strong-lean-2-8x1-16x2-24x1-seed0"
     path = tmp_path / "best.json"
-    path.write_text(json.dumps(recipe_file(one, {})))
-    assert distill_config(str(path), store="s", out="o").lean == NAME
+    path.write_text(json.dumps(recipe_file(one, {}) | {"student": one.student}))
+    assert distill_config(str(path), store="s", out="o").student == f"lean:{NAME}"
 
 
 def test_lean_students_are_compared_with_the_same_network_alone() -> None:
     rows = []
     for seed in range(3):
-        for name, accuracy in ((NAME, 0.8), ("4:16x1,32x1", 0.7), ("", 0.9)):
+        for name, accuracy in ((f"lean:{NAME}", 0.8), ("lean:4:16x1,32x1", 0.7), ("mobilenet:cut=5", 0.9)):
             for arm in ("student", "kd"):
-                label = f"{arm}, lean {name}" if name else arm
-                config = SETTINGS | {"lean": name}
-                one = row(label, seed, accuracy + 0.01 * (arm == "kd") + 0.001 * seed**2, config=config, recipe="paper")
-                rows.append(one | {"cut": 0 if name else 5})
+                config = SETTINGS | {"student": name}
+                one = row(arm, seed, accuracy + 0.01 * (arm == "kd") + 0.001 * seed**2, config=config, recipe="paper")
+                rows.append(one | {"network": name})
     groups = grouped(rows, "test")
-    labels = {group.label for group in groups}
-    assert labels == {
-        "student, cut 5", "kd, cut 5", f"student, lean {NAME}", f"kd, lean {NAME}", "student, lean 4:16x1,32x1", "kd, lean 4:16x1,32x1"
-    }  # fmt: skip
+    names = ("mobilenet:cut=5", f"lean:{NAME}", "lean:4:16x1,32x1")
+    assert {group.label for group in groups} == {f"{arm}, {name}" for arm in ("student", "kd") for name in names}
     (family,) = families(groups)
-    assert {(arm.network, other.network) for arm, other in family.pairs} == {(n, n) for n in ("cut 5", f"lean {NAME}", "lean 4:16x1,32x1")}
+    assert {(arm.network, other.network) for arm, other in family.pairs} == {(n, n) for n in names}
     assert all(arm.base == "kd" and other.base == "student" for arm, other in family.pairs)
 
 

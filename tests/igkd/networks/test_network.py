@@ -11,7 +11,8 @@ from torchvision.models import MobileNetV2
 
 from igkd.base.errors import UserError
 from igkd.networks.checkpoint import checkpoint_card, load, save
-from igkd.networks.mobilenet import CUTS, attention_layer
+from igkd.networks.families import tap_of
+from igkd.networks.mobilenet import CUTS
 from igkd.networks.network import Classifier, NetworkSpec, build, multiply_adds, parameter_count
 from tests.helpers.networks import hooked_multiply_adds, lively, same_state
 
@@ -37,7 +38,9 @@ PAPER_STAGES = [
     [6, 160, 3, 2],
     [6, 320, 1, 1],
 ]
-SMALL = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 12), cut=11, width=0.35, mean=(0.49, 0.48, 0.44), std=(0.24, 0.25, 0.26))
+SMALL = NetworkSpec(
+    classes=("a", "b", "c"), image_shape=(16, 12), name="mobilenet:cut=11,width=0.35", mean=(0.49, 0.48, 0.44), std=(0.24, 0.25, 0.26)
+)
 
 
 def some_pixels(count: int, height: int, width: int) -> Tensor:
@@ -46,17 +49,14 @@ def some_pixels(count: int, height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_every_cut_has_the_sizes_of_the_paper(cut: int) -> None:
-    model = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32), cut=cut))
+    model = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32), name=f"mobilenet:cut={cut}"))
     parameters, compression, millions, divider = TABLE[cut]
     assert parameter_count(model) == parameters
     assert round(TABLE[0][0] / parameters, 2) == compression
     assert round(multiply_adds(model) / 1e6, 1) == millions
     assert multiply_adds(model) == hooked_multiply_adds(model)
-    if divider is None:
-        with pytest.raises(UserError, match="3, 5, 7"):
-            attention_layer(cut)
-    else:
-        assert attention_layer(cut) == 19 // divider < len(model.features)
+    assert tap_of(model.spec.name, "mobilenet") == (None if divider is None else f"features.{19 // divider}")
+    assert divider is None or 19 // divider < len(model.network.features)
 
 
 def test_no_cut_of_the_paper_is_forgotten() -> None:
@@ -65,7 +65,7 @@ def test_no_cut_of_the_paper_is_forgotten() -> None:
 
 @pytest.mark.parametrize(("cut", "width", "stride", "shape"), [(0, 0.5, 2, (64, 48)), (7, 1.4, 1, (17, 32)), (17, 0.35, 2, (9, 15))])
 def test_multiply_adds_at_other_widths_and_shapes(cut: int, width: float, stride: int, shape: tuple[int, int]) -> None:
-    model = Classifier(NetworkSpec(classes=TEN, image_shape=shape, cut=cut, width=width, stride=stride))
+    model = Classifier(NetworkSpec(classes=TEN, image_shape=shape, name=f"mobilenet:cut={cut},width={width},stride={stride}"))
     assert multiply_adds(model) == hooked_multiply_adds(model)
 
 
@@ -80,10 +80,10 @@ def test_counting_multiply_adds_leaves_the_network_as_it_was() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_whole_network_is_torchvisions(stride: int) -> None:
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-    ours = lively(build(NetworkSpec(classes=TEN, image_shape=(32, 32), mean=mean, std=std, stride=stride), 3))
+    ours = lively(build(NetworkSpec(classes=TEN, image_shape=(32, 32), mean=mean, std=std, name=f"mobilenet:stride={stride}"), 3))
     theirs = MobileNetV2(num_classes=10, inverted_residual_setting=PAPER_STAGES).eval()
     theirs.features[0][0].stride = (stride, stride)
-    state = {k.replace("classifier.", "classifier.1."): v for k, v in ours.state_dict().items()}
+    state = {k.replace("classifier.", "classifier.1."): v for k, v in ours.network.state_dict().items()}
     assert state.keys() == theirs.state_dict().keys()
     theirs.load_state_dict(state)
     pixels = some_pixels(4, 32, 32)
@@ -97,26 +97,26 @@ def test_the_whole_network_is_torchvisions(stride: int) -> None:
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_student_is_the_front_of_the_teacher(cut: int) -> None:
-    teacher = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32))).state_dict()
-    student = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32), cut=cut))
-    entries = {k.split(".")[1] for k in student.state_dict() if k.startswith("features.")}
+    teacher = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32))).network.state_dict()
+    student = Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32), name=f"mobilenet:cut={cut}"))
+    entries = {k.split(".")[1] for k in student.network.state_dict() if k.startswith("features.")}
     assert entries == {str(i) for i in range(19 - cut)}
-    assert all(v.shape == teacher[k].shape for k, v in student.state_dict().items() if k.startswith("features."))
+    assert all(v.shape == teacher[k].shape for k, v in student.network.state_dict().items() if k.startswith("features."))
 
 
 @pytest.mark.parametrize("cut", [0, 11])
 def test_a_tap_is_the_output_of_that_layer(cut: int) -> None:
-    model = lively(build(NetworkSpec(classes=TEN, image_shape=(16, 12), cut=cut, width=0.35), 1))
+    model = lively(build(NetworkSpec(classes=TEN, image_shape=(16, 12), name=f"mobilenet:cut={cut},width=0.35"), 1))
     pixels = some_pixels(2, 16, 12)
     with torch.no_grad():
         plain = model(pixels)
-        for tap in range(len(model.features)):
+        for tap in range(len(model.network.features)):
             seen: list[Tensor] = []
-            handle = model.features[tap].register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
+            handle = model.network.features[tap].register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
             model(pixels)
             handle.remove()
-            logits, tapped = model(pixels, tap)
-            assert torch.equal(tapped, seen[0])
+            logits, tapped = model(pixels, (f"features.{tap}",))
+            assert tapped.keys() == {f"features.{tap}"} and torch.equal(tapped[f"features.{tap}"], seen[0])
             assert torch.equal(logits, plain)
 
 
@@ -212,11 +212,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "card is a list": (lambda d: (d / "model.json").write_text("[1]"), "not a checkpoint of this project"),
     "card of something else": (lambda d: (d / "model.json").write_text('{"layers": 3}'), "not a checkpoint of this project"),
     "more classes": (edit_card(lambda c: c["spec"]["classes"].append("d")), "not a checkpoint of this project"),
-    "another cut": (edit_card(lambda c: c["spec"].update(cut=9)), "not a checkpoint of this project"),
-    "unknown cut": (edit_card(lambda c: c["spec"].update(cut=4)), "cut 4 is not one of 0, 3, 5"),
+    "another cut": (edit_card(lambda c: c["spec"].update(name="mobilenet:cut=9,width=0.35")), "not a checkpoint of this project"),
+    "unknown cut": (edit_card(lambda c: c["spec"].update(name="mobilenet:cut=4")), "cut 4 is not one of 0, 3, 5"),
     "unknown setting": (edit_card(lambda c: c["spec"].update(depth=4)), "not a checkpoint of this project.*depth"),
     "setting missing": (edit_card(lambda c: c["spec"].pop("classes")), "not a checkpoint of this project.*classes"),
-    "setting of another type": (edit_card(lambda c: c["spec"].update(width="wide")), "not a checkpoint of this project"),
+    "of an older igkd": (edit_card(lambda c: c["spec"].pop("name")), "an older igkd made it; train it anew"),
+    "setting of another type": (edit_card(lambda c: c["spec"].update(name=["mobilenet"])), "not a checkpoint of this project"),
     "spec is a number": (edit_card(lambda c: c.update(spec=3)), "not a checkpoint of this project"),
 }
 
@@ -229,7 +230,7 @@ def test_a_damaged_checkpoint_is_refused_in_words(damage: str, tmp_path: Path) -
     spoil(directory)
     with pytest.raises(UserError, match=words) as caught:
         load(directory)
-    assert damage == "unknown cut" or str(directory) in str(caught.value)
+    assert str(directory) in str(caught.value)
 
 
 def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:

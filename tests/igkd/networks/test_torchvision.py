@@ -35,7 +35,7 @@ from tests.helpers.stores import make_store
     ],
 )
 def test_a_networks_own_size_and_scaling(name: str, short_side: int, side: int, interpolation: str) -> None:
-    spec = torchvision_spec(torchvision.models.get_model_weights(name).DEFAULT.transforms(), ("a", "b"))
+    spec = torchvision_spec(name, torchvision.models.get_model_weights(name).DEFAULT.transforms(), ("a", "b"))
     assert (spec.image_shape, spec.short_side, spec.interpolation) == ((side, side), short_side, interpolation)
     assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -43,7 +43,7 @@ def test_a_networks_own_size_and_scaling(name: str, short_side: int, side: int, 
 @pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
 def test_every_network_of_torchvisions_has_a_spec_that_a_checkpoint_may_have(name: str) -> None:
     how = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    spec = torchvision_spec(how, ("a", "b"))
+    spec = torchvision_spec(name, how, ("a", "b"))
     assert NetworkSpec.from_json(spec.__dict__) == spec and (list(spec.mean), list(spec.std)) == (how.mean, how.std)
 
 
@@ -74,7 +74,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_what_a_store_its_students_and_igkd_evaluate_see_is_what_torchvisions_transform_gives(pictures: Path, tmp_path: Path) -> None:
-    spec = NetworkSpec(classes=("a", "b"), image_shape=(16, 16), width=0.35, short_side=20, interpolation="bilinear")
+    spec = NetworkSpec(classes=("a", "b"), image_shape=(16, 16), name="mobilenet:width=0.35", short_side=20, interpolation="bilinear")
     checkpoint.save(build(spec, 0), tmp_path / "teacher", {})
     config = PrecomputeConfig(
         images=f"folder:{pictures}",

@@ -29,14 +29,14 @@ from tests.helpers.pictures import encoded
 
 IMAGES = "shapes:train=10,test=40"
 IDS = (31, 2, 17)
-SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), cut=11, width=0.35, stride=2)
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="mobilenet:cut=11,width=0.35,stride=2")
 STEPS = 8
 
 
 def confident(spec: NetworkSpec, seed: int = 3) -> Classifier:
     model = settled(build(spec, seed))
     with torch.no_grad():
-        model.classifier.weight.mul_(50)
+        model.network.classifier.weight.mul_(50)
     return model
 
 
@@ -240,7 +240,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.save(build(dataclasses.replace(SPEC, image_shape=(64, 64)), 0), root / "large", {})
     checkpoint.save(build(SPEC, 0), root / "orphan", {"config": {"teacher": str(root / "gone")}})
     broken = build(SPEC, 0)
-    torch.nn.init.constant_(broken.classifier.bias, float("nan"))
+    torch.nn.init.constant_(broken.network.classifier.bias, float("nan"))
     checkpoint.save(broken, root / "broken", {})
     for name in ("empty", "linked", "directory.html"):
         (root / name).mkdir()

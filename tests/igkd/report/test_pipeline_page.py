@@ -91,8 +91,8 @@ def test_ten_thousand_images_earn_a_second_decimal() -> None:
 
 
 def test_cuts_of_one_arm_are_told_apart_and_a_repeated_seed_is_refused() -> None:
-    page = Page(render(report([result("kd"), result("kd", cut=9)])))
-    assert page.row("kd, cut 5") and page.row("kd, cut 9")
+    page = Page(render(report([result("kd"), result("kd", network="mobilenet:cut=9")])))
+    assert page.row("kd, mobilenet:cut=5") and page.row("kd, mobilenet:cut=9")
     with pytest.raises(ValueError, match="two results of one seed"):
         summary_table(report([result("kd"), result("kd")]))
 
@@ -146,7 +146,12 @@ def test_the_outline_is_every_edge_of_the_mask() -> None:
 
 
 def test_the_summary_fits_a_terminal() -> None:
-    long = [result(arm, seed, 99_999, 100_000, cut) for arm in ("kd", "kd+ig+at-with-a-long-name") for seed in range(12) for cut in (5, 17)]
+    long = [
+        result(arm, seed, 99_999, 100_000, network)
+        for arm in ("kd", "kd+ig+at-with-a-long-name")
+        for seed in range(12)
+        for network in ("mobilenet:cut=5", "mobilenet:cut=17,width=0.5,stride=2")
+    ]
     table = summary_table(report([row | {"parameters": 123_456_789, "compression": 1121.71} for row in long]))
     assert len(table.splitlines()) == 6 and max(map(len, table.splitlines())) <= 80
 

@@ -17,9 +17,14 @@ from tests.helpers.sweep_rows import SIZES, checked, row, sweep, trial, trials, 
 def full() -> SweepReport:
     rng = np.random.default_rng(1)
     arms = ("student", "kd", "ig", "kd+ig", "kd+ig, other", "kd+ig, black", "kd+ig, noise", "kd+ig, brightness, strong")
-    rows = [row(arm, seed, 0.9 - 0.01 * cut + rng.normal(0, 0.002), cut=cut) for cut in SIZES for arm in arms for seed in (0, 1, 2)]
+    rows = [
+        row(arm, seed, 0.9 - 0.01 * place + rng.normal(0, 0.002), network=network)
+        for place, network in enumerate(SIZES)
+        for arm in arms
+        for seed in (0, 1, 2)
+    ]
     rows += [row(arm, seed, 0.8 + rng.normal(0, 0.01), share=0.8) for arm in ("student", "kd") for seed in range(20)]
-    names = {"teacher": 9.0} | {f"student, cut {cut}": 5.0 for cut in SIZES}
+    names = {"teacher": 9.0} | {f"student, {network}": 5.0 for network in SIZES}
     latency = [
         Latency(model=name, parameters=10, multiply_adds=100, batch=batch, threads=2, p50=time, p95=time, times_as_fast=1.0)
         for name, time in names.items()
@@ -116,7 +121,12 @@ def test_what_is_missing_is_left_out_with_a_word(kind: Any) -> None:
         [row(seed=0, accuracy=math.nan), row(seed=1), row("student", 1, 0.8)],
         [row(history=[])],
         [row(history=[], test=False)],
-        [row(f"kd+ig, other, a recipe with a long name {i}", seed, 0.9, cut=cut) for i in range(40) for seed in (0, 1) for cut in (5, 9)],
+        [
+            row(f"kd+ig, other, a recipe with a long name {i}", seed, 0.9, network=network)
+            for i in range(40)
+            for seed in (0, 1)
+            for network in ("mobilenet:cut=5", "mobilenet:cut=9")
+        ],
         [row(seed=seed, share=0.5) for seed in range(3)],
         [trial(i, 0.8, alpha=0.1 * (i % 2 + 1), temperature=2.0) for i in range(12)],
         [trial(i, 0.8, alpha=0.0 if i % 2 else 0.5, temperature=float(i)) for i in range(12)],
@@ -159,9 +169,11 @@ def test_a_tuning_never_speaks_of_a_test_accuracy() -> None:
     for told in (render(report), markdown(report), summary_table(report)):
         assert not re.search(r"\btest\b", told, re.IGNORECASE) and "12.34" not in told and "paper, best" not in told
     assert "All accuracies here are those on the validation split" in words(report)
-    validated = sweep([row(arm, 0, 0.9, test=False, cut=cut) for arm in ("student", "kd") for cut in (5, 9)])
+    validated = sweep(
+        [row(arm, 0, 0.9, test=False, network=n) for arm in ("student", "kd") for n in ("mobilenet:cut=5", "mobilenet:cut=9")]
+    )
     assert "All accuracies here are those on the validation split" in words(validated) and "test accuracy" not in render(validated)
-    assert checked(validated).row("kd, cut 5")[1] == "90.1" and "paper, best" not in render(validated)
+    assert checked(validated).row("kd, mobilenet:cut=5")[1] == "90.1" and "paper, best" not in render(validated)
 
 
 def test_the_best_trials_and_settings_are_shown() -> None:
@@ -179,9 +191,11 @@ def test_the_best_trials_and_settings_are_shown() -> None:
 def test_the_papers_points_stand_beside_ours() -> None:
     assert PUBLISHED["kd+ig"][4.12] == 0.9066 and PUBLISHED["student"][1121.71] == 0.5544 and PUBLISHED["kd"][12.04] == 0.8968
     assert {len(points) for points in PUBLISHED.values()} == {8}
-    two = [row(arm, seed, 0.9, cut=cut) for arm in ("student", "kd+ig") for seed in (0, 1) for cut in (5, 9)]
+    two = [
+        row(arm, seed, 0.9, network=n) for arm in ("student", "kd+ig") for seed in (0, 1) for n in ("mobilenet:cut=5", "mobilenet:cut=9")
+    ]
     assert "paper, best of ten on the test set (student, kd+ig)" in words(sweep(two))
-    assert "All runs have one cut" in words(sweep()) and "paper, best" not in words(sweep())
+    assert "All runs have one network" in words(sweep()) and "paper, best" not in words(sweep())
 
 
 def test_shares_of_the_training_set_stand_by_themselves() -> None:
@@ -194,7 +208,9 @@ def test_shares_of_the_training_set_stand_by_themselves() -> None:
 
 
 def test_a_latency_of_another_batch_is_not_drawn() -> None:
-    entry = Latency(model="student, cut 5", parameters=10, multiply_adds=100, batch=64, threads=2, p50=5.0, p95=6.0, times_as_fast=2.0)
+    entry = Latency(
+        model="student, mobilenet:cut=5", parameters=10, multiply_adds=100, batch=64, threads=2, p50=5.0, p95=6.0, times_as_fast=2.0
+    )
     assert "No latency was measured at batch 1" in words(sweep(latency=[entry]))
     assert "No latency" not in words(sweep(latency=[replace(entry, batch=1)]))
 

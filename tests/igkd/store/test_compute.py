@@ -19,7 +19,7 @@ from igkd.config.precompute import PrecomputeConfig
 from igkd.images import drawn_shapes
 from igkd.images.codec import decode, pixel_hash
 from igkd.images.open import open_images
-from igkd.networks import checkpoint, mobilenet
+from igkd.networks import checkpoint
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.store import Store, compute, verify
 from tests.helpers.pictures import BAD, LABELS, encoded, write_parquet
@@ -48,7 +48,7 @@ def test_every_map_is_that_of_its_rows_image(finished: str, store_config: Precom
             )
             with torch.no_grad():
                 logits = model.from_normalised(x)[0].numpy()
-                features = model.features[: mobilenet.attention_layer(store_config.cut) + 1](x)[0].numpy()
+                features = model.network.features[:10](x)[0].numpy()
             attention = (features.astype(np.float64) ** 2).mean(axis=0)
             attention /= np.linalg.norm(attention)
             assert np.abs(columns["ig"][row] - attributions[0].abs().sum(dim=0).detach().numpy()).max() < 1e-5
@@ -163,7 +163,7 @@ def test_skipped_images_are_in_the_manifest(finished: str) -> None:
         ({"steps": 0}, "--steps and --limit must be at least 1"),
         ({"limit": 0}, "--steps and --limit must be at least 1"),
         ({"rows_per_file": 0}, "--rows-per-file must be at least 1"),
-        ({"cut": 4}, "cut must be one of 3, 5, 7"),
+        ({"student": "mobilenet:cut=4"}, "cut 4 is not one of 0, 3, 5, 7"),
         ({"split": "test"}, r"no test-\*.parquet"),
     ],
 )
@@ -174,7 +174,7 @@ def test_impossible_settings(store_config: PrecomputeConfig, changes: dict[str, 
 
 def test_a_teacher_of_other_classes(store_config: PrecomputeConfig, tmp_path: Path) -> None:
     for classes, words in ((("a", "b"), "knows 2 classes, .* has 10; train a teacher"), (tuple("abcdefghij"), "knows other classes")):
-        spec = NetworkSpec(classes=classes, image_shape=(32, 32), width=0.35)
+        spec = NetworkSpec(classes=classes, image_shape=(32, 32), name="mobilenet:width=0.35")
         checkpoint.save(build(spec, 0), tmp_path / "t", {})
         with pytest.raises(UserError, match=words):
             planned(dataclasses.replace(store_config, teacher=str(tmp_path / "t")))
@@ -182,7 +182,10 @@ def test_a_teacher_of_other_classes(store_config: PrecomputeConfig, tmp_path: Pa
 
 def test_another_plan_is_another_store(finished: str, store_config: PrecomputeConfig) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in Path(finished).iterdir()}
-    for changes, words in (({"steps": 6}, "steps was 5 and is now 6"), ({"cut": 9}, "attention_layer was 9 and is now 4")):
+    for changes, words in (
+        ({"steps": 6}, "steps was 5 and is now 6"),
+        ({"student": "mobilenet:cut=9"}, "attention_layer was 'features.9' and is now 'features.4'"),
+    ):
         with pytest.raises(UserError, match=words):
             make_store(dataclasses.replace(store_config, **changes))
     assert {p.name: p.stat().st_mtime_ns for p in Path(finished).iterdir()} == before
@@ -291,8 +294,8 @@ def test_rows_are_readable_by_column(finished: str) -> None:
 def scaled_teacher(teacher: str, factor: float, bias: float = 0.0) -> Classifier:
     model = checkpoint.load(teacher)
     with torch.no_grad():
-        model.classifier.weight.mul_(factor)
-        model.classifier.bias.mul_(factor).add_(bias)
+        model.network.classifier.weight.mul_(factor)
+        model.network.classifier.bias.mul_(factor).add_(bias)
     return model
 
 

@@ -140,7 +140,7 @@ def test_attention_of_another_size_is_interpolated() -> None:
     """A student that sees 3/4 of the resolution has 3/4 of its teacher's cells; a plain map stays plain, and of norm 1."""
     samples = random_samples(6, size=16)
     samples = replace(samples, attention=torch.full((6, 8, 8), 1 / 8))
-    model = build(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), cut=5, width=0.35), 0)
+    model = build(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=5,width=0.35"), 0)
     objective = Objective(gamma=1.0, tap=9)
     whole, _ = loss_of(model, samples, objective, seed=0, epoch=1, padding=0)
     small, _ = loss_of(model, samples, objective, seed=0, epoch=1, padding=0, scale=0.75)
@@ -327,11 +327,11 @@ def test_openvino_says_what_torch_says(teacher: str) -> None:
     assert views.choose_forwards(model, pixels, gpu=False).startswith("openvino")
 
 
-@pytest.mark.parametrize("lean", ["", "2:8x1,16x1"])
-def test_any_network_of_ours_answers_by_openvino(lean: str) -> None:
+@pytest.mark.parametrize("name", ["mobilenet", "lean:2:8x1,16x1"])
+def test_any_network_of_ours_answers_by_openvino(name: str) -> None:
     """Also those whose layers are others while there are gradients."""
     pytest.importorskip("openvino")
-    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), width=0.35, lean=lean)
+    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name=name)
     pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     by_torch, by_openvino = (views.answering(build(spec, 1).eval(), engine)(pixels) for engine in ("torch", "openvino"))
     assert torch.allclose(by_torch, by_openvino, atol=1e-4) and by_torch.shape == (9, 3)
@@ -342,7 +342,7 @@ def test_a_network_that_openvino_does_not_know_answers_by_torch() -> None:
         def from_normalised(self, x: torch.Tensor) -> torch.Tensor:
             return super().from_normalised(torch.fft.fft2(x).real.contiguous())
 
-    model = Strange(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), lean="2:8x1")).eval()
+    model = Strange(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="lean:2:8x1")).eval()
     pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
     engine = views.choose_forwards(model, pixels, gpu=False)
     assert views.close_enough(views.answering(model, "torch")(pixels), views.answering(model, engine)(pixels))

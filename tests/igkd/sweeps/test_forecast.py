@@ -17,9 +17,9 @@ IMAGES = "shapes:train=100,test=20"
 
 
 def test_all_the_work_is_counted() -> None:
-    student = DistillConfig(store="s", out="o", arm="kd", epochs=3, lean="2:8x1,16x1", batch_size=8, normalise=True)
+    student = DistillConfig(store="s", out="o", arm="kd", epochs=3, student="lean:2:8x1,16x1", batch_size=8, normalise=True)
     students = (student, replace(student, seed=1), replace(student, arm="kd+ig", low_resolution_epochs=1))
-    teacher = TeacherConfig(images=IMAGES, out="t", epochs=4, batch_size=8, lean="2:8x1,16x1", low_resolution_epochs=2)
+    teacher = TeacherConfig(images=IMAGES, out="t", epochs=4, batch_size=8, network="lean:2:8x1,16x1", low_resolution_epochs=2)
     precompute = PrecomputeConfig(images=IMAGES, teacher="t", store="s", steps=2, limit=50, engine="torch", views="3")
     found = list(forecast.stages(Pipeline(teacher=teacher, precompute=precompute, students=students, images_per_class=1)))
     label = "lean 2:8x1,16x1"
@@ -35,7 +35,7 @@ def test_the_preset_for_processors_has_views_two_students_four_arms_and_three_se
     made = make_pipeline(PipelineConfig(preset="evidence-cpu", out="o", images="shapes"))
     assert made.precompute.views == "all" and made.teacher is not None and made.teacher.keep_epochs == (10, 20, 30)
     assert len(made.students) == 24 == len({one.out for one in made.students})
-    assert {one.lean for one in made.students} == {"", RESIDUAL} and {one.seed for one in made.students[:8]} == {0}
+    assert {one.student for one in made.students} == {"mobilenet:cut=5", RESIDUAL} and {one.seed for one in made.students[:8]} == {0}
     assert [(one.arm, one.content) for one in made.students[:4]] == [
         ("student", "own"), ("kd", "own"), ("kd+ig", "own"), ("kd+ig", "other")
     ]  # fmt: skip

@@ -7,8 +7,7 @@ import pytest
 
 from igkd.base.choices import ARMS
 from igkd.base.errors import UserError
-from igkd.config.sweeps import GRIDS, AblateConfig
-from igkd.networks.mobilenet import ATTENTION_DIVIDER
+from igkd.config.sweeps import GRIDS, PAPER_STUDENTS, AblateConfig
 from igkd.sweeps.grid import CHOICES, Cell, cells
 from igkd.sweeps.space import inside, settings_of, space, tuned
 
@@ -28,7 +27,7 @@ def test_arms_are_eight_by_seeds() -> None:
 
 def test_compression_is_eight_cuts_of_three_arms() -> None:
     found = grid(grids=("compression",), seeds=(5,))
-    assert sorted({cell.config.cut for cell in found}) == sorted(ATTENTION_DIVIDER) and len(found) == 24
+    assert sorted({cell.config.student for cell in found}) == sorted(PAPER_STUDENTS) and len(found) == 24
     assert {cell.config.arm for cell in found} == {"student", "kd", "kd+ig"}
 
 
@@ -69,15 +68,17 @@ def test_grids_share_the_cells_they_have_in_common() -> None:
     assert len(everything) == 3 + 4 + 7 * 3 + 3
 
 
-@pytest.mark.parametrize("changes", [{"arms": ()}, {"seeds": ()}, {"grids": ()}, {"recipes": ()}, {"grids": ("compression",), "cuts": ()}])
+@pytest.mark.parametrize(
+    "changes", [{"arms": ()}, {"seeds": ()}, {"grids": ()}, {"recipes": ()}, {"grids": ("compression",), "students": ()}]
+)
 def test_an_empty_grid_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="the grid is empty"):
         grid(**changes)
 
 
 def test_an_impossible_cut_and_recipe_are_refused() -> None:
-    with pytest.raises(UserError, match="cut must be one of"):
-        [cell.config.objective for cell in grid(grids=("compression",), cuts=(4,), arms=("at",))]
+    with pytest.raises(UserError, match="mobilenet:cut=4: cut 4 is not one of"):
+        grid(grids=("compression",), students=("mobilenet:cut=4",), arms=("at",))
     with pytest.raises(UserError, match="recipe 'weak' is not one of"):
         grid(recipes=("weak",))
 

@@ -26,7 +26,7 @@ def test_every_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     assert describe_stages(tmp_path) == []
     write(tmp_path / "teacher" / "config.json", {"epochs": 40})
     assert describe_stages(tmp_path) == ["teacher: epoch 0 of 40"]
-    model = build(NetworkSpec(classes=("a", "b"), image_shape=(16, 16), lean="2:8x1"), 0)
+    model = build(NetworkSpec(classes=("a", "b"), image_shape=(16, 16), name="lean:2:8x1"), 0)
     for number, epochs in enumerate((2, 3)):
         directory = tmp_path / "teacher" / "checkpoints" / f"checkpoint_{number}"
         directory.mkdir(parents=True)

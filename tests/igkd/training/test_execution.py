@@ -203,11 +203,12 @@ def test_a_compiled_run_is_the_plain_one_up_to_rounding(tmp_path: Path) -> None:
 
 def test_a_teacher_may_be_any_network_and_leaves_snapshots(tmp_path: Path) -> None:
     config = TeacherConfig(
-        images="shapes:train=60,test=20", out=str(tmp_path), lean="2:8x1,16x1", epochs=2, batch_size=16, learning_rate=0.02, averaging=0.9,
+        images="shapes:train=60,test=20", out=str(tmp_path), network="lean:2:8x1,16x1", epochs=2, batch_size=16,
+        learning_rate=0.02, averaging=0.9,
         label_smoothing=0.1, cutout=4, low_resolution_epochs=1, keep_epochs=(1,),
     )  # fmt: skip
     made = teacher_task(config)
-    assert made.spec.lean == "2:8x1,16x1" and made.keep_epochs == (1,)
+    assert made.spec.name == "lean:2:8x1,16x1" and made.keep_epochs == (1,)
     assert (made.recipe.averaging, made.recipe.label_smoothing, made.recipe.cutout, made.recipe.low_resolution_epochs) == (0.9, 0.1, 4, 1)
     one = Trainer(made, lambda network: network, progress=lambda line: None)
     next(one.epochs())
@@ -223,7 +224,7 @@ def test_a_teacher_may_be_any_network_and_leaves_snapshots(tmp_path: Path) -> No
     [
         ({"keep_epochs": (0,)}, "--keep-epochs 0: they must be between 1 and --epochs 2"),
         ({"keep_epochs": (1, 3)}, "--keep-epochs 1 3"),
-        ({"lean": "teapot"}, "names no lean student"),
+        ({"network": "lean:teapot"}, "names no network"),
     ],
 )
 def test_teachers_that_cannot_be(changes: dict[str, Any], words: str) -> None:

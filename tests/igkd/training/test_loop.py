@@ -72,7 +72,7 @@ def test_a_stream_leaves_no_image_alone(count: int, size: int) -> None:
     assert min(sizes) > 1 or size == 1 or count == 1
 
 
-ONE_PIXEL = replace(TINY, cut=0, image_shape=(8, 8))
+ONE_PIXEL = replace(TINY, name="mobilenet", image_shape=(8, 8))
 
 
 @pytest.mark.parametrize(("count", "size"), [(9, 2), (3, 2), (2, 2), (5, 4), (9, 8), (17, 16)])
@@ -92,16 +92,16 @@ def test_a_network_whose_last_maps_have_one_pixel_trains_on_any_number_of_images
     [
         (TINY, 1.0, 16),
         (ONE_PIXEL, 1.0, 1),
-        (replace(TINY, cut=0), 1.0, 4),
-        (replace(TINY, cut=0), 0.5, 1),
-        (replace(TINY, cut=0, stride=2), 1.0, 1),
-        (replace(TINY, cut=0, lean="4:8x1,8x1"), 1.0, 4),
+        (replace(TINY, name="mobilenet"), 1.0, 4),
+        (replace(TINY, name="mobilenet"), 0.5, 1),
+        (replace(TINY, name="mobilenet:stride=2"), 1.0, 1),
+        (replace(TINY, name="lean:4:8x1,8x1"), 1.0, 4),
     ],
 )
 def test_values_a_channel_are_the_pixels_of_the_smallest_maps(spec: NetworkSpec, scale: float, pixels: int) -> None:
     assert values_a_channel(spec, scale) == pixels
     height, width = (round(side * scale) for side in spec.image_shape)
-    assert build(spec, 0).features(torch.zeros(2, 3, height, width)).shape[2:].numel() == pixels  # the last are the smallest
+    assert build(spec, 0).network.features(torch.zeros(2, 3, height, width)).shape[2:].numel() == pixels  # the last are the smallest
 
 
 def test_batches_of_one_are_refused_where_a_channel_has_one_value() -> None:
@@ -120,7 +120,7 @@ def test_batches_of_one_are_refused_where_a_channel_has_one_value() -> None:
     ("changes", "sentence"),
     [
         ({"batch_size": 1, "image_size": 8}, "--batch-size 1 is too small: at 8x8 pixels"),
-        ({"batch_size": 1, "image_size": 16, "stride": 2}, "at 16x16 pixels"),
+        ({"batch_size": 1, "image_size": 16, "network": "mobilenet:stride=2"}, "at 16x16 pixels"),
         ({"batch_size": 3, "workers": 4}, "batches of 3 are too small for 4 workers"),
         ({"images": "shapes:train=2", "workers": 3}, "2 training image.* too few for 3 worker"),
         ({"images": "shapes:train=9"}, "0 validation image.* too few"),
@@ -148,7 +148,7 @@ def test_a_student_is_refused_before_a_picture_is_read(teacher: str, tmp_path: P
             check_student(DistillConfig(**sound | changes), Store.open(store))
     small = replace(Store.open(store).plan, image_shape=(8, 8))
     with pytest.raises(UserError, match="at 8x8 pixels"):
-        check_batch_size(student_spec(DistillConfig(**sound, lean="4:8x1,8x1", batch_size=1), small), recipe(batch_size=1))
+        check_batch_size(student_spec(DistillConfig(**sound, student="lean:4:8x1,8x1", batch_size=1), small), recipe(batch_size=1))
 
 
 def test_the_order_changes_with_epoch_and_seed() -> None:
@@ -174,8 +174,8 @@ def loss_by_hand(model: Classifier, samples: Samples, objective: Objective, seed
             image = 0.5 * image + 0.5 * (powered - powered.min()) / (powered.max() - powered.min())
         with torch.no_grad():
             x = (torch.tensor(image.copy())[None] - model.mean) / model.std
-            outputs = [x := layer(x) for layer in model.features]
-            logits = model.classifier(x.mean(dim=(2, 3)))[0].numpy()
+            outputs = [x := layer(x) for layer in model.network.features]
+            logits = model.network.classifier(x.mean(dim=(2, 3)))[0].numpy()
         cross_entropy = np.log(np.exp(logits).sum()) - logits[samples.labels[i]]
         temperature = objective.temperature
         p, q = (np.exp(z / temperature) / np.exp(z / temperature).sum() for z in (logits, samples.logits[i].double().numpy()))
@@ -193,12 +193,14 @@ WEIGHTS = {"kd": "alpha", "ig": "overlay", "at": "gamma"}
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_loss_of_every_arm_is_the_formula(arm: Arm) -> None:
-    config = DistillConfig(store="s", test_images="t", out="o", arm=arm, cut=11, alpha=0.3, temperature=3.0, gamma=40.0, overlay=0.5)
+    config = DistillConfig(
+        store="s", test_images="t", out="o", arm=arm, student="mobilenet:cut=11", alpha=0.3, temperature=3.0, gamma=40.0, overlay=0.5
+    )
     objective, samples = config.objective, random_samples(10)
     for part, weight in WEIGHTS.items():
         assert getattr(objective, weight) == (getattr(config, weight) if part in arm.split("+") else 0)
     model = build(TINY, 1).double().eval()
-    nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(model.network.classifier.weight, generator=torch.Generator().manual_seed(0))
     loss, logits = loss_of(model.float(), samples, objective, seed=4, epoch=2, padding=0)
     assert logits.shape == (10, 3)
     assert loss.item() == pytest.approx(loss_by_hand(model.double(), samples, objective, 4, 2), rel=1e-4)
@@ -206,10 +208,12 @@ def test_the_loss_of_every_arm_is_the_formula(arm: Arm) -> None:
 
 def test_no_two_arms_have_the_same_loss_and_none_needs_what_it_does_not_use() -> None:
     model, whole = build(TINY, 1).eval(), random_samples(10)
-    nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(model.network.classifier.weight, generator=torch.Generator().manual_seed(0))
     values = []
     for arm in ARMS:
-        objective = DistillConfig(store="s", test_images="t", out="o", arm=arm, cut=11, alpha=0.3, gamma=40.0, overlay=0.5).objective
+        objective = DistillConfig(
+            store="s", test_images="t", out="o", arm=arm, student="mobilenet:cut=11", alpha=0.3, gamma=40.0, overlay=0.5
+        ).objective
         needed = {
             field: getattr(whole, field) for part, field in (("ig", "ig"), ("kd", "logits"), ("at", "attention")) if part in arm.split("+")
         }
@@ -224,13 +228,13 @@ def test_every_part_of_the_loss_reaches_the_weights() -> None:
         model = build(TINY, 1)
         loss_of(model, samples, objective, seed=0, epoch=1, padding=2)[0].backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        assert any(p.grad is not None and p.grad.any() for p in model.features[0].parameters())
+        assert any(p.grad is not None and p.grad.any() for p in model.network.features[0].parameters())
 
 
 def test_a_smaller_scale_shows_the_network_smaller_images() -> None:
     sizes = []
     model = build(TINY, 1).eval()
-    model.features[0].register_forward_hook(lambda module, inputs, output: sizes.append(tuple(inputs[0].shape[2:])))
+    model.network.features[0].register_forward_hook(lambda module, inputs, output: sizes.append(tuple(inputs[0].shape[2:])))
     for scale in (1.0, 0.75):
         loss_of(model, random_samples(4), Objective(), seed=0, epoch=1, padding=2, scale=scale)
     assert sizes == [(16, 16), (12, 12)]
@@ -242,7 +246,7 @@ def test_a_smaller_scale_shows_the_network_smaller_images() -> None:
 @pytest.mark.parametrize("batch_size", [1, 10, 250])
 def test_evaluation_is_accuracy_and_cross_entropy_by_hand(batch_size: int) -> None:
     model, samples = build(TINY, 2).train(), random_samples(37)
-    nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(model.network.classifier.weight, generator=torch.Generator().manual_seed(0))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     result = evaluate_split(model, samples, batch_size=batch_size)
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

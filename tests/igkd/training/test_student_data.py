@@ -270,7 +270,7 @@ def test_streamed_controls_have_another_images_map(name: str, setting: dict[str,
 
 
 def test_compression_is_against_the_teacher_that_was_used(tmp_path: Path) -> None:
-    student = build(NetworkSpec(classes=("a", "b"), image_shape=(32, 32), cut=5, width=0.35), 0)
+    student = build(NetworkSpec(classes=("a", "b"), image_shape=(32, 32), name="mobilenet:cut=5,width=0.35"), 0)
     checkpoint.save(student, tmp_path / "outcome" / "model", {})
     (tmp_path / "outcome" / "outcome.json").write_text(json.dumps({"history": [], "images": {}}))
     config, started = DistillConfig(store="s", out="o"), provenance.now()

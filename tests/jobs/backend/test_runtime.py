@@ -43,7 +43,17 @@ def test_a_training_beside_another_ray_prints_nothing_of_it(tmp_path: Path, own_
         while not current.exists():
             assert other.poll() is None
             time.sleep(0.5)
-        command = [sys.executable, "-m", "jobs.teacher", "--images", "shapes:train=40,test=10", "--width", "0.35", "--epochs", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "jobs.teacher",
+            "--images",
+            "shapes:train=40,test=10",
+            "--network",
+            "mobilenet:width=0.35",
+            "--epochs",
+            "2",
+        ]
         command += ["--batch-size", "16", "--out", str(tmp_path / "out")]
         done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=400, check=True)
         assert done.stderr == ""
