@@ -20,7 +20,7 @@ from igkd.config.command_line import parse
 from igkd.store import Store, to_numpy
 
 IMAGES = "shapes:train=300,test=60"
-TEACHER = ["--epochs", "1", "--width", "0.5", "--stride", "2", "--batch-size", "32"]
+TEACHER = ["--epochs", "1", "--network", "mobilenet:width=0.5,stride=2", "--batch-size", "32"]
 STUDENTS = {
     "kd+ig": ["--arm", "kd+ig", "--logits", "image", "--overlay", "0.5"],
     "at": ["--arm", "at"],
