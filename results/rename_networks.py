@@ -1,4 +1,6 @@
-"""Brings rows from before networks had names (`cut`, `lean`) to today's form (`network`, `config.student`): python results/rename_networks.py
+"""Brings rows from before networks had names (`cut`, `lean`) to today's form (`network`, `config.student`).
+
+    python results/rename_networks.py
 
 Figures, commands and commits stay as they were. Rows that have names already are left alone.
 """

@@ -19,7 +19,7 @@ from igkd.images.codec import pixel_hash, scale_mask
 from igkd.images.samples import decode_all, first_image
 from igkd.images.source import ImageSource, Record
 from igkd.networks.families import student_name, tap_of
-from igkd.networks.network import Classifier, parameter_count
+from igkd.networks.network import Classifier, NetworkSpec, parameter_count
 from igkd.networks.renumbered import class_numbers
 
 Rows = dict[str, NDArray[Any]]
@@ -68,17 +68,8 @@ def make_plan(
     labels = source.checked_labels(config.split)
     spec = model.spec
     numbers = class_numbers(model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images")
-    if config.steps < 1 or (config.limit is not None and config.limit < 1):
-        raise UserError("--steps and --limit must be at least 1")
-    if config.rows_per_file is not None and config.rows_per_file < 1:
-        raise UserError("--rows-per-file must be at least 1")
-    first = first_image(source, config.split, config.bad_images)
-    shape = (config.image_size, config.image_size) if config.image_size else first.shape[:2]
-    if shape != spec.image_shape:
-        raise UserError(
-            f"{config.images} has images of {shape[0]}x{shape[1]} pixels, the teacher {config.teacher} was trained on "
-            f"{spec.image_shape[0]}x{spec.image_shape[1]}; --image-size {spec.image_shape[0]} scales and crops the images"
-        )
+    check_settings(config)
+    shape = image_shape(config, source, spec)
     validation = validation_mask(labels) if config.split == "train" else np.zeros(len(labels), dtype=np.bool_)
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
@@ -116,6 +107,34 @@ def make_plan(
         rows_per_file=config.rows_per_file or most,
     )
     return plan, Selection(ids, validation[ids], numbers)
+
+
+def check_settings(config: PrecomputeConfig) -> None:
+    """Refuse impossible numbers.
+
+    Raises:
+        UserError: naming them.
+    """
+    if config.steps < 1 or (config.limit is not None and config.limit < 1):
+        raise UserError("--steps and --limit must be at least 1")
+    if config.rows_per_file is not None and config.rows_per_file < 1:
+        raise UserError("--rows-per-file must be at least 1")
+
+
+def image_shape(config: PrecomputeConfig, source: ImageSource, spec: NetworkSpec) -> tuple[int, int]:
+    """(height, width) in pixels of the images, which is that of the teacher's.
+
+    Raises:
+        UserError: it is not.
+    """
+    first = first_image(source, config.split, config.bad_images)
+    shape = (config.image_size, config.image_size) if config.image_size else first.shape[:2]
+    if shape != spec.image_shape:
+        raise UserError(
+            f"{config.images} has images of {shape[0]}x{shape[1]} pixels, the teacher {config.teacher} was trained on "
+            f"{spec.image_shape[0]}x{spec.image_shape[1]}; --image-size {spec.image_shape[0]} scales and crops the images"
+        )
+    return shape
 
 
 def chosen_engine(

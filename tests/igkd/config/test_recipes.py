@@ -20,11 +20,11 @@ from igkd.store import Store
 from igkd.training.augment import draw
 from igkd.training.identity import BYTES_PER_PIXEL, ingest_of
 from igkd.training.loop import make_average, make_optimizer, train
-from igkd.training.losses import attention_transfer
 from igkd.training.state import load_state, save_state
 from igkd.training.student_data import mixed_up
+from igkd.training.terms.attention import attention_transfer
 from tests.helpers.stores import tiny_plan
-from tests.helpers.training import TINY, loss_of, quiet, random_samples, recipe, resident, run, same_weights, without_seconds
+from tests.helpers.training import TINY, learner, loss_of, random_samples, recipe, resident, run, same_weights, without_seconds
 
 PLACES = {"store": "s", "test_images": "t", "out": "o"}
 
@@ -215,10 +215,8 @@ def test_a_resumed_average_ends_in_the_same_bits(tmp_path: Path) -> None:
     first = build(TINY, 0)
     optimizer, average = make_optimizer(first, how), make_average(first, how)
     feed = resident(samples, how, distill_config("paper", **PLACES, arm="student").objective, 0)
-    rows = train(
-        first, feed, random_samples(5, seed=9), how, distill_config("paper", **PLACES, arm="student").objective, seed=0,
-        optimizer=optimizer, history=[], average=average, progress=quiet,
-    )  # fmt: skip
+    objective = distill_config("paper", **PLACES, arm="student").objective
+    rows = train(learner(first, how, objective, optimizer=optimizer, average=average), feed, random_samples(5, seed=9), [])
     save_state(tmp_path, first, optimizer, next(rows), average)
     second = build(TINY, 77)
     second_optimizer, second_average = make_optimizer(second, how), make_average(second, how)

@@ -25,7 +25,7 @@ from igkd.training.batches import Batch
 from igkd.training.identity import decided, fingerprints, identity
 from igkd.training.loop import compute_loss, teach
 from igkd.training.student_data import crops_of, distill_task, open_store
-from tests.helpers.training import loss_of, random_samples, recipe
+from tests.helpers.training import learner, loss_of, random_samples, recipe
 
 SETTINGS = {"learning_rate": 0.01, "epochs": 2, "batch_size": 8}
 
@@ -73,8 +73,10 @@ def test_views_are_what_a_live_teacher_says(viewed: dict[str, str], teacher: str
             for mine in (np.arange(0, len(task.train), 2), np.arange(1, len(task.train), 2)):
                 batch = Batch(task.train.select(mine), draws.select(torch.from_numpy(mine)), len(mine))
                 clean = crop_flip(batch.samples.pixels, batch.draws.view).float() / 255
-                stored = teach(batch, clean, task.recipe, task.objective, None)[0]
-                asked_now = teach(batch, clean, task.recipe, replace(task.objective, logits="live"), model)[0]
+                stored = teach(learner(model, task.recipe, task.objective), batch, clean, frozenset({"logits"}))[0]
+                asked_now = teach(
+                    learner(model, task.recipe, replace(task.objective, logits="live"), teacher=model), batch, clean, frozenset({"logits"})
+                )[0]
                 assert stored is not None and asked_now is not None
                 rounding = 2**-11 * asked_now.abs() + 2e-5  # half a unit of float16; kernels of other batches in float32
                 assert ((stored - asked_now).abs() <= rounding).all()
@@ -93,9 +95,7 @@ def test_the_loss_with_views_is_the_live_one_at_low_resolution_and_with_what_onl
     network, model = build(task.spec, 0), checkpoint.load(teacher)
     batch = Batch(task.train, draw(1, 1, task.train.ids, task.train.shape, task.recipe, task.objective), len(task.train))
     losses = [
-        compute_loss(
-            network, batch, task.recipe, replace(task.objective, logits=logits), seed=1, epoch=1, teacher=model, scale=0.75
-        )[0].item()
+        compute_loss(learner(network, task.recipe, replace(task.objective, logits=logits), 1, teacher=model), batch, 1, 0.75)[0].item()
         for logits in ("views", "live", "image")
     ]  # fmt: skip
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and abs(losses[0] - losses[2]) > 0.01 * losses[0]

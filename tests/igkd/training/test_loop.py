@@ -32,9 +32,9 @@ from tests.helpers.stores import make_store
 from tests.helpers.training import (
     TINY,
     Watcher,
+    learner,
     loss_of,
     plain_samples,
-    quiet,
     random_samples,
     recipe,
     resident,
@@ -325,10 +325,8 @@ def test_a_resumed_run_ends_in_the_same_bits(optimizer: str, tmp_path: Path) -> 
     expected = run(undisturbed, samples, how, objective=EVERYTHING)
     first = build(TINY, 0)
     first_optimizer = make_optimizer(first, how)
-    rows = train(
-        first, resident(samples, how, EVERYTHING, 0), random_samples(5, seed=9), how, EVERYTHING, seed=0,
-        optimizer=first_optimizer, history=[], progress=quiet,
-    )  # fmt: skip
+    own = learner(first, how, EVERYTHING, optimizer=first_optimizer)
+    rows = train(own, resident(samples, how, EVERYTHING, 0), random_samples(5, seed=9), [])
     save_state(tmp_path / "state", first, first_optimizer, next(rows))
     second = build(TINY, 77)
     second_optimizer = make_optimizer(second, how)
@@ -347,17 +345,7 @@ def test_without_the_optimizers_state_a_run_would_end_elsewhere(tmp_path: Path) 
     for keep in (True, False):
         model = build(TINY, 0)
         optimizer = make_optimizer(model, how)
-        rows = train(
-            model,
-            resident(samples, how, Objective(), 0),
-            random_samples(5),
-            how,
-            Objective(),
-            seed=0,
-            optimizer=optimizer,
-            history=[],
-            progress=quiet,
-        )
+        rows = train(learner(model, how, optimizer=optimizer), resident(samples, how, Objective(), 0), random_samples(5), [])
         history = next(rows)
         run(model, samples, how, optimizer=optimizer if keep else make_optimizer(model, how), history=history)
         ends.append(model)
