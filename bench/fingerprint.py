@@ -61,8 +61,8 @@ def columns(uri: str) -> dict[str, str]:
         values = [to_numpy(table.column(name)) for table in Store.open(uri).tables((name,))]
         found[name] = hash_of(b"".join(v.tobytes() if v.dtype != object else repr(v.tolist()).encode() for v in values))
     samples, _ = Store.open(uri).samples(views=True)
-    assert samples.views is not None
-    return found | {"views": hash_of(samples.views.numpy().tobytes())}
+    assert samples.signals["views"] is not None
+    return found | {"views": hash_of(samples.signals["views"].numpy().tobytes())}
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from unittest import mock
@@ -58,7 +58,7 @@ def samples_of(config: Config) -> Samples:
     samples, _ = load_samples(open_images(config.images), "test", np.arange(config.count))
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(len(samples), *samples.shape, generator=generator)
-    return replace(samples, ig=maps, logits=torch.randn(len(samples), 10, generator=generator))
+    return samples.with_signals(ig=maps, logits=torch.randn(len(samples), 10, generator=generator))
 
 
 class Published(Dataset[tuple[Tensor, int, Tensor]]):

@@ -71,7 +71,7 @@ def measure_training(teacher: Classifier, config: Config) -> dict[str, float]:
     recipe = settings.training
     samples, _ = load_samples(open_images(config.images), "test", np.arange(min(1000, 4 * recipe.batch_size)))
     shape = (9, 9, 2, len(teacher.spec.classes))
-    samples = dataclasses.replace(samples, views=torch.randn(len(samples), *shape).half())
+    samples = samples.with_signals(views=torch.randn(len(samples), *shape).half())
     model = build(dataclasses.replace(teacher.spec, name="mobilenet:cut=5"), 0).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(model, recipe)
     learner = Learner(model=model, optimizer=optimizer, recipe=recipe, objective=settings.objective, seed=0, teacher=teacher)

@@ -1,7 +1,7 @@
 """Decoded images, resident in memory, with what the store knows about them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,60 +20,62 @@ SIZING = "--image-size N scales and crops all of them to one size"
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N images; every field has N entries, and entry i of each belongs to the same image."""
+    """N images; every field and every signal has N entries, and entry i of each belongs to the same image."""
 
     ids: NDArray[np.int64]
     pixels: Tensor
     """uint8 (N, 3, H, W)."""
     labels: Tensor
     """int64 (N,)."""
-    ig: Tensor | None = None
-    """float32 (N, H, W)."""
-    logits: Tensor | None = None
-    """float32 (N, classes), of the teacher."""
-    views: Tensor | None = None
-    """float16, of the teacher: logits of every crop, (N, 2p + 1, 2p + 1, 2, classes), or of some crops, (N, K, classes)."""
-    attention: Tensor | None = None
-    """float32 (N, h, w), of the teacher."""
-    mask: Tensor | None = None
-    """uint8 (N, H, W), 1 on the object, where the source knows it."""
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a store has of them besides, by the names of `igkd.store.signals`; "views" are float16 logits of the teacher: of every crop,
+    (N, 2p + 1, 2p + 1, 2, classes), or of some crops, (N, K, classes)."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def signals(self) -> dict[str, Tensor | None]:
-        """What the store knows about them, by field."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[3:]}
+    def ig(self) -> Tensor | None:
+        """Maps, float32 (N, H, W)."""
+        return self.signals.get("ig")
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The teacher's, float32 (N, classes)."""
+        return self.signals.get("logits")
 
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W) in pixels."""
         return (self.pixels.shape[2], self.pixels.shape[3])
 
+    def with_signals(self, **signals: Tensor) -> "Samples":
+        """The same images with other or further signals."""
+        return replace(self, signals={**self.signals, **signals})
+
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_], index: Tensor | None = None) -> "Samples":
         """The given positions, or those where a mask is True; `index` is the same on the device, if that is at hand."""
         index = torch.from_numpy(rows) if index is None else index
-        rest = {name: None if t is None else t[index] for name, t in self.signals.items()}
-        return Samples(self.ids[rows], self.pixels[index], self.labels[index], **rest)
+        signals = {name: values[index] for name, values in self.signals.items()}
+        return Samples(self.ids[rows], self.pixels[index], self.labels[index], signals)
 
     def to(self, device: torch.device) -> "Samples":
         """The same samples with their tensors on a device."""
         if self.pixels.device == device:
             return self
-        rest = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self.signals.items()}
-        return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), **rest)
+        signals = {name: values.to(device, non_blocking=True) for name, values in self.signals.items()}
+        return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), signals)
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
-        """Every field that is there, as an array with a row for each image."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in given.items() if value is not None}
+        """Every field and signal, as an array with a row for each image."""
+        tensors = {"pixels": self.pixels, "labels": self.labels, **self.signals}
+        return {"ids": self.ids} | {name: values.numpy() for name, values in tensors.items()}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "Samples":
         """What `columns` gave, or some of its rows."""
         rest = {name: torch.from_numpy(np.array(values)) for name, values in columns.items() if name != "ids"}
-        return cls(ids=np.asarray(columns["ids"], np.int64), **rest)
+        return cls(np.asarray(columns["ids"], np.int64), rest.pop("pixels"), rest.pop("labels"), rest)
 
 
 def concatenate(parts: Sequence[Samples]) -> Samples:

@@ -15,7 +15,8 @@ from igkd.networks.open import open_teacher
 from igkd.report import pareto_page
 from igkd.report.gallery import Showcase, warm_latencies
 from igkd.report.html import source_name
-from igkd.report.sweep_page import SweepReport, markdown, render, summary_table
+from igkd.report.sweep_page import SweepReport, render
+from igkd.report.sweep_table import markdown, summary_table
 from igkd.store import Store
 from igkd.sweeps.ledger import Row, Status, read_rows, read_status
 from igkd.sweeps.speed_search import LATENCIES, read_latencies

@@ -19,11 +19,13 @@ from igkd.attribution.attention import attention_map
 from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
-from igkd.training.augment import augment, logits_of_crops, move_attention
+from igkd.store.signals import SIGNALS
+from igkd.training.augment import augment, logits_of_crops
 from igkd.training.batches import Batch, Feed, check_validation
 from igkd.training.execution import Forward, autocast
 from igkd.training.state import History
-from igkd.training.terms import Step, Term, terms_of
+from igkd.training.terms import terms_of
+from igkd.training.terms.term import Step, Term
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
@@ -150,11 +152,12 @@ def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]
         with torch.no_grad(), autocast(learner.recipe, clean.device):
             wanted, outputs = forward(learner.teacher, clean, taps)
         return wanted.float(), attention_map(outputs[taps[0]].float()) if taps else None
-    shown = samples.attention if "attention" in signals else None
+    shown = samples.signals.get("attention") if "attention" in signals else None
     if shown is not None and not objective.uncropped_maps:
-        shown = move_attention(shown, draws.view, samples.shape)
+        shown = SIGNALS["attention"].moved(shown, draws.view, samples.shape)
     if objective.logits == "views":
-        return None if samples.views is None else logits_of_crops(samples.views, draws), shown
+        views = samples.signals.get("views")
+        return None if views is None else logits_of_crops(views, draws), shown
     return samples.logits, shown
 
 

@@ -29,9 +29,11 @@ def random_samples(count: int, seed: int = 0, size: int = 16) -> Samples:
         ids=np.arange(count) * 3 + 100,
         pixels=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
         labels=torch.randint(0, 3, (count,), generator=generator),
-        ig=torch.rand(count, size, size, generator=generator),
-        logits=2 * torch.randn(count, 3, generator=generator),
-        attention=nn.functional.normalize(torch.rand(count, 64, generator=generator)).view(count, 8, 8),
+        signals={
+            "ig": torch.rand(count, size, size, generator=generator),
+            "logits": 2 * torch.randn(count, 3, generator=generator),
+            "attention": nn.functional.normalize(torch.rand(count, 64, generator=generator)).view(count, 8, 8),
+        },
     )
 
 

@@ -65,7 +65,7 @@ def test_views_are_what_a_live_teacher_says(viewed: dict[str, str], teacher: str
     config = decided(student(viewed[asked]), Store.open(viewed[asked]))
     assert config.logits == "views"
     task = distill_task(config)
-    assert task.train is not None and task.train.views is not None
+    assert task.train is not None and task.train.signals["views"] is not None
     model, compared = checkpoint.load(teacher).to(memory_format=torch.channels_last), 0
     with torch.no_grad():
         for seed, epoch in ((0, 1), (0, 2), (7, 1), (3, 50), (3, 51), (4, 1), (5, 2), (6, 3), (8, 4), (9, 5), (10, 6)):
@@ -139,7 +139,7 @@ def test_every_crop_is_once_in_the_order_of_the_table() -> None:
 def test_attention_of_another_size_is_interpolated() -> None:
     """A student that sees 3/4 of the resolution has 3/4 of its teacher's cells; a plain map stays plain, and of norm 1."""
     samples = random_samples(6, size=16)
-    samples = replace(samples, attention=torch.full((6, 8, 8), 1 / 8))
+    samples = samples.with_signals(attention=torch.full((6, 8, 8), 1 / 8))
     model = build(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=5,width=0.35"), 0)
     objective = Objective(gamma=1.0, tap=9)
     whole, _ = loss_of(model, samples, objective, seed=0, epoch=1, padding=0)
@@ -366,19 +366,24 @@ def test_the_columns_of_a_control_come_from_one_other_image(viewed: dict[str, st
     """As published: what the teacher says is another image's, the views too."""
     task = distill_task(student(viewed["all"], logits="views", aligned=False, recipe="paper-as-published"))
     right = distill_task(student(viewed["all"], logits="views"))
-    assert task.train is not None and right.train is not None and task.train.views is not None and right.train.views is not None
-    assert not torch.equal(task.train.views, right.train.views)
+    assert (
+        task.train is not None
+        and right.train is not None
+        and task.train.signals["views"] is not None
+        and right.train.signals["views"] is not None
+    )
+    assert not torch.equal(task.train.signals["views"], right.train.signals["views"])
 
 
 def test_samples_of_parts_have_their_views(viewed: dict[str, str]) -> None:
     opened = Store.open(viewed["all"])
     whole, _ = opened.samples(views=True)
     some, _ = opened.samples([4, 1], views=True)
-    assert whole.views is not None and some.views is not None and whole.views.dtype == torch.float16
+    assert whole.signals["views"] is not None and some.signals["views"] is not None and whole.signals["views"].dtype == torch.float16
     places = [int(np.flatnonzero(whole.ids == i)[0]) for i in some.ids]
-    assert torch.equal(some.views, whole.views[places]) and opened.samples([0])[0].views is None
+    assert torch.equal(some.signals["views"], whole.signals["views"][places]) and "views" not in opened.samples([0])[0].signals
     back = Samples.from_columns(some.columns())
-    assert back.views is not None and torch.equal(back.views, some.views)
+    assert torch.equal(back.signals["views"], some.signals["views"])
 
 
 def test_a_view_of_everything_selects(viewed: dict[str, str]) -> None:

@@ -159,13 +159,13 @@ def test_the_order_changes_with_epoch_and_seed() -> None:
 
 def loss_by_hand(model: Classifier, samples: Samples, objective: Objective, seed: int, epoch: int) -> float:
     """alpha KD + (1 - alpha) CE + gamma AT without crops, image by image in double precision; the network alone is torch's."""
-    assert samples.ig is not None and samples.logits is not None and samples.attention is not None
+    assert samples.ig is not None and samples.logits is not None and samples.signals["attention"] is not None
     flips = draw_view(seed, epoch, samples.ids, 0).flip.tolist()
     chosen, exponents = draw_overlay(seed, epoch, samples.ids, objective.overlay, objective.exponents)
     assert 0 < sum(flips) < len(flips)
     total = 0.0
     for i, flip in enumerate(flips):
-        image, ig, attention = (t[i].double().numpy() for t in (samples.pixels, samples.ig, samples.attention))
+        image, ig, attention = (t[i].double().numpy() for t in (samples.pixels, samples.ig, samples.signals["attention"]))
         if flip:
             image, ig, attention = image[:, :, ::-1], ig[:, ::-1], attention[:, ::-1]
         image = image / 255
@@ -214,10 +214,11 @@ def test_no_two_arms_have_the_same_loss_and_none_needs_what_it_does_not_use() ->
         objective = DistillConfig(
             store="s", test_images="t", out="o", arm=arm, student="mobilenet:cut=11", alpha=0.3, gamma=40.0, overlay=0.5
         ).objective
+        objective = replace(objective, tap="features.4")
         needed = {
-            field: getattr(whole, field) for part, field in (("ig", "ig"), ("kd", "logits"), ("at", "attention")) if part in arm.split("+")
+            name: whole.signals[name] for part, name in (("ig", "ig"), ("kd", "logits"), ("at", "attention")) if part in arm.split("+")
         }
-        loss, _ = loss_of(model, Samples(whole.ids, whole.pixels, whole.labels, **needed), objective, seed=4, epoch=2, padding=2)
+        loss, _ = loss_of(model, Samples(whole.ids, whole.pixels, whole.labels, needed), objective, seed=4, epoch=2, padding=2)
         values.append(loss.item())
     assert min(abs(a - b) for a, b in itertools.combinations(values, 2)) > 1e-5
 
