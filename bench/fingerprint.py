@@ -20,7 +20,7 @@ from igkd.config.command_line import parse
 from igkd.store import Store, to_numpy
 
 IMAGES = "shapes:train=300,test=60"
-TEACHER = ["--epochs", "1", "--width", "0.5", "--stride", "2", "--batch-size", "32"]
+TEACHER = ["--epochs", "1", "--network", "mobilenet:width=0.5,stride=2", "--batch-size", "32"]
 STUDENTS = {
     "kd+ig": ["--arm", "kd+ig", "--logits", "image", "--overlay", "0.5"],
     "at": ["--arm", "at"],
@@ -61,8 +61,8 @@ def columns(uri: str) -> dict[str, str]:
         values = [to_numpy(table.column(name)) for table in Store.open(uri).tables((name,))]
         found[name] = hash_of(b"".join(v.tobytes() if v.dtype != object else repr(v.tolist()).encode() for v in values))
     samples, _ = Store.open(uri).samples(views=True)
-    assert samples.views is not None
-    return found | {"views": hash_of(samples.views.numpy().tobytes())}
+    assert samples.signals["views"] is not None
+    return found | {"views": hash_of(samples.signals["views"].numpy().tobytes())}
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:

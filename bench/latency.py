@@ -11,8 +11,9 @@ import numpy as np
 from igkd.base import provenance
 from igkd.base.storage import write_bytes, write_json
 from igkd.config.command_line import parse
+from igkd.config.export import ExportConfig
 from igkd.deployment import formats
-from igkd.deployment.export import CALIBRATION, ExportConfig, as_decoded, export
+from igkd.deployment.export import CALIBRATION, as_decoded, export
 from igkd.deployment.latency import measure, table, usual_threads
 from igkd.images.open import open_images
 from igkd.images.samples import load_samples

@@ -7,7 +7,7 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from unittest import mock
@@ -28,9 +28,9 @@ from igkd.config.recipes import distill_config
 from igkd.images.open import open_images
 from igkd.images.samples import Samples, load_samples
 from igkd.networks.network import Classifier, NetworkSpec, build
-from igkd.training.batches import Batch, Resident
+from igkd.training.batches import Resident
 from igkd.training.execution import Compiled, multiplies_in_bfloat16
-from igkd.training.loop import compute_loss, make_optimizer
+from igkd.training.loop import Learner, compute_loss, learn, make_optimizer
 from jobs.backend.runtime import WORKER_ENVIRONMENT
 
 BASELINE, COMPILED = "published loop", "compiled"
@@ -58,7 +58,7 @@ def samples_of(config: Config) -> Samples:
     samples, _ = load_samples(open_images(config.images), "test", np.arange(config.count))
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(len(samples), *samples.shape, generator=generator)
-    return replace(samples, ig=maps, logits=torch.randn(len(samples), 10, generator=generator))
+    return samples.with_signals(ig=maps, logits=torch.randn(len(samples), 10, generator=generator))
 
 
 class Published(Dataset[tuple[Tensor, int, Tensor]]):
@@ -103,21 +103,21 @@ def ours(model: Classifier, samples: Samples, device: torch.device, precision: P
     """Train by igkd.training.loop's step; gives the images of each step."""
     config = distill_config("paper", store="", test_images="", out="", precision=precision)
     model.to(memory_format=torch.channels_last)
-    optimizer, feed = make_optimizer(model, config.training), Resident(samples, config.training, config.objective, 0, device)
-    network = Compiled(model, lambda line: print(line, flush=True)) if compiled else model
-
-    def step(batch: Batch, epoch: int) -> int:
-        loss, _ = compute_loss(network, batch, config.training, config.objective, seed=0, epoch=epoch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return batch.size
-
+    feed = Resident(samples, config.training, config.objective, 0, device)
+    learner = Learner(
+        model=model,
+        optimizer=make_optimizer(model, config.training),
+        recipe=config.training,
+        objective=config.objective,
+        seed=0,
+        compiled=Compiled(model, lambda line: print(line, flush=True)) if compiled else None,
+    )
     epoch = 0
     while True:
         epoch += 1
         for batch in feed.epoch(epoch):
-            yield step(batch, epoch)
+            learn(learner, compute_loss(learner, batch, epoch)[0], 1.0)
+            yield batch.size
 
 
 def serve(pipe: multiprocessing.connection.Connection, loop: str, network: NetworkSpec, config: Config, threads: int) -> None:

@@ -11,6 +11,7 @@ from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config, recipe_file
 from igkd.config.sweeps import SearchConfig
+from igkd.evaluation.speed import Measured
 from igkd.networks.families import student_name
 from igkd.networks.network import Classifier, NetworkSpec, parameter_count
 from igkd.networks.open import open_teacher
@@ -20,7 +21,7 @@ from igkd.sweeps import candidates
 from igkd.sweeps.grid import Cell, make_cell
 from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.sweeps.speed_search import Measured, measured_latencies, within_budget
+from igkd.sweeps.speed_search import measured_latencies, within_budget
 from igkd.training.identity import decided, fingerprints
 from jobs.backend.cells import check, resident, train_cells
 from jobs.backend.estimates import print_estimate

@@ -124,10 +124,9 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
             run_trials(
                 ledger,
                 work,
-                {},
+                make_search(config, base, rows, unfinished(root, space(base))),
                 resources,
                 seconds=None if deadline is None else max(1.0, deadline - time.time()),
-                search=make_search(config, base, rows, unfinished(root, space(base))),
                 halving=halving,
                 samples=config.trials - len(rows),
                 at_once=at_once,

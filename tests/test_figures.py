@@ -101,7 +101,7 @@ def choices() -> Iterator[Quote]:
 def latency() -> Iterator[Quote]:
     measured = read("latency.json")
     one = {(row["network"], row["runtime"]): row for row in measured["latency"] if row["batch"] == row["threads"] == 1}
-    names = {"teacher": "teacher, `assets/cifar10-teacher`", "cut 5": "cut 5", "lean 4:32x2,48x2,96x2": "lean `4:32x2,48x2,96x2`"}
+    names = {"teacher": "teacher, `assets/cifar10-teacher`", "mobilenet:cut=5": "cut 5", "lean:4:32x2,48x2,96x2": "lean `4:32x2,48x2,96x2`"}
     for network, name in names.items():
         rows = [one[network, runtime] for runtime in ("torch, float32", "ONNX Runtime, float32", "ONNX Runtime, int8")]
         times = " | ".join(f"{row['p50']:.2f}" for row in rows)
@@ -113,7 +113,7 @@ def latency() -> Iterator[Quote]:
     int8 = measured["checks"]["onnx-int8"]
     yield "README.md", f"gives the float32 one's answer to {share(int8['agreement'])} % of {int8['images']:,} validation images"
     yield "README.md", f"({share(int8['accuracy'])} % right instead of {share(int8['checkpoint_accuracy'])} %)"
-    lean = one["lean 4:32x2,48x2,96x2", "ONNX Runtime, int8"]
+    lean = one["lean:4:32x2,48x2,96x2", "ONNX Runtime, int8"]
     fast = f"{lean['times_as_fast_as_teacher_in_runtime']:.1f} times as fast as the teacher in int8 and {lean['times_as_fast']:.0f} times"
     yield "docs/decisions.md", fast
 

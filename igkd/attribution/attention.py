@@ -1,7 +1,10 @@
 """Attention maps: where in the image a layer's activations are large."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from igkd.images.views import View
 
 
 def attention_map(features: Tensor) -> Tensor:
@@ -27,3 +30,22 @@ def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps
     resized = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False, antialias=True)
     return normalise_map(resized[:, 0])
+
+
+def moved_attention(maps: Tensor, view: View, image_shape: tuple[int, int]) -> Tensor:
+    """Apply a view of the image to its coarser attention maps, bilinearly, and bring them back to norm 1.
+
+    Args:
+        maps: float (B, h, w).
+        image_shape: (H, W) that the view's offsets refer to.
+
+    Returns:
+        float (B, h, w).
+    """
+    view = view.to(maps.device)
+    theta = torch.zeros(len(maps), 2, 3, device=maps.device)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(view.flip, -1.0, 1.0), 1.0
+    theta[:, 0, 2] = view.dx * 2.0 / image_shape[1]
+    theta[:, 1, 2] = view.dy * 2.0 / image_shape[0]
+    grid = F.affine_grid(theta.to(maps), [len(maps), 1, *maps.shape[1:]], align_corners=False)
+    return normalise_map(F.grid_sample(maps.unsqueeze(1), grid, align_corners=False).squeeze(1))

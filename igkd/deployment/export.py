@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from igkd.base.choices import BadImages
 from igkd.base.errors import UserError, run_cli
 from igkd.base.random_draws import stratified_choice, validation_mask
 from igkd.base.storage import check_writable, write_bytes
 from igkd.config.command_line import parse
+from igkd.config.export import ExportConfig
 from igkd.deployment import formats
-from igkd.deployment.formats import SUFFIXES, Format, Logits, Pixels
+from igkd.deployment.formats import Format, Logits, Pixels
 from igkd.evaluation.evaluate import check_size, matching_samples, predict
 from igkd.images.open import open_images, tell
 from igkd.images.samples import Samples
@@ -33,35 +33,6 @@ CALIBRATION = 256
 """Training images that int8 is calibrated on, as many of each class."""
 TOLERANCE = 1e-3
 """Largest difference of a float32 file's logits, as a share of the largest logit: rounding makes 1e-6 of it, a wrong layer 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write a checkpoint as a file for devices, checked against the checkpoint on validation images."""
-
-    checkpoint: str
-    """Directory of a student's or teacher's checkpoint."""
-    format: Format
-    """onnx: float32; onnx-int8: static int8, calibrated on training images; torch-export: for ExecuTorch or AOTInductor."""
-    out: str
-    """The file: NAME.onnx, or NAME.pt2 for torch-export."""
-    images: str | None = None
-    """The images it was trained on: cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH; by default those that the
-    checkpoint names."""
-    max_drop: float = 0.01
-    """Write nothing if the accuracy on validation images falls by more than this share of them."""
-    limit: int | None = None
-    """Only this many validation images: a random choice, stratified by class, fixed by their ids."""
-    image_size: int | None = None
-    """Scale and crop every picture to this many pixels a side; must be the checkpoint's."""
-    bad_images: BadImages = "refuse"
-    """What to do with an image that cannot be used."""
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit must be at least 1, not {self.limit}")
-        if not self.out.endswith(SUFFIXES[self.format]):
-            raise UserError(f"--out {self.out} does not fit --format {self.format}: its name must end in {SUFFIXES[self.format]}")
 
 
 @dataclass(frozen=True, kw_only=True)

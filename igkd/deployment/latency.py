@@ -18,39 +18,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import tyro
 
 from igkd.base.errors import UserError, run_cli
 from igkd.base.provenance import command, now, provenance
 from igkd.base.storage import write_json
 from igkd.config.command_line import parse
+from igkd.config.latency import LatencyConfig
 
 CALLS = 5
 """Passes of a model before it is the next one's turn."""
 Timed = Callable[[int], Sequence[float]]
 """Gives the milliseconds of so many passes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyConfig:
-    """Time models side by side. A .pt2 file runs code when it is opened: only your own."""
-
-    models: tyro.conf.Positional[tuple[str, ...]]
-    """Checkpoints' directories, NAME.onnx and NAME.pt2 files; the others are compared with the first."""
-    batches: tuple[int, ...] = (1, 64)
-    """Images a pass."""
-    threads: tuple[int, ...] | None = None
-    """Threads a pass is computed by; by default 1, and as many as there are processors."""
-    rounds: int = 20
-    """Turns of each model, of 5 passes each."""
-    out: str | None = None
-    """JSON file of the result; without it, only a table is printed."""
-
-    def __post_init__(self) -> None:
-        if not self.models or len(set(self.models)) < len(self.models):
-            raise UserError("name at least one model, and none of them twice")
-        if not self.batches or min(*self.batches, *(self.threads or (1,)), self.rounds, 1) < 1 or self.threads == ():
-            raise UserError("batches, threads and rounds must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

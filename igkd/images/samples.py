@@ -1,7 +1,7 @@
 """Decoded images in memory, with the teacher's signals for them from the store."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,36 +20,38 @@ SIZING = "--image-size N scales and crops all of them to one size"
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N images; every field has N entries, and entry i of each belongs to the same image."""
+    """N images; every field and every signal has N entries, and entry i of each belongs to the same image."""
 
     ids: NDArray[np.int64]
     pixels: Tensor
     """uint8 (N, 3, H, W)."""
     labels: Tensor
     """int64 (N,)."""
-    ig: Tensor | None = None
-    """float32 (N, H, W), the teacher's attribution maps."""
-    logits: Tensor | None = None
-    """float32 (N, classes), the teacher's logits of the whole images."""
-    views: Tensor | None = None
-    """float16, the teacher's logits of every crop, (N, 2p + 1, 2p + 1, 2, classes), or of K crops, (N, K, classes)."""
-    attention: Tensor | None = None
-    """float32 (N, h, w), the teacher's attention maps."""
-    mask: Tensor | None = None
-    """uint8 (N, H, W), 1 on the object; None if the source has no masks."""
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """The store's signals, each (N, ...), by their names in `igkd.store.signals`. "views" are the teacher's logits, float16: of every crop
+    (N, 2p + 1, 2p + 1, 2, classes), or of K crops (N, K, classes)."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def signals(self) -> dict[str, Tensor | None]:
-        """The fields that come from the store, by name; None where the store has none."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[3:]}
+    def ig(self) -> Tensor | None:
+        """float32 (N, H, W), the teacher's attribution maps; None if they were not read."""
+        return self.signals.get("ig")
+
+    @property
+    def logits(self) -> Tensor | None:
+        """float32 (N, classes), the teacher's logits of the whole images; None if they were not read."""
+        return self.signals.get("logits")
 
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W) of the images, in pixels."""
         return (self.pixels.shape[2], self.pixels.shape[3])
+
+    def with_signals(self, **signals: Tensor) -> "Samples":
+        """The same images, with these signals added or replaced."""
+        return replace(self, signals={**self.signals, **signals})
 
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_], index: Tensor | None = None) -> "Samples":
         """The samples at these positions, or where a boolean mask is True.
@@ -59,26 +61,26 @@ class Samples:
             index: the same as a tensor on the samples' device, if the caller has it already.
         """
         index = torch.from_numpy(rows) if index is None else index
-        rest = {name: None if t is None else t[index] for name, t in self.signals.items()}
-        return Samples(self.ids[rows], self.pixels[index], self.labels[index], **rest)
+        signals = {name: values[index] for name, values in self.signals.items()}
+        return Samples(self.ids[rows], self.pixels[index], self.labels[index], signals)
 
     def to(self, device: torch.device) -> "Samples":
         """The samples with their tensors on a device; the same object if they are there already."""
         if self.pixels.device == device:
             return self
-        rest = {name: None if t is None else t.to(device, non_blocking=True) for name, t in self.signals.items()}
-        return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), **rest)
+        signals = {name: values.to(device, non_blocking=True) for name, values in self.signals.items()}
+        return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), signals)
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
-        """Every field that is not None, as an array whose first axis is the images."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in given.items() if value is not None}
+        """Every field and signal, as arrays whose first axis is the images."""
+        tensors = {"pixels": self.pixels, "labels": self.labels, **self.signals}
+        return {"ids": self.ids} | {name: values.numpy() for name, values in tensors.items()}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "Samples":
         """The inverse of `columns`."""
         rest = {name: torch.from_numpy(np.array(values)) for name, values in columns.items() if name != "ids"}
-        return cls(ids=np.asarray(columns["ids"], np.int64), **rest)
+        return cls(np.asarray(columns["ids"], np.int64), rest.pop("pixels"), rest.pop("labels"), rest)
 
 
 def concatenate(parts: Sequence[Samples]) -> Samples:

@@ -3,29 +3,22 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from igkd.base.errors import UserError
-from igkd.base.run_directory import read_object
-from igkd.base.storage import write_bytes
 from igkd.evaluation.comparisons import accuracy, history
-from igkd.networks.checkpoint import checkpoint_card
+from igkd.evaluation.speed import Latencies, Measured, pareto
 from igkd.networks.families import family_of
 from igkd.report import html, sweep_charts
 from igkd.report.sweep_charts import Spot
-from igkd.store import Store
-from igkd.sweeps.ledger import Row, Status, read_rows
-from igkd.sweeps.speed_search import LATENCIES, Latencies, Measured, pareto, read_latencies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
     """A trained network."""
 
-    row: Row
+    row: Mapping[str, Any]
     measured: Measured
     accuracy: float
     """On the validation split after its last epoch, finite."""
@@ -40,8 +33,12 @@ class FrontReport:
     """All that the page shows."""
 
     title: str
-    status: Status
-    rows: list[Row]
+    progress: str
+    """How many students are trained, stopped, failed."""
+    failures: Mapping[str, Mapping[str, Any]]
+    """Name of a run that failed to its `tries` and last `error`."""
+    command: str
+    rows: list[dict[str, Any]]
     latencies: Latencies
     teacher: Mapping[str, Any]
     """The card of its checkpoint."""
@@ -67,49 +64,6 @@ class FrontReport:
             for i, (row, measured, share) in enumerate(found)
         ]
 
-    @property
-    def progress(self) -> str:
-        rows = self.status.done(self.rows)
-        states = [row["state"] for row in rows]
-        parts = [f"{states.count('done'):,} of {self.status.total:,} students trained"]
-        parts += [f"{states.count('pruned'):,} stopped early"] if "pruned" in states else []
-        parts += [f"{states.count('diverged'):,} diverged"] if "diverged" in states else []
-        parts += [f"{len(self.status.failures):,} failed"] if self.status.failures else []
-        return ", ".join(parts)
-
-
-def publish_front(root: Path, status: Status) -> str:
-    """Write the report of what is done by now; gives the summary for a terminal.
-
-    Args:
-        root: OUT of jobs.search.
-
-    Raises:
-        UserError: what it needs is damaged or not where it was.
-    """
-    latencies, rows = read_latencies(root), read_rows(root)
-    if latencies is None:
-        raise UserError(f"{root} has no {LATENCIES}; run the command of its search again")
-    config: dict[str, Any] = next((row["config"] for row in rows if "config" in row), {})
-    note, teacher = "", dict[str, Any]()
-    if isinstance(config.get("store"), str) and isinstance(config.get("teacher"), str):
-        store = Store.open(config["store"])
-        source = html.source_name(store.plan.images)
-        note = f"Students learn from {store.manifest['rows']:,} images of {source}, less those of the validation split."
-        teacher = {} if config["teacher"].startswith("torchvision:") else checkpoint_card(config["teacher"])
-    best = read_object(root / "best.json").get("student") if (root / "best.json").exists() else None
-    report = FrontReport(
-        title="Search for a fast student",
-        status=status,
-        rows=rows,
-        latencies=latencies,
-        teacher=teacher,
-        best=best if isinstance(best, str) else None,
-        note=note,
-    )
-    write_bytes(root / status.page, render(report).encode())
-    return f"{summary(report)}\n\nreport: {(root / status.page).resolve()}"
-
 
 def render(report: FrontReport) -> str:
     """The page, as HTML that stands alone."""
@@ -122,7 +76,7 @@ def render(report: FrontReport) -> str:
     finished = [history(one.row) for one in students]
     stopped = [found for row in report.rows if row["state"] == "pruned" and (found := history(row))]
     chosen = next((history(one.row) for one in students if one.measured.network == report.best), None)
-    commands = [report.latencies.provenance.get("command", report.status.command), report.status.command]
+    commands = [report.latencies.provenance.get("command", report.command), report.command]
     return (
         html.environment()
         .get_template("front.html.j2")
@@ -152,7 +106,7 @@ def summary(report: FrontReport) -> str:
     return "\n".join(lines)
 
 
-def best_row(rows: Sequence[Row]) -> Row | None:
+def best_row(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The finished candidate of the highest accuracy on the validation split."""
     done = [
         row for row in rows if row["state"] == "done" and family_of(row["network"]) == "lean" and math.isfinite(accuracy(row, "validation"))

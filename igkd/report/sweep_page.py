@@ -83,7 +83,7 @@ class SweepReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _View:
+class View:
     """What a report's rows amount to: groups of repeats, comparisons, trials from the best down."""
 
     groups: list[Group]
@@ -98,7 +98,7 @@ class _View:
     """Cells of runs that diverged, or are finished and have an accuracy that is no number."""
 
 
-def _view(report: SweepReport) -> _View:
+def view_of(report: SweepReport) -> View:
     measure, done, tuning = report.measure, report.done, report.kind == "tuning"
     whole = [row for row in done if row.get("share", 1.0) >= 1]
     groups = [] if tuning else grouped(whole, measure)
@@ -107,7 +107,7 @@ def _view(report: SweepReport) -> _View:
         if row.get("share", 1.0) < 1 and not tuning:
             shares.setdefault(float(row["share"]), []).append(row)
     trials = [row for row in done if math.isfinite(accuracy(row, measure))] if tuning else []
-    return _View(
+    return View(
         groups=groups,
         partial=[
             replace(group, label=f"{group.label}, {share:.4g}" if len(shares) > 1 else group.label)
@@ -117,13 +117,13 @@ def _view(report: SweepReport) -> _View:
         families=families(groups),
         trials=sorted(trials, key=lambda row: -accuracy(row, measure)),
         tuned=varied(report.rows) if tuning else [],
-        lost=[_cell(row) for row in done if not math.isfinite(accuracy(row, measure))] + [_cell(row) for row in report.diverged],
+        lost=[cell_of(row) for row in done if not math.isfinite(accuracy(row, measure))] + [cell_of(row) for row in report.diverged],
     )
 
 
 def render(report: SweepReport) -> str:
     """The page, as HTML that stands alone."""
-    view, measure = _view(report), report.measure
+    view, measure = view_of(report), report.measure
     places = {arm: i for i, arm in enumerate(dict.fromkeys(group.arm for group in [*view.groups, *view.partial]))}
     by_network: dict[str, list[Group]] = {}
     for group in sorted(view.groups, key=lambda group: group.compression):
@@ -139,7 +139,7 @@ def render(report: SweepReport) -> str:
             view=view,
             measure=measure,
             meaning=MEANING[measure],
-            differences=_differences(view),
+            differences=differences_of(view),
             dots={
                 network: Markup(sweep_charts.dots([_dots(g, g.arm, places) for g in members], MEANING[measure], f"dots{numbers[network]}"))
                 for network, members in by_network.items()
@@ -174,57 +174,7 @@ def render(report: SweepReport) -> str:
     )
 
 
-def markdown(report: SweepReport) -> str:
-    """The arms of an ablation, or the best trials of a tuning, as a Markdown table; then what may be said of them, sentence by sentence."""
-    view = _view(report)
-    if report.kind == "tuning":
-        head = ["trial", "validation, %", *view.tuned]
-        body = [[_cell(row), html.percent(accuracy(row, "validation"), 2), *_values(row, view.tuned)] for row in view.trials[:SHOWN]]
-    else:
-        head = ["arm", "network", "compression", MEANING[report.measure], "95 % interval", "seeds", "− student (p)", "− kd (p)"]
-        differences = _differences(view)
-        body = []
-        for g in view.groups:
-            mean, low, high = (html.percent(share, g.digits) for share in g.interval)
-            told = [_difference(differences[g.label].get(base)) for base in ("student", "kd")]
-            body.append([g.arm, g.network, f"{g.compression:.2f}×", mean, f"{low} – {high}", str(len(g.by_seed)), *told])
-    lines = [head, ["---"] * len(head), *body]
-    table = ["| " + " | ".join(_escaped(entry) for entry in line) + " |" for line in lines]
-    said = [f"- {_escaped(sentence)}." for family in view.families for sentence in _sentences(family)]
-    notes = ["Accuracies are those on the validation split."] if report.measure == "validation" else []
-    if any(differences.values() for differences in _differences(view).values()):
-        notes.append("Differences in points over paired seeds; p of the paired t-test after Holm’s correction.")
-    return "\n".join([*table, "", report.progress + ".", *notes, *([""] if said else []), *said]) + "\n"
-
-
-def summary_table(report: SweepReport) -> str:
-    """The essence as plain text of at most 80 columns."""
-    view = _view(report)
-    rows: list[tuple[str, ...]]
-    if report.kind == "tuning":
-        rows = [("trial", "validation", "epochs", "settings")]
-        for row in view.trials[:SHOWN]:
-            told = " ".join(f"{name}={value}" for name, value in zip(view.tuned, _values(row, view.tuned), strict=True))
-            epochs = str(len(row["history"]))
-            rows.append((_short(_cell(row), 20), f"{html.percent(accuracy(row, 'validation'))} %", epochs, _short(told, 36)))
-    else:
-        rows = [("arm", "network", "smaller", report.measure, "95 % interval", "seeds")]
-        for g in view.groups:
-            mean, low, high = (html.percent(share, g.digits) for share in g.interval)
-            seeds = str(len(g.by_seed))
-            rows.append(
-                (charts.squeezed(g.arm, 20), charts.squeezed(g.network, 20), f"{g.compression:.2f}x", f"{mean} %", f"{low}-{high}", seeds)
-            )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    text = {0, 3} if report.kind == "tuning" else {0, 1}
-    aligned = (
-        "  ".join(cell.ljust(width) if i in text else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
-    return "\n".join([report.progress, "", *(line.rstrip() for line in aligned)])
-
-
-def _differences(view: _View) -> dict[str, dict[str, Comparison]]:
+def differences_of(view: View) -> dict[str, dict[str, Comparison]]:
     """Label to "student" or "kd" to the comparison with it."""
     found: dict[str, dict[str, Comparison]] = {group.label: {} for group in view.groups}
     for family in view.families:
@@ -287,12 +237,12 @@ def _curves(groups: Iterable[Group], places: Mapping[str, int], teacher: Mapping
     return charts.curves(lines, level if math.isfinite(level) else None, f"curves{number}", [places[arm] for arm in lines])
 
 
-def _trial_curves(view: _View, report: SweepReport) -> str:
+def _trial_curves(view: View, report: SweepReport) -> str:
     finished, stopped = ([h for row in rows if (h := history(row))] for rows in (view.trials, report.pruned))
     return sweep_charts.trial_curves(finished, stopped, finished[0] if finished else None) if finished or stopped else ""
 
 
-def _points(view: _View, pruned: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _points(view: View, pruned: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3) alpha, temperature and accuracy of the finished trials, (M, 2) of those stopped; nothing unless both were tuned."""
     if not {"alpha", "temperature"} <= set(view.tuned):
         return np.empty((0, 3)), np.empty((0, 2))
@@ -307,34 +257,10 @@ def _sizes(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list({row["network"]: row for row in sized}.values())
 
 
-def _cell(row: Mapping[str, Any]) -> str:
+def cell_of(row: Mapping[str, Any]) -> str:
     return str(row.get("cell", row["name"]))
 
 
-def _values(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+def values_of(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     own = settings(row)
     return [html.figure(own[name]) if name in own else "–" for name in names]
-
-
-def _sentences(family: Family) -> list[str]:
-    return [comparison.sentence for comparison in family.comparisons]
-
-
-def _difference(found: Comparison | None) -> str:
-    if found is None or not math.isfinite(found.difference):
-        return "–"
-    return f"{100 * found.difference:+.2f}" + (f" ({_p(found.p_holm)})" if math.isfinite(found.p_holm) else "")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _short(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def _escaped(text: str) -> str:
-    """Text that is no markup in Markdown or HTML, and stays in its cell."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join("\\" + letter if letter in "\\|`*_[]" else letter for letter in text)

@@ -13,6 +13,7 @@ from igkd.base.storage import filesystem, list_names, parse_json, read_file
 from igkd.images.codec import BadImage, decode, pixel_hash
 from igkd.store.plan import Layer, Plan, ViewsPlan, ids_hash, part_name
 from igkd.store.read import Store, count_zero, part_table, read_manifest, skipped_of, to_numpy
+from igkd.store.signals import SIGNALS, columns_of
 
 
 def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -141,7 +142,7 @@ def _check_rows(name: str, table: pa.Table, plan: Plan) -> Iterator[str]:
                 yield f"{where}: the picture is {picture.shape[0]}x{picture.shape[1]}, not {plan.image_shape[0]}x{plan.image_shape[1]}"
         except BadImage as error:
             yield f"{where}: the picture {error}"
-    yield from _check_finite(name, table, ["ig", "ig_delta", "logits", *(["attention"] if plan.attention_layer is not None else [])])
+    yield from _check_finite(name, table, [name for name in columns_of(plan) if SIGNALS[name].of_teacher])
 
 
 def _check_finite(name: str, table: pa.Table, columns: list[str]) -> Iterator[str]:

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from igkd import attribution, store
-from igkd.attribution.attention import attention_map
 from igkd.base.choices import OnBadImage
 from igkd.base.errors import UserError
 from igkd.base.random_draws import stratified_choice, validation_mask
@@ -19,8 +18,9 @@ from igkd.images.codec import pixel_hash, scale_mask
 from igkd.images.samples import decode_all, first_image
 from igkd.images.source import ImageSource, Record
 from igkd.networks.families import student_name, tap_of
-from igkd.networks.network import Classifier, parameter_count
+from igkd.networks.network import Classifier, NetworkSpec, parameter_count
 from igkd.networks.renumbered import class_numbers
+from igkd.store.signals import SIGNALS, Answers, columns_of
 
 Rows = dict[str, NDArray[Any]]
 """Columns of equal length; bytes and strings as object arrays."""
@@ -68,17 +68,8 @@ def make_plan(
     labels = source.checked_labels(config.split)
     spec = model.spec
     numbers = class_numbers(model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images")
-    if config.steps < 1 or (config.limit is not None and config.limit < 1):
-        raise UserError("--steps and --limit must be at least 1")
-    if config.rows_per_file is not None and config.rows_per_file < 1:
-        raise UserError("--rows-per-file must be at least 1")
-    first = first_image(source, config.split, config.bad_images)
-    shape = (config.image_size, config.image_size) if config.image_size else first.shape[:2]
-    if shape != spec.image_shape:
-        raise UserError(
-            f"{config.images} has images of {shape[0]}x{shape[1]} pixels, the teacher {config.teacher} was trained on "
-            f"{spec.image_shape[0]}x{spec.image_shape[1]}; --image-size {spec.image_shape[0]} scales and crops the images"
-        )
+    check_settings(config)
+    shape = image_shape(config, source, spec)
     validation = validation_mask(labels) if config.split == "train" else np.zeros(len(labels), dtype=np.bool_)
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
@@ -116,6 +107,34 @@ def make_plan(
         rows_per_file=config.rows_per_file or most,
     )
     return plan, Selection(ids, validation[ids], numbers)
+
+
+def check_settings(config: PrecomputeConfig) -> None:
+    """Refuse impossible numbers.
+
+    Raises:
+        UserError: naming them.
+    """
+    if config.steps < 1 or (config.limit is not None and config.limit < 1):
+        raise UserError("--steps and --limit must be at least 1")
+    if config.rows_per_file is not None and config.rows_per_file < 1:
+        raise UserError("--rows-per-file must be at least 1")
+
+
+def image_shape(config: PrecomputeConfig, source: ImageSource, spec: NetworkSpec) -> tuple[int, int]:
+    """(height, width) in pixels of the images, which is that of the teacher's.
+
+    Raises:
+        UserError: it is not.
+    """
+    first = first_image(source, config.split, config.bad_images)
+    shape = (config.image_size, config.image_size) if config.image_size else first.shape[:2]
+    if shape != spec.image_shape:
+        raise UserError(
+            f"{config.images} has images of {shape[0]}x{shape[1]} pixels, the teacher {config.teacher} was trained on "
+            f"{spec.image_shape[0]}x{spec.image_shape[1]}; --image-size {spec.image_shape[0]} scales and crops the images"
+        )
+    return shape
 
 
 def chosen_engine(
@@ -200,34 +219,22 @@ def plan_attributor(model: Classifier, plan: store.Plan) -> attribution.Attribut
 
 
 def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:
-    """Replace `pixels` by what the teacher makes of them: ig, ig_delta, logits, attention; rows with a reason get zeros.
+    """Replace `pixels` by the signals that the teacher gives of them; rows with a reason get zeros.
 
     Raises:
         UserError: the teacher makes of an image what is no finite number in the store's precision; image and value are named.
     """
-    real = np.dtype(plan.precision)
-    n = len(rows["image_id"])
-    out = {
-        "ig": np.zeros((n, *plan.image_shape), real),
-        "ig_delta": np.zeros(n, np.float32),
-        "logits": np.zeros((n, len(plan.classes)), np.float32),
-    }
-    if plan.attention_layer is not None:
-        out["attention"] = np.zeros((n, *plan.attention_shape), real)
-    good = np.flatnonzero(rows["reason"] == "")
+    n, good = len(rows["image_id"]), np.flatnonzero(rows["reason"] == "")
+    columns = {name: column for name, column in columns_of(plan).items() if SIGNALS[name].of_teacher}
+    out = {name: np.zeros((n, *shape), dtype) for name, (shape, dtype) in columns.items()}
     if len(good):
         pixels = torch.from_numpy(np.array(rows["pixels"])[good]).permute(0, 3, 1, 2).float() / 255
         labels, ids = (torch.from_numpy(np.array(rows[name])[good]) for name in ("label", "image_id"))
-        result = attribute(pixels, labels, ids)
-        found = {"logits": result.logits, "ig_delta": result.delta, "ig": result.ig}
-        if plan.attention_layer is not None:
-            found["attention"] = attention_of(model, pixels, plan.attention_layer)
-        for name, values in found.items():
-            out[name][good] = storable(name, values.numpy(), out[name].dtype, [(rows["image_id"][i], rows["name"][i]) for i in good])
+        answers = Answers(model, pixels, attribute(pixels, labels, ids), plan)
+        for name, column in out.items():
+            values = SIGNALS[name].compute(answers).numpy()
+            column[good] = storable(name, values, column.dtype, [(rows["image_id"][i], rows["name"][i]) for i in good])
     return {name: column for name, column in rows.items() if name != "pixels"} | out
-
-
-KINDS = {"logits": "logits", "ig_delta": "a completeness error", "ig": "a map", "attention": "attention"}
 
 
 def storable(name: str, values: NDArray[np.float32], dtype: np.dtype[Any], images: list[tuple[int, str]]) -> NDArray[Any]:
@@ -246,19 +253,11 @@ def storable(name: str, values: NDArray[np.float32], dtype: np.dtype[Any], image
     if len(wrong) == 0:
         return stored
     (image_id, image), value = images[wrong[0][0]], values[tuple(wrong[0])]
-    said = f"image {image_id} ({image}): the teacher gives {KINDS[name]} with the value {value:.6g}"
+    said = f"image {image_id} ({image}): the teacher gives {SIGNALS[name].words} with the value {value:.6g}"
     if np.isfinite(value):
         most = f"{np.finfo(dtype).max:.0f}"
         raise UserError(f"{said}, above {most}, the largest number of --precision {dtype}; --precision float32 stores it")
     raise UserError(f"{said}, which is no finite number: its weights are of no use or too large for single precision; take another teacher")
-
-
-def attention_of(model: Classifier, pixels: torch.Tensor, layer: str) -> torch.Tensor:
-    """Attention maps (B, h, w) of float pixels (B, 3, H, W) in [0, 1], on the processor."""
-    device = next(model.parameters()).device
-    size = attribution.inputs_per_pass(device.type, pixels.shape[-2] * pixels.shape[-1])
-    with torch.inference_mode():
-        return torch.cat([attention_map(model(batch.to(device), (layer,))[1][layer]).float().cpu() for batch in pixels.split(size)])
 
 
 def write_rows(uri: str, plan: store.Plan, part: int, ids: NDArray[np.int64], rows: Rows) -> store.Entry:

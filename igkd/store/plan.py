@@ -16,6 +16,7 @@ from igkd.base.choices import Engine, Forwards, Method
 from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
 from igkd.networks.network import MAX_SIDE
+from igkd.store.signals import arrow_fields
 
 VERSION = 3
 
@@ -132,21 +133,14 @@ class Plan(Layer):
 
     def schema(self) -> pa.Schema:
         """Arrow schema of every part."""
-        real = pa.type_for_alias(self.precision)
         fields = [
             pa.field("image_id", pa.int64(), nullable=False),
             pa.field("image_sha", pa.binary(16), nullable=False),
             pa.field("image", pa.binary(), nullable=False),
             pa.field("label", pa.int64(), nullable=False),
             pa.field("validation", pa.bool_(), nullable=False),
-            pa.field("ig", pa.fixed_shape_tensor(real, self.image_shape), nullable=False),
-            pa.field("ig_delta", pa.float32(), nullable=False),
-            pa.field("logits", pa.fixed_shape_tensor(pa.float32(), (len(self.classes),)), nullable=False),
+            *arrow_fields(self),
         ]
-        if self.attention_layer is not None:
-            fields.append(pa.field("attention", pa.fixed_shape_tensor(real, self.attention_shape), nullable=False))
-        if self.has_mask:
-            fields.append(pa.field("mask", pa.fixed_shape_tensor(pa.uint8(), self.image_shape), nullable=False))
         return pa.schema(fields)
 
 

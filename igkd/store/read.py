@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from igkd.base.storage_errors import STORAGE_ERRORS, explain, is_damage
 from igkd.images.codec import BadImage, decode, pixel_hash
 from igkd.images.samples import Samples, concatenate
 from igkd.store.plan import VERSION, Layer, Plan, ViewsPlan
+from igkd.store.signals import SIGNALS, columns_of
 
 L = TypeVar("L", bound=Layer)
 
@@ -133,7 +134,7 @@ class Store:
             if more is not None:
                 if not np.array_equal(to_numpy(more.column("image_id")), samples.ids):
                     raise UserError(f"the views in {self.uri} are of other images than its rows; see `igkd store verify {self.uri}`")
-                samples = replace(samples, views=torch.from_numpy(to_numpy(more.column("views"))))
+                samples = samples.with_signals(views=torch.from_numpy(to_numpy(more.column("views"))))
             found.append(samples)
             validation.append(to_numpy(table.column("validation")))
         return concatenate(found), np.concatenate(validation)
@@ -151,17 +152,16 @@ class Store:
                 raise UserError(f"{self.uri}: image {i} is not the one its map was made from (image_sha differs)")
             pixels[row] = picture
 
-        def tensor(name: str, dtype: type) -> torch.Tensor | None:
-            return torch.from_numpy(to_numpy(table.column(name)).astype(dtype)) if name in table.column_names else None
-
+        signals = {
+            name: torch.from_numpy(to_numpy(table.column(name)).astype(np.uint8 if dtype == "uint8" else np.float32))
+            for name, (_, dtype) in columns_of(self.plan).items()
+            if SIGNALS[name].for_students and name in table.column_names
+        }
         return Samples(
             to_numpy(table.column("image_id")),
             torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
             torch.from_numpy(to_numpy(table.column("label"))),
-            ig=tensor("ig", np.float32),
-            logits=tensor("logits", np.float32),
-            attention=tensor("attention", np.float32),
-            mask=tensor("mask", np.uint8),
+            signals,
         )
 
 

@@ -99,8 +99,10 @@ def _seconds_an_image(spec: NetworkSpec, recipe: Recipe, objective: Objective) -
         ids=np.arange(count),
         pixels=torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator),
         labels=torch.randint(0, len(spec.classes), (count,), generator=generator),
-        ig=torch.rand(count, height, width, generator=generator),
-        logits=torch.randn(count, len(spec.classes), generator=generator),
+        signals={
+            "ig": torch.rand(count, height, width, generator=generator),
+            "logits": torch.randn(count, len(spec.classes), generator=generator),
+        },
     )
     task = Task(spec=spec, train=samples, count=count, validation=samples.select(np.arange(2)), recipe=recipe, objective=objective, seed=0)
     trainer = Trainer(task, _on_device, progress=lambda line: None)

@@ -3,19 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from igkd.base.errors import UserError
 from igkd.base.run_directory import read_object
 from igkd.base.storage import write_bytes
 from igkd.networks import checkpoint
+from igkd.networks.checkpoint import checkpoint_card
 from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
+from igkd.report import pareto_page
 from igkd.report.gallery import Showcase, warm_latencies
 from igkd.report.html import source_name
-from igkd.report.pareto_page import publish_front
-from igkd.report.sweep_page import SweepReport, markdown, render, summary_table
+from igkd.report.sweep_page import SweepReport, render
+from igkd.report.sweep_table import markdown, summary_table
 from igkd.store import Store
-from igkd.sweeps.ledger import Row, read_rows, read_status
+from igkd.sweeps.ledger import Row, Status, read_rows, read_status
+from igkd.sweeps.speed_search import LATENCIES, read_latencies
 
 SHOWN = 6
 """Students whose maps are drawn."""
@@ -98,3 +102,48 @@ def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Clas
         if row["network"] == usual and row["share"] == 1:
             chosen.setdefault(row["arm"], row)
     return {arm: checkpoint.load(root / "students" / row["cell"]) for arm, row in list(chosen.items())[:SHOWN]}
+
+
+def publish_front(root: Path, status: Status) -> str:
+    """Write the report of what is done by now; gives the summary for a terminal.
+
+    Args:
+        root: OUT of jobs.search.
+
+    Raises:
+        UserError: what it needs is damaged or not where it was.
+    """
+    latencies, rows = read_latencies(root), read_rows(root)
+    if latencies is None:
+        raise UserError(f"{root} has no {LATENCIES}; run the command of its search again")
+    config: dict[str, Any] = next((row["config"] for row in rows if "config" in row), {})
+    note, teacher = "", dict[str, Any]()
+    if isinstance(config.get("store"), str) and isinstance(config.get("teacher"), str):
+        store = Store.open(config["store"])
+        source = source_name(store.plan.images)
+        note = f"Students learn from {store.manifest['rows']:,} images of {source}, less those of the validation split."
+        teacher = {} if config["teacher"].startswith("torchvision:") else checkpoint_card(config["teacher"])
+    best = read_object(root / "best.json").get("student") if (root / "best.json").exists() else None
+    report = pareto_page.FrontReport(
+        title="Search for a fast student",
+        progress=search_progress(status, rows),
+        failures=status.failures,
+        command=status.command,
+        rows=rows,
+        latencies=latencies,
+        teacher=teacher,
+        best=best if isinstance(best, str) else None,
+        note=note,
+    )
+    write_bytes(root / status.page, pareto_page.render(report).encode())
+    return f"{pareto_page.summary(report)}\n\nreport: {(root / status.page).resolve()}"
+
+
+def search_progress(status: Status, rows: Sequence[Row]) -> str:
+    """How many of a search's students are trained, stopped and failed, in words."""
+    states = [row["state"] for row in status.done(rows)]
+    parts = [f"{states.count('done'):,} of {status.total:,} students trained"]
+    parts += [f"{states.count('pruned'):,} stopped early"] if "pruned" in states else []
+    parts += [f"{states.count('diverged'):,} diverged"] if "diverged" in states else []
+    parts += [f"{len(status.failures):,} failed"] if status.failures else []
+    return ", ".join(parts)

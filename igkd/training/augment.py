@@ -7,16 +7,15 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igkd.attribution.attention import normalise_map
 from igkd.attribution.overlay import layer_of, overlay
 from igkd.base.random_draws import shuffled, uniform
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
 from igkd.images.views import View, crop_flip, draw_view, few_crops
+from igkd.store.signals import SIGNALS
 
 
 def logits_of_crops(views: Tensor, draws: "Draws") -> Tensor:
@@ -33,25 +32,6 @@ def logits_of_crops(views: Tensor, draws: "Draws") -> Tensor:
         return views[image, draws.crop].float()
     padding, view = views.shape[1] // 2, draws.view
     return views[image, view.dy + padding, view.dx + padding, view.flip.long()].float()
-
-
-def move_attention(maps: Tensor, view: View, image_shape: tuple[int, int]) -> Tensor:
-    """Apply a view of the image to its coarser attention maps, bilinearly, and bring them back to norm 1.
-
-    Args:
-        maps: float (B, h, w).
-        image_shape: (H, W) that the view's offsets refer to.
-
-    Returns:
-        float (B, h, w).
-    """
-    view = view.to(maps.device)
-    theta = torch.zeros(len(maps), 2, 3, device=maps.device)
-    theta[:, 0, 0], theta[:, 1, 1] = torch.where(view.flip, -1.0, 1.0), 1.0
-    theta[:, 0, 2] = view.dx * 2.0 / image_shape[1]
-    theta[:, 1, 2] = view.dy * 2.0 / image_shape[0]
-    grid = F.affine_grid(theta.to(maps), [len(maps), 1, *maps.shape[1:]], align_corners=False)
-    return normalise_map(F.grid_sample(maps.unsqueeze(1), grid, align_corners=False).squeeze(1))
 
 
 def draw_overlay(
@@ -154,8 +134,10 @@ def augment(samples: Samples, draws: Draws, recipe: Recipe, objective: Objective
     if len(rows):
         assert samples.ig is not None
         view = draws.view.select(rows)
-        maps = samples.ig[rows] if objective.uncropped_maps else crop_flip(samples.ig[rows], view)
-        masks = crop_flip(samples.mask[rows], view) if objective.content == "mask" and samples.mask is not None else None
+        maps = samples.ig[rows] if objective.uncropped_maps else SIGNALS["ig"].moved(samples.ig[rows], view, samples.shape)
+        masks = None
+        if objective.content == "mask":
+            masks = SIGNALS["mask"].moved(samples.signals["mask"][rows], view, samples.shape)
         order = None
         if objective.content == "noise":
             order = pixel_order(seed, epoch, samples.ids[rows.cpu().numpy()], maps[0].numel()).to(maps.device)

@@ -3,6 +3,7 @@
 The loop knows nothing of Ray. It is an iterator of epochs, so its caller decides what happens between them (report, checkpoint, stop).
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,21 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from igkd.attribution.attention import attention_map, resize_map
+from igkd.attribution.attention import attention_map
 from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
-from igkd.training.augment import augment, logits_of_crops, move_attention
+from igkd.store.signals import SIGNALS
+from igkd.training.augment import augment, logits_of_crops
 from igkd.training.batches import Batch, Feed, check_validation
 from igkd.training.execution import Forward, autocast
-from igkd.training.losses import attention_transfer, distillation
 from igkd.training.state import History
+from igkd.training.terms import terms_of
+from igkd.training.terms.term import Step, Term
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+SAY_S = 15.0
+"""Seconds between two lines of progress within an epoch."""
 
 
 class Diverged(UserError):
@@ -44,9 +49,10 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters; its learning rate is set anew at every step."""
-    return OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+def make_optimizer(model: nn.Module, recipe: Recipe, terms: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all parameters of a network and of the terms of its loss; its learning rate is set anew at every step."""
+    own = [] if terms is None else list(terms.parameters())
+    return OPTIMIZERS[recipe.optimizer]([*model.parameters(), *own], lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
 def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
@@ -68,80 +74,97 @@ def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)  # type: ignore[arg-type]
 
 
-def compute_loss(
-    model: Forward,
-    batch: Batch,
-    recipe: Recipe,
-    objective: Objective,
-    *,
-    seed: int,
-    epoch: int,
-    teacher: nn.Module | None = None,
-    scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Augment one batch and compute the total loss: alpha KD + (1 - alpha) CE + gamma AT.
+@dataclasses.dataclass(kw_only=True)
+class Learner:
+    """A network in training, and all that its steps need."""
+
+    model: nn.Module
+    """A `Classifier`, possibly wrapped for data parallelism, on its device."""
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    objective: Objective
+    seed: int
+    terms: nn.ModuleList | None = None
+    """Of the loss; those of the objective, if None. Where they have parameters, the optimizer has them, too."""
+    average: AveragedModel | None = None
+    """Moving average of the weights, kept up to date; it is what is evaluated."""
+    teacher: nn.Module | None = None
+    """In evaluation mode on the same device, for a live objective."""
+    compiled: Forward | None = None
+    """The model's forward pass in training, where that is another than the model's own."""
+    rank: int = 0
+    world: int = 1
+    progress: Callable[[str], None] = print
+    """Is told a line now and then."""
+
+    def __post_init__(self) -> None:
+        if self.terms is None:
+            self.terms = terms_of(self.objective, self.recipe)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def compute_loss(learner: Learner, batch: Batch, epoch: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Augment one batch and compute the loss, the weighted sum of its terms: (1 - alpha) CE + alpha KD + gamma AT.
 
     Args:
-        model: maps (pixels, taps) to logits or (logits, outputs by path), as `Classifier.forward` does.
-        batch: on the model's device; its samples have `ig`, `logits`, `views`, `attention` where the objective needs them.
-        teacher: for a live objective, which takes logits and attention from it and not from the samples.
+        batch: on the model's device; its samples have the signals of the teacher that the terms need.
         scale: factor on the sides of the images that the student sees (progressive resizing), when overlay and cutout are on them. The
             teacher always sees the whole crop: so live and stored views stay the same. Attention of another size is interpolated.
 
     Returns:
         scalar loss (mean over the batch) and logits, both float32, logits (B, classes).
     """
-    samples, tap = batch.samples, objective.tap if objective.gamma > 0 else None
-    pixels, clean = augment(samples, batch.draws, recipe, objective, seed, epoch)
+    samples, recipe = batch.samples, learner.recipe
+    assert learner.terms is not None
+    terms = [term for term in learner.terms if isinstance(term, Term)]
+    pixels, clean = augment(samples, batch.draws, recipe, learner.objective, learner.seed, epoch)
     if scale != 1.0:
         size = [round(side * scale) for side in samples.shape]
         pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
     with autocast(recipe, pixels.device):
-        logits, features = forward(model, pixels, tap)
+        logits, outputs = forward(
+            learner.compiled or learner.model, pixels, tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
+        )
     logits = logits.float()
-    loss = (1 - objective.alpha) * F.cross_entropy(logits, samples.labels, label_smoothing=recipe.label_smoothing)
-    if objective.alpha > 0 or objective.gamma > 0:
-        wanted, shown = teach(batch, clean, recipe, objective, teacher)
-        if objective.alpha > 0:
-            assert wanted is not None
-            loss = loss + objective.alpha * distillation(logits, wanted, objective.temperature)
-        if objective.gamma > 0:
-            assert features is not None and shown is not None
-            mine = attention_map(features.float())
-            loss = loss + objective.gamma * attention_transfer(mine, resize_map(shown, (mine.shape[1], mine.shape[2])))
+    wanted, shown = teach(learner, batch, clean, frozenset(signal for term in terms for signal in term.signals))
+    step = Step(logits, samples.labels, outputs, wanted, shown)
+    first, *others = (term.weight * term(step) for term in terms)
+    loss: Tensor = sum(others, first)
     return loss, logits
 
 
-def teach(
-    batch: Batch, clean: Tensor, recipe: Recipe, objective: Objective, teacher: nn.Module | None
-) -> tuple[Tensor | None, Tensor | None]:
+def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]) -> tuple[Tensor | None, Tensor | None]:
     """What the teacher says of the crops of a batch: logits float32 (B, classes) and attention float32 (B, h, w), where they are needed.
 
     Args:
         clean: float (B, 3, H, W), the crops without overlay and cutout.
+        signals: what is needed, of "logits" and "attention".
     """
-    samples, draws = batch.samples, batch.draws
-    tap = objective.tap if objective.gamma > 0 else None
+    samples, draws, objective = batch.samples, batch.draws, learner.objective
+    if not signals:
+        return None, None
     if objective.logits == "live":
-        assert teacher is not None
-        with torch.no_grad(), autocast(recipe, clean.device):
-            wanted, features = forward(teacher, clean, tap)
-        return wanted.float(), None if features is None else attention_map(features.float())
-    shown = None if tap is None else samples.attention
+        assert learner.teacher is not None
+        taps = (objective.tap,) if "attention" in signals and objective.tap is not None else ()
+        with torch.no_grad(), autocast(learner.recipe, clean.device):
+            wanted, outputs = forward(learner.teacher, clean, taps)
+        return wanted.float(), attention_map(outputs[taps[0]].float()) if taps else None
+    shown = samples.signals.get("attention") if "attention" in signals else None
     if shown is not None and not objective.uncropped_maps:
-        shown = move_attention(shown, draws.view, samples.shape)
+        shown = SIGNALS["attention"].moved(shown, draws.view, samples.shape)
     if objective.logits == "views":
-        return None if samples.views is None else logits_of_crops(samples.views, draws), shown
+        views = samples.signals.get("views")
+        return None if views is None else logits_of_crops(views, draws), shown
     return samples.logits, shown
 
 
-def forward(model: Forward, pixels: Tensor, tap: str | None) -> tuple[Tensor, Tensor | None]:
-    """Logits and, where a layer is tapped, its features."""
+def forward(model: Forward, pixels: Tensor, taps: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits and, where layers are tapped, their outputs by path."""
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    if tap is None:
-        return model(pixels), None
-    logits, outputs = model(pixels, (tap,))
-    return logits, outputs[tap]
+    return model(pixels, taps) if taps else (model(pixels), {})
 
 
 def _sum_over_workers(values: list[float], device: torch.device) -> list[float]:
@@ -169,33 +192,13 @@ def evaluate_split(model: nn.Module, samples: Samples, rank: int = 0, world: int
     return {"loss": loss / len(samples), "accuracy": correct / len(samples), "correct": int(correct), "count": len(samples)}
 
 
-def train(
-    model: nn.Module,
-    feed: Feed,
-    validation: Samples,
-    recipe: Recipe,
-    objective: Objective,
-    *,
-    seed: int,
-    optimizer: torch.optim.Optimizer,
-    history: History,
-    average: AveragedModel | None = None,
-    teacher: nn.Module | None = None,
-    compiled: Forward | None = None,
-    rank: int = 0,
-    world: int = 1,
-    progress: Callable[[str], None] = print,
-) -> Iterator[History]:
+def train(learner: Learner, feed: Feed, validation: Samples, history: History) -> Iterator[History]:
     """Train epoch by epoch.
 
     Args:
-        model: a `Classifier`, possibly wrapped for data parallelism, on its device.
         feed: this worker's batches.
         validation: validation images of all workers.
         history: rows of the epochs done before; training goes on behind them.
-        average: moving average of the weights, kept up to date; it is what is evaluated.
-        teacher: in evaluation mode on the same device, for a live objective.
-        compiled: the model's forward pass in training, where that is another than the model's own.
 
     Yields:
         the history after each epoch, one row longer than the last.
@@ -204,54 +207,77 @@ def train(
         UserError: too few validation images for the workers.
         Diverged: the loss is no longer a number.
     """
-    check_validation(len(validation), world)
-    device = next(model.parameters()).device
-    history, validation = list(history), validation.to(device)
-    for epoch in range(len(history) + 1, recipe.epochs + 1):
-        model.train()
-        scale = 0.75 if epoch <= recipe.low_resolution_epochs else 1.0
-        total, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
-        seen = 0
-        begin = spoke = time.monotonic()
-        for step, batch in enumerate(feed.epoch(epoch)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, (epoch - 1 + step / feed.steps) / recipe.epochs)
-            loss, logits = compute_loss(compiled or model, batch, recipe, objective, seed=seed, epoch=epoch, teacher=teacher, scale=scale)
-            optimizer.zero_grad()
-            mine = len(batch.samples)
-            # Gradients are averaged over workers: weighting by the share of the batch makes that the mean over images.
-            (loss * (mine * world / batch.size)).backward()
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(unwrapped(model))
-            total += loss.detach() * mine
-            correct += (logits.detach().argmax(1) == batch.samples.labels).sum()
-            seen += batch.size
-            # Looking at a figure waits for the GPU.
-            if (device.type == "cpu" or step % 50 == 0 or step == feed.steps - 1) and not math.isfinite(total.item()):
-                raise Diverged(f"the loss became {loss.item()} in epoch {epoch}, step {step + 1}; try a lower --learning-rate")
-            if time.monotonic() - spoke > 15:
-                spoke = time.monotonic()
-                rate = seen / (spoke - begin)
-                progress(f"epoch {epoch}/{recipe.epochs}, {seen}/{feed.count} images, {rate:.0f} images/s, loss {loss.item():.3f}")
-        loss_sum, hits = _sum_over_workers([total.item(), correct.item()], device)
+    check_validation(len(validation), learner.world)
+    history, validation, epochs = list(history), validation.to(learner.device), learner.recipe.epochs
+    for epoch in range(len(history) + 1, epochs + 1):
+        begin = time.monotonic()
+        loss, accuracy, seen = train_epoch(learner, feed, epoch)
         seconds = time.monotonic() - begin
-        checked = evaluate_split(model if average is None else average, validation, rank, world)
+        evaluated = learner.model if learner.average is None else learner.average
+        checked = evaluate_split(evaluated, validation, learner.rank, learner.world)
         history.append(
             {
                 "epoch": epoch,
-                "train_loss": loss_sum / seen,
-                "train_accuracy": hits / seen,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
                 "validation_loss": checked["loss"],
                 "validation_accuracy": checked["accuracy"],
                 "seconds": round(seconds, 3),
             }
         )
-        progress(
-            f"epoch {epoch}/{recipe.epochs} done in {seconds:.0f} s ({seen / seconds:.0f} images/s): "
-            f"loss {loss_sum / seen:.3f}, training accuracy {hits / seen:.1%}, validation {checked['accuracy']:.1%}"
+        learner.progress(
+            f"epoch {epoch}/{epochs} done in {seconds:.0f} s ({seen / seconds:.0f} images/s): "
+            f"loss {loss:.3f}, training accuracy {accuracy:.1%}, validation {checked['accuracy']:.1%}"
         )
         yield list(history)
+
+
+def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float, int]:
+    """Train one epoch; gives mean loss, accuracy in training, and images seen, over all workers.
+
+    Raises:
+        Diverged: the loss is no longer a number.
+    """
+    device, recipe = learner.device, learner.recipe
+    learner.model.train()
+    scale = 0.75 if epoch <= recipe.low_resolution_epochs else 1.0
+    total, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+    seen, spoke_of, spoke = 0, 0, time.monotonic()
+    for step, batch in enumerate(feed.epoch(epoch)):
+        for group in learner.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, (epoch - 1 + step / feed.steps) / recipe.epochs)
+        loss, logits = compute_loss(learner, batch, epoch, scale)
+        learn(learner, loss, len(batch.samples) * learner.world / batch.size)
+        total += loss.detach() * len(batch.samples)
+        correct += (logits.detach().argmax(1) == batch.samples.labels).sum()
+        seen += batch.size
+        # Looking at a figure waits for the GPU.
+        if (device.type == "cpu" or step % 50 == 0 or step == feed.steps - 1) and not math.isfinite(total.item()):
+            raise Diverged(f"the loss became {loss.item()} in epoch {epoch}, step {step + 1}; try a lower --learning-rate")
+        if (now := time.monotonic()) - spoke > SAY_S:
+            rate, spoke, spoke_of = (seen - spoke_of) / (now - spoke), now, seen
+            learner.progress(f"epoch {epoch}/{recipe.epochs}, {seen}/{feed.count} images, {rate:.0f} images/s, loss {loss.item():.3f}")
+    loss_sum, hits = _sum_over_workers([total.item(), correct.item()], device)
+    return loss_sum / seen, hits / seen, seen
+
+
+def learn(learner: Learner, loss: Tensor, share: float) -> None:
+    """One step of the optimizer, and of the average.
+
+    Args:
+        share: of the whole step's images that this worker has, times the number of workers: gradients are averaged over workers, and
+            weighting by it makes that the mean over images.
+    """
+    learner.optimizer.zero_grad()
+    (loss * share).backward()
+    if learner.world > 1 and learner.terms is not None:
+        for parameter in learner.terms.parameters():  # those of the model are averaged by its wrapper
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= learner.world
+    learner.optimizer.step()
+    if learner.average is not None:
+        learner.average.update_parameters(unwrapped(learner.model))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

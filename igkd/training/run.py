@@ -22,9 +22,10 @@ from igkd.networks.network import Classifier, build, multiply_adds, parameter_co
 from igkd.training.batch_norm import share_batch_norms
 from igkd.training.batches import Feed, Resident
 from igkd.training.execution import Compiled, choose_precision, multiplies_in_bfloat16
-from igkd.training.loop import make_average, make_optimizer, train, unwrapped
+from igkd.training.loop import Learner, make_average, make_optimizer, train, unwrapped
 from igkd.training.state import History, load_state, read_decided, save_state
 from igkd.training.task import Task, check_batch_size
+from igkd.training.terms import terms_of
 
 
 class Trainer:
@@ -50,7 +51,8 @@ class Trainer:
         self.task, self.rank, self.world, self.progress = task, rank, world, progress
         self.model = prepare(share_batch_norms(network) if world > 1 else network)
         self.device = next(self.model.parameters()).device
-        self.optimizer = make_optimizer(self.model, task.recipe)
+        self.terms = terms_of(task.objective, task.recipe).to(self.device)
+        self.optimizer = make_optimizer(self.model, task.recipe, self.terms)
         self.average = make_average(unwrapped(self.model), task.recipe)
         self.teacher = None if task.teacher is None else task.teacher.to(self.device).eval()
         self.history: History = []
@@ -65,13 +67,13 @@ class Trainer:
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote, in the precision with which the run began."""
         decided = read_decided(directory)
-        self.history = load_state(directory, unwrapped(self.model), self.optimizer, self.average)
+        self.history = load_state(directory, unwrapped(self.model), self.optimizer, self.average, self.terms)
         self.precision = "bfloat16" if decided.get("precision") == "bfloat16" else "float32"
 
     def save(self, directory: Path) -> None:
         """Write all that `load` needs, in one file that appears whole or not at all."""
         decided = {"precision": self.precision}
-        save_state(directory, unwrapped(self.model), self.optimizer, self.history, self.average, decided)
+        save_state(directory, unwrapped(self.model), self.optimizer, self.history, self.average, decided, self.terms)
 
     @property
     def finished(self) -> bool:
@@ -90,11 +92,11 @@ class Trainer:
         if feed is None:
             assert task.train is not None
             feed = Resident(task.train, task.recipe, task.objective, task.seed, self.device, self.rank, self.world)
-        rows = train(
-            self.model, feed, task.validation, recipe, task.objective,
-            seed=task.seed, optimizer=self.optimizer, history=self.history, average=self.average, teacher=self.teacher,
-            compiled=self.compiled, rank=self.rank, world=self.world, progress=self.progress,
+        learner = Learner(
+            model=self.model, optimizer=self.optimizer, recipe=recipe, objective=task.objective, seed=task.seed, terms=self.terms,
+            average=self.average, teacher=self.teacher, compiled=self.compiled, rank=self.rank, world=self.world, progress=self.progress,
         )  # fmt: skip
+        rows = train(learner, feed, task.validation, self.history)
         for self.history in rows:
             yield self.history
 

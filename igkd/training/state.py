@@ -27,15 +27,19 @@ def save_state(
     history: History,
     average: AveragedModel | None = None,
     decided: Mapping[str, str] | None = None,
+    terms: nn.Module | None = None,
 ) -> None:
     """Write everything that `load_state` needs to go on, as one safetensors file that appears whole or not at all.
 
     Args:
         decided: what was decided when the run began and stays so, wherever it goes on; `read_decided` gives it back.
+        terms: of the loss, which may have parameters of their own.
     """
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v.detach().cpu().contiguous() for k, v in average.state_dict().items()}
+    if terms is not None:
+        tensors |= {f"terms.{k}": v.detach().cpu().contiguous() for k, v in terms.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v.detach().cpu().contiguous() for k, v in state.items() if v is not None}
     metadata = {"history": json.dumps(history), "decided": json.dumps(dict(decided or {}))}
@@ -78,8 +82,14 @@ def _state_of(directory: Path) -> Iterator[None]:
         raise UserError(f"{directory / STATE} cannot be read ({line}); delete it to begin that run anew") from None
 
 
-def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None) -> History:
-    """Restore model, optimizer and average in place; gives the history of the epochs done.
+def load_state(
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None = None,
+    terms: nn.Module | None = None,
+) -> History:
+    """Restore model, optimizer, average and terms in place; gives the history of the epochs done.
 
     Raises:
         UserError: there is no state, or it is damaged.
@@ -94,6 +104,8 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         model.load_state_dict(part("model"))
         if average is not None:
             average.load_state_dict(part("average"))
+        if terms is not None:
+            terms.load_state_dict(part("terms"))
         state: dict[int, dict[str, Tensor]] = {}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for key, value in part("optimizer").items():

@@ -137,12 +137,13 @@ def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
     if config.aligned and config.content != "other":
         return samples
     partner = torch.from_numpy(deranged(len(samples), config.seed, "partner"))
-    ig = None if samples.ig is None else samples.ig[partner]
-    if config.aligned:
-        return replace(samples, ig=ig)
-    answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
-    logits, views, attention = (None if t is None else t[answering] for t in (samples.logits, samples.views, samples.attention))
-    return replace(samples, ig=ig, logits=logits, views=views, attention=attention)
+    signals = dict(samples.signals)
+    if "ig" in signals:
+        signals["ig"] = signals["ig"][partner]
+    if not config.aligned:
+        answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
+        signals |= {name: signals[name][answering] for name in ("logits", "views", "attention") if name in signals}
+    return replace(samples, signals=signals)
 
 
 def open_store(config: DistillConfig) -> Store:

@@ -15,7 +15,7 @@ from igkd.base.storage import absolute
 from igkd.config.distill import DistillConfig
 from igkd.store import Store, hold
 from igkd.sweeps.grid import Cell
-from igkd.sweeps.ledger import Kind, Ledger, Status
+from igkd.sweeps.ledger import Kind, Ledger, Row, Status
 from igkd.training.identity import fingerprints, identity, judged_otherwise
 from igkd.training.student_data import open_store, open_teacher_of
 from igkd.training.test_images import Unseen, unseen_by_student
@@ -124,17 +124,11 @@ def run_cells(
         teacher=ray.put(open_teacher_of(teacher_of(grid))),
         unseen=None if unseen is None else ray.put(unseen),
     )
+    names, epochs = [cell.name for cell in grid], {cell.name: cell.config.epochs for cell in grid}
     status = Status(
-        command=work.command,
-        planned=[cell.name for cell in grid],
-        total=len(grid),
-        slots=at_once,
-        began=time.time(),
-        deadline=None if seconds is None else time.time() + seconds,
-        epochs={cell.name: cell.config.epochs for cell in grid},
-        page=page,
-        kind=kind,
+        command=work.command, planned=names, total=len(grid), slots=at_once, began=time.time(), epochs=epochs, page=page, kind=kind
     )
+    status.deadline = None if seconds is None else status.began + seconds
     with hold(out):
         ledger = Ledger(root, status)
 
@@ -151,11 +145,7 @@ def run_cells(
                 run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds, halving=judge)
 
         print(f"sweep: {len(grid)} runs, {len(grid) - len(left())} done before, {at_once} at a time, in {out}", flush=True)
-        configs = {cell.name: cell.config for cell in grid}
-        if other := judged_otherwise(
-            (row, configs[row["cell"]]) for row in ledger.rows if row["cell"] in configs and row["state"] == "done"
-        ):
-            print(f"sweep: {len(other)} of these are not judged as is asked now: {other[0]}", flush=True)
+        say_what_is_judged_otherwise(grid, ledger.rows)
         try:
             persist(attempt)
         finally:
@@ -164,6 +154,13 @@ def run_cells(
             ledger.status.running.clear()
             ledger.write_status("finished" if finished else "stopped")
     return finished
+
+
+def say_what_is_judged_otherwise(grid: list[Cell], rows: list[Row]) -> None:
+    """Print a line if finished runs were judged by other test images, or other maps, than is asked for now."""
+    configs = {cell.name: cell.config for cell in grid}
+    if other := judged_otherwise((row, configs[row["cell"]]) for row in rows if row["cell"] in configs and row["state"] == "done"):
+        print(f"sweep: {len(other)} of these are not judged as is asked now: {other[0]}", flush=True)
 
 
 def teacher_of(grid: list[Cell]) -> DistillConfig:

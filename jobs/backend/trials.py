@@ -30,11 +30,10 @@ class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in class_cach
 def run_trials(
     ledger: Ledger,
     work: Work,
-    params: Settings,
+    space: Settings | Searcher,
     resources: Mapping[str, float],
     *,
     seconds: float | None = None,
-    search: Searcher | None = None,
     halving: Halving | None = None,
     samples: int = 1,
     at_once: int | None = None,
@@ -42,19 +41,19 @@ def run_trials(
     """Run what Tune says until all is done, or until the time is up.
 
     Args:
-        params: Tune's space: a grid, or nothing where `search` has its own.
+        space: Tune's space, a grid; or what proposes settings from a space of its own.
         resources: of one run.
         seconds: after which all runs are stopped; their states are those of their last epochs.
-        search, halving: propose settings, and stop what lags behind.
+        halving: stops what lags behind.
         samples: how many settings to propose.
         at_once: how many of them before the first results are known.
     """
     trainable = ray.tune.with_parameters(train_cell, work=work)
     ray.tune.Tuner(
         ray.tune.with_resources(trainable, dict(resources)),
-        param_space=params,
+        param_space={} if isinstance(space, Searcher) else space,
         tune_config=ray.tune.TuneConfig(
-            search_alg=search,
+            search_alg=space if isinstance(space, Searcher) else None,
             scheduler=halving,
             num_samples=samples,
             max_concurrent_trials=at_once,

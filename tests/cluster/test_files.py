@@ -10,7 +10,8 @@ import pytest
 import tyro
 
 from igkd.config import pipeline, precompute, recipes, sweeps, teacher
-from tests.helpers.manifests import AWS, KUBERNETES, ON_PREMISES, ROOT, commands, load, pods, resources, walk
+from tests.helpers.manifests import AWS, KUBERNETES, ON_PREMISES, commands, load, pods, resources, walk
+from tests.helpers.paths import ROOT
 
 DOCKERFILE = ROOT / "cluster" / "Dockerfile"
 GUIDE = ROOT / "docs" / "cluster.md"

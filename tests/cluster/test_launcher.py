@@ -19,7 +19,8 @@ from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEven
 
 from jobs import nodes
 from jobs.backend.spot import SpotOrOnDemand
-from tests.helpers.manifests import AWS, ON_PREMISES, ROOT, load
+from tests.helpers.manifests import AWS, ON_PREMISES, load
+from tests.helpers.paths import ROOT
 
 both = pytest.mark.parametrize("path", [AWS, ON_PREMISES], ids=lambda path: path.name)
 

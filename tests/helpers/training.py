@@ -11,7 +11,7 @@ from igkd.images.samples import Samples
 from igkd.networks.network import NetworkSpec
 from igkd.training.augment import draw
 from igkd.training.batches import Batch, Resident
-from igkd.training.loop import compute_loss, make_average, make_optimizer, train
+from igkd.training.loop import Learner, compute_loss, make_average, make_optimizer, train
 from igkd.training.state import History
 
 TINY = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=11,width=0.35")
@@ -29,9 +29,11 @@ def random_samples(count: int, seed: int = 0, size: int = 16) -> Samples:
         ids=np.arange(count) * 3 + 100,
         pixels=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
         labels=torch.randint(0, 3, (count,), generator=generator),
-        ig=torch.rand(count, size, size, generator=generator),
-        logits=2 * torch.randn(count, 3, generator=generator),
-        attention=nn.functional.normalize(torch.rand(count, 64, generator=generator)).view(count, 8, 8),
+        signals={
+            "ig": torch.rand(count, size, size, generator=generator),
+            "logits": 2 * torch.randn(count, 3, generator=generator),
+            "attention": nn.functional.normalize(torch.rand(count, 64, generator=generator)).view(count, 8, 8),
+        },
     )
 
 
@@ -43,26 +45,29 @@ def resident(samples: Samples, how: Recipe, objective: Objective, seed: int, ran
     return Resident(samples, how, objective, seed, torch.device("cpu"), rank, world)
 
 
+def learner(model: nn.Module, how: Recipe, objective: Objective | None = None, seed: int = 0, **rest: Any) -> Learner:
+    """A network in training, with a new optimizer and average where none are given."""
+    rest = {"optimizer": make_optimizer(model, how), "average": make_average(model, how), "progress": quiet} | rest
+    return Learner(model=model, recipe=how, objective=objective or Objective(), seed=seed, **rest)
+
+
 def run(
     model: nn.Module, samples: Samples, how: Recipe, seed: int = 0, objective: Objective | None = None, *, rank: int = 0, world: int = 1,
-    **rest: Any,
+    validation: Samples | None = None, history: History | None = None, **rest: Any,
 ) -> History:  # fmt: skip
     """A whole run, or the rest of one; its last history."""
-    objective = objective or Objective()
-    rest = {
-        "optimizer": make_optimizer(model, how), "history": [], "validation": random_samples(5, seed=9), "progress": quiet,
-        "average": make_average(model, how),
-    } | rest  # fmt: skip
-    feed = resident(samples, how, objective, seed, rank, world)
-    rows = list(train(model, feed, recipe=how, objective=objective, seed=seed, rank=rank, world=world, **rest))
-    return rows[-1] if rows else rest["history"]
+    own = learner(model, how, objective, seed, rank=rank, world=world, **rest)
+    feed = resident(samples, how, own.objective, seed, rank, world)
+    rows = list(train(own, feed, random_samples(5, seed=9) if validation is None else validation, history or []))
+    return rows[-1] if rows else history or []
 
 
 def loss_of(model: nn.Module, samples: Samples, objective: Objective, *, seed: int, epoch: int, padding: int, **rest: Any) -> Any:
     """`compute_loss` on all samples at once."""
     how = recipe(padding=padding)
     batch = Batch(samples, draw(seed, epoch, samples.ids, samples.shape, how, objective), len(samples))
-    return compute_loss(model, batch, how, objective, seed=seed, epoch=epoch, **rest)
+    scale = rest.pop("scale", 1.0)
+    return compute_loss(learner(model, how, objective, seed, **rest), batch, epoch, scale)
 
 
 def without_seconds(history: History) -> History:

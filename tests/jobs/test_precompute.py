@@ -352,7 +352,7 @@ def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path, c
     assert opened.column("ig").shape == (4, 224, 224) and opened.column("logits").shape == (4, 1000)
     assert opened.column("label").tolist() == [0, 250, 500, 750]
     samples, _ = opened.samples()
-    assert samples.attention is None
+    assert "attention" not in samples.signals
     with pytest.raises(UserError, match="holds no attention.*choose an arm without at"):
         open_store(DistillConfig(store=opened.uri, test_images="shapes", out="o", arm="at"))
 

@@ -20,11 +20,11 @@ from igkd.store import Store
 from igkd.training.augment import draw
 from igkd.training.identity import BYTES_PER_PIXEL, ingest_of
 from igkd.training.loop import make_average, make_optimizer, train
-from igkd.training.losses import attention_transfer
 from igkd.training.state import load_state, save_state
 from igkd.training.student_data import mixed_up
+from igkd.training.terms.attention import attention_transfer
 from tests.helpers.stores import tiny_plan
-from tests.helpers.training import TINY, loss_of, quiet, random_samples, recipe, resident, run, same_weights, without_seconds
+from tests.helpers.training import TINY, learner, loss_of, random_samples, recipe, resident, run, same_weights, without_seconds
 
 PLACES = {"store": "s", "test_images": "t", "out": "o"}
 
@@ -94,7 +94,7 @@ def test_other_maps_come_from_one_other_image_each() -> None:
     assert mixed_up(samples, distill_config("paper", **PLACES)) is samples
     other = mixed_up(samples, distill_config("paper", **PLACES, content="other"))
     assert other.pixels is samples.pixels and other.labels is samples.labels
-    assert other.logits is samples.logits and other.attention is samples.attention
+    assert other.logits is samples.logits and other.signals["attention"] is samples.signals["attention"]
     maps = sources(other.ig, samples.ig)
     assert sorted(maps) == list(range(30)) and all(map != own for own, map in enumerate(maps))
 
@@ -108,7 +108,7 @@ def test_the_published_maps_and_logits_come_from_independent_permutations(conten
         published = mixed_up(samples, distill_config("paper-as-published", **PLACES, content=content, seed=seed))
         assert published.pixels is samples.pixels and published.labels is samples.labels and published.ids is samples.ids
         maps, logits = sources(published.ig, samples.ig), sources(published.logits, samples.logits)
-        assert sources(published.attention, samples.attention) == logits
+        assert sources(published.signals["attention"], samples.signals["attention"]) == logits
         assert sorted(maps) == sorted(logits) == list(range(600))
         drawn += [range(600), maps, logits]
     for i, first in enumerate(drawn):
@@ -128,7 +128,9 @@ def test_published_attention_is_not_moved_with_the_crop() -> None:
     # By hand: the same crop, and the attention as it is stored.
     draws = draw(4, 2, samples.ids, samples.shape, recipe(padding=3), left)
     logits, features = model(crop_flip(samples.pixels, draws.view).float() / 255, left.tap)
-    expected = cross_entropy(logits, samples.labels) + left.gamma * attention_transfer(attention_map(features), samples.attention)
+    expected = cross_entropy(logits, samples.labels) + left.gamma * attention_transfer(
+        attention_map(features), samples.signals["attention"]
+    )
     assert cropped == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -171,7 +173,7 @@ def test_a_live_teacher_is_asked_about_the_same_crop() -> None:
     torch.nn.init.normal_(teacher.network.classifier.weight, generator=torch.Generator().manual_seed(1))
     student = build(TINY, 1).eval()
     with torch.no_grad():
-        stored = replace(samples, logits=teacher(samples.pixels.float() / 255))
+        stored = samples.with_signals(logits=teacher(samples.pixels.float() / 255))
     objective = distill_config("paper", **PLACES, arm="kd", alpha=1.0).objective
     live = replace(objective, logits="live")
     seed = next(s for s in range(5000) if not draw_flips(s, samples.ids).any())
@@ -215,10 +217,8 @@ def test_a_resumed_average_ends_in_the_same_bits(tmp_path: Path) -> None:
     first = build(TINY, 0)
     optimizer, average = make_optimizer(first, how), make_average(first, how)
     feed = resident(samples, how, distill_config("paper", **PLACES, arm="student").objective, 0)
-    rows = train(
-        first, feed, random_samples(5, seed=9), how, distill_config("paper", **PLACES, arm="student").objective, seed=0,
-        optimizer=optimizer, history=[], average=average, progress=quiet,
-    )  # fmt: skip
+    objective = distill_config("paper", **PLACES, arm="student").objective
+    rows = train(learner(first, how, objective, optimizer=optimizer, average=average), feed, random_samples(5, seed=9), [])
     save_state(tmp_path, first, optimizer, next(rows), average)
     second = build(TINY, 77)
     second_optimizer, second_average = make_optimizer(second, how), make_average(second, how)

@@ -16,8 +16,9 @@ from PIL import Image
 from igkd.base.errors import UserError
 from igkd.base.random_draws import validation_mask
 from igkd.config.command_line import parse
+from igkd.config.export import ExportConfig
 from igkd.deployment import formats
-from igkd.deployment.export import CALIBRATION, Check, ExportConfig, as_decoded, compare, export, refuse, training_images
+from igkd.deployment.export import CALIBRATION, Check, as_decoded, compare, export, refuse, training_images
 from igkd.evaluation.evaluate import predict
 from igkd.images import drawn_shapes
 from igkd.images.open import open_images

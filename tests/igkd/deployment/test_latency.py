@@ -10,8 +10,9 @@ import pytest
 
 from igkd.base.errors import UserError
 from igkd.config.command_line import parse
+from igkd.config.latency import LatencyConfig
 from igkd.deployment import formats
-from igkd.deployment.latency import CALLS, LatencyConfig, measure, table, take_turns
+from igkd.deployment.latency import CALLS, measure, table, take_turns
 from igkd.deployment.timed_process import open_model, timed
 from igkd.images import drawn_shapes
 from igkd.networks import checkpoint

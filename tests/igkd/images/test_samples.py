@@ -75,16 +75,15 @@ def test_mixed_sizes_are_resized_on_request(source: Callable[..., ImageSource]) 
 def test_select_and_to_keep_entries_together(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 9))
     numbers = torch.arange(n)
-    extra = [None if data.draw(st.booleans()) else numbers.float().view(n, 1, 1).expand(n, 2, 3) for _ in range(5)]
-    samples = Samples(np.arange(n), numbers.to(torch.uint8).view(n, 1, 1, 1).expand(n, 3, 2, 2), numbers, *extra)
+    extra = {name: numbers.float().view(n, 1, 1).expand(n, 2, 3) for name in data.draw(st.sets(st.sampled_from(["ig", "logits", "new"])))}
+    samples = Samples(np.arange(n), numbers.to(torch.uint8).view(n, 1, 1, 1).expand(n, 3, 2, 2), numbers, extra)
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     positions = np.array(data.draw(st.permutations(range(n))))
     for rows, expected in ((mask, np.flatnonzero(mask)), (positions, positions)):
         chosen = samples.select(rows).to(torch.device("cpu"))
         assert chosen.ids.tolist() == chosen.labels.tolist() == chosen.pixels[:, 0, 0, 0].tolist() == expected.tolist()
-        for before, after in zip(extra, chosen.signals.values(), strict=True):
-            assert (before is None) == (after is None)
-            assert after is None or after[:, 1, 2].tolist() == expected.tolist()
+        assert chosen.signals.keys() == extra.keys()
+        assert all(values[:, 1, 2].tolist() == expected.tolist() for values in chosen.signals.values())
 
 
 def test_images_are_decoded_one_at_a_time() -> None:

@@ -22,6 +22,7 @@ from igkd.deployment import formats
 from igkd.deployment.export import as_decoded
 from igkd.evaluation.comparisons import families, grouped
 from igkd.evaluation.evaluate import predict
+from igkd.evaluation.speed import pareto
 from igkd.images import drawn_shapes
 from igkd.images.open import open_images
 from igkd.images.samples import load_samples
@@ -31,7 +32,6 @@ from igkd.networks.lean import MAX_BLOCKS, MAX_STAGES, MAX_WIDTH, Lean, parse
 from igkd.networks.network import NetworkSpec, build, multiply_adds, parameter_count
 from igkd.sweeps.candidates import candidates
 from igkd.sweeps.grid import make_cell
-from igkd.sweeps.speed_search import pareto
 from igkd.training.student_data import check_attention
 from tests.helpers.networks import hooked_multiply_adds, lively, same_state, settled
 from tests.helpers.paths import ROOT

@@ -15,13 +15,14 @@ from PIL import Image
 
 from igkd.attribution import attributor
 from igkd.base.errors import UserError
+from igkd.config.explain import ExplainConfig
 from igkd.evaluation.map_metrics import cosine, rank_correlation
 from igkd.images import drawn_shapes
 from igkd.images.codec import decode
 from igkd.networks import checkpoint
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.report import charts
-from igkd.report.explain import ExplainConfig, Explanation, cards, explain, render, summary, write_page
+from igkd.report.explain import Explanation, cards, explain, render, summary, write_page
 from tests.helpers.networks import settled
 from tests.helpers.pages import HOSTILE, Page
 from tests.helpers.paths import ROOT

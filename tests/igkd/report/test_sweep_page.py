@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from igkd.report.pipeline_page import Latency
-from igkd.report.sweep_page import PUBLISHED, SweepReport, markdown, render, summary_table
+from igkd.report.sweep_page import PUBLISHED, SweepReport, render
+from igkd.report.sweep_table import markdown, summary_table
 from tests.helpers.pages import HOSTILE, gallery_row
 from tests.helpers.sweep_rows import SIZES, checked, row, sweep, trial, trials, tuning, words
 

@@ -25,7 +25,7 @@ from igkd.training.batches import Batch
 from igkd.training.identity import decided, fingerprints, identity
 from igkd.training.loop import compute_loss, teach
 from igkd.training.student_data import crops_of, distill_task, open_store
-from tests.helpers.training import loss_of, random_samples, recipe
+from tests.helpers.training import learner, loss_of, random_samples, recipe
 
 SETTINGS = {"learning_rate": 0.01, "epochs": 2, "batch_size": 8}
 
@@ -65,7 +65,7 @@ def test_views_are_what_a_live_teacher_says(viewed: dict[str, str], teacher: str
     config = decided(student(viewed[asked]), Store.open(viewed[asked]))
     assert config.logits == "views"
     task = distill_task(config)
-    assert task.train is not None and task.train.views is not None
+    assert task.train is not None and task.train.signals["views"] is not None
     model, compared = checkpoint.load(teacher).to(memory_format=torch.channels_last), 0
     with torch.no_grad():
         for seed, epoch in ((0, 1), (0, 2), (7, 1), (3, 50), (3, 51), (4, 1), (5, 2), (6, 3), (8, 4), (9, 5), (10, 6)):
@@ -73,8 +73,10 @@ def test_views_are_what_a_live_teacher_says(viewed: dict[str, str], teacher: str
             for mine in (np.arange(0, len(task.train), 2), np.arange(1, len(task.train), 2)):
                 batch = Batch(task.train.select(mine), draws.select(torch.from_numpy(mine)), len(mine))
                 clean = crop_flip(batch.samples.pixels, batch.draws.view).float() / 255
-                stored = teach(batch, clean, task.recipe, task.objective, None)[0]
-                asked_now = teach(batch, clean, task.recipe, replace(task.objective, logits="live"), model)[0]
+                stored = teach(learner(model, task.recipe, task.objective), batch, clean, frozenset({"logits"}))[0]
+                asked_now = teach(
+                    learner(model, task.recipe, replace(task.objective, logits="live"), teacher=model), batch, clean, frozenset({"logits"})
+                )[0]
                 assert stored is not None and asked_now is not None
                 rounding = 2**-11 * asked_now.abs() + 2e-5  # half a unit of float16; kernels of other batches in float32
                 assert ((stored - asked_now).abs() <= rounding).all()
@@ -93,9 +95,7 @@ def test_the_loss_with_views_is_the_live_one_at_low_resolution_and_with_what_onl
     network, model = build(task.spec, 0), checkpoint.load(teacher)
     batch = Batch(task.train, draw(1, 1, task.train.ids, task.train.shape, task.recipe, task.objective), len(task.train))
     losses = [
-        compute_loss(
-            network, batch, task.recipe, replace(task.objective, logits=logits), seed=1, epoch=1, teacher=model, scale=0.75
-        )[0].item()
+        compute_loss(learner(network, task.recipe, replace(task.objective, logits=logits), 1, teacher=model), batch, 1, 0.75)[0].item()
         for logits in ("views", "live", "image")
     ]  # fmt: skip
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and abs(losses[0] - losses[2]) > 0.01 * losses[0]
@@ -139,7 +139,7 @@ def test_every_crop_is_once_in_the_order_of_the_table() -> None:
 def test_attention_of_another_size_is_interpolated() -> None:
     """A student that sees 3/4 of the resolution has 3/4 of its teacher's cells; a plain map stays plain, and of norm 1."""
     samples = random_samples(6, size=16)
-    samples = replace(samples, attention=torch.full((6, 8, 8), 1 / 8))
+    samples = samples.with_signals(attention=torch.full((6, 8, 8), 1 / 8))
     model = build(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=5,width=0.35"), 0)
     objective = Objective(gamma=1.0, tap=9)
     whole, _ = loss_of(model, samples, objective, seed=0, epoch=1, padding=0)
@@ -366,19 +366,24 @@ def test_the_columns_of_a_control_come_from_one_other_image(viewed: dict[str, st
     """As published: what the teacher says is another image's, the views too."""
     task = distill_task(student(viewed["all"], logits="views", aligned=False, recipe="paper-as-published"))
     right = distill_task(student(viewed["all"], logits="views"))
-    assert task.train is not None and right.train is not None and task.train.views is not None and right.train.views is not None
-    assert not torch.equal(task.train.views, right.train.views)
+    assert (
+        task.train is not None
+        and right.train is not None
+        and task.train.signals["views"] is not None
+        and right.train.signals["views"] is not None
+    )
+    assert not torch.equal(task.train.signals["views"], right.train.signals["views"])
 
 
 def test_samples_of_parts_have_their_views(viewed: dict[str, str]) -> None:
     opened = Store.open(viewed["all"])
     whole, _ = opened.samples(views=True)
     some, _ = opened.samples([4, 1], views=True)
-    assert whole.views is not None and some.views is not None and whole.views.dtype == torch.float16
+    assert whole.signals["views"] is not None and some.signals["views"] is not None and whole.signals["views"].dtype == torch.float16
     places = [int(np.flatnonzero(whole.ids == i)[0]) for i in some.ids]
-    assert torch.equal(some.views, whole.views[places]) and opened.samples([0])[0].views is None
+    assert torch.equal(some.signals["views"], whole.signals["views"][places]) and "views" not in opened.samples([0])[0].signals
     back = Samples.from_columns(some.columns())
-    assert back.views is not None and torch.equal(back.views, some.views)
+    assert torch.equal(back.signals["views"], some.signals["views"])
 
 
 def test_a_view_of_everything_selects(viewed: dict[str, str]) -> None:

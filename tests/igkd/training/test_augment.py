@@ -16,7 +16,7 @@ from igkd.base.choices import Content
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
 from igkd.images.views import View, crop_flip, draw_view
-from igkd.training.augment import augment, cutout, deranged, draw, draw_overlay, move_attention, overlay_probability, pixel_order
+from igkd.training.augment import augment, cutout, deranged, draw, draw_overlay, moved_attention, overlay_probability, pixel_order
 
 IDS = np.arange(20_000)
 
@@ -174,7 +174,7 @@ def test_attention_moves_by_whole_cells(cells: tuple[int, int], image: tuple[int
     steps = list(itertools.product([-2, -1, 0, 1, 2], [-2, -1, 0, 1, 2], [False, True]))
     maps = normalise_map(noise(len(steps), *cells))
     stride = (image[0] // cells[0], image[1] // cells[1])
-    moved = move_attention(maps, view_of([(y * stride[0], x * stride[1], flip) for y, x, flip in steps]), image)
+    moved = moved_attention(maps, view_of([(y * stride[0], x * stride[1], flip) for y, x, flip in steps]), image)
     expected = normalise_map(crop_flip(maps, view_of(steps)))
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(moved.flatten(1).norm(dim=1), torch.ones(len(steps)))
@@ -182,7 +182,7 @@ def test_attention_moves_by_whole_cells(cells: tuple[int, int], image: tuple[int
 
 def test_attention_moves_by_half_a_cell_to_the_mean_of_two() -> None:
     maps = noise(2, 8, 8)
-    moved = move_attention(maps, view_of([(2, 0, False), (0, 2, False)]), (32, 32))
+    moved = moved_attention(maps, view_of([(2, 0, False), (0, 2, False)]), (32, 32))
     down, right = (maps[0, :-1] + maps[0, 1:]) / 2, (maps[1, :, :-1] + maps[1, :, 1:]) / 2
     # The last row or column mixes with what is outside; proportions of the others stay.
     torch.testing.assert_close(moved[0, :-1] / moved[0, 0, 0], down / down[0, 0], rtol=1e-4, atol=1e-5)
@@ -191,12 +191,12 @@ def test_attention_moves_by_half_a_cell_to_the_mean_of_two() -> None:
 
 def test_mirrored_and_unmoved_attention() -> None:
     maps = normalise_map(noise(2, 6, 5))
-    moved = move_attention(maps, view_of([(0, 0, True), (0, 0, False)]), (24, 20))
+    moved = moved_attention(maps, view_of([(0, 0, True), (0, 0, False)]), (24, 20))
     torch.testing.assert_close(moved, torch.stack([maps[0].flip(1), maps[1]]), rtol=0, atol=1e-6)
 
 
 def test_attention_moved_out_of_sight_is_zero() -> None:
-    moved = move_attention(noise(1, 4, 4), view_of([(16, 0, False)]), (16, 16))
+    moved = moved_attention(noise(1, 4, 4), view_of([(16, 0, False)]), (16, 16))
     assert not moved.any()
 
 
@@ -266,7 +266,10 @@ def test_nobody_is_their_own_partner(count: int, seed: int) -> None:
 def test_the_teacher_sees_the_crop_without_overlay_and_cutout() -> None:
     how = Recipe(optimizer="sgd", schedule="constant", learning_rate=1, weight_decay=0, epochs=1, batch_size=4, padding=2, cutout=3)
     pixels = torch.randint(256, (4, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    samples, objective = Samples(np.arange(4), pixels, torch.zeros(4, dtype=torch.int64), ig=torch.rand(4, 9, 9)), Objective(overlay=1.0)
+    samples, objective = (
+        Samples(np.arange(4), pixels, torch.zeros(4, dtype=torch.int64), {"ig": torch.rand(4, 9, 9)}),
+        Objective(overlay=1.0),
+    )
     draws = draw(0, 1, samples.ids, samples.shape, how, objective)
     seen, clean = augment(samples, draws, how, objective, 0, 1)
     assert torch.equal(clean, crop_flip(pixels, draws.view).float() / 255)

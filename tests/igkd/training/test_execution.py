@@ -21,7 +21,7 @@ from igkd.training.run import Trainer
 from igkd.training.state import read_decided, read_history
 from igkd.training.task import Task
 from igkd.training.teacher_data import teacher_task
-from tests.helpers.training import TINY, random_samples, recipe, same_weights
+from tests.helpers.training import TINY, learner, random_samples, recipe, same_weights
 
 CPU = torch.device("cpu")
 
@@ -122,7 +122,7 @@ def test_label_smoothing_is_the_formula() -> None:
 
     how = recipe(padding=2, label_smoothing=0.2)
     batch = Batch(samples, draw(0, 1, samples.ids, samples.shape, how, Objective()), 7)
-    smoothed, _ = compute_loss(model, batch, how, Objective(), seed=0, epoch=1)
+    smoothed, _ = compute_loss(learner(model, how), batch, 1)
     uniform = -logits.log_softmax(1).mean(1).mean()
     assert smoothed.item() == pytest.approx((0.8 * plain + 0.2 * uniform).item(), rel=1e-5)
 

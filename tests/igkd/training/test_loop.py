@@ -32,9 +32,9 @@ from tests.helpers.stores import make_store
 from tests.helpers.training import (
     TINY,
     Watcher,
+    learner,
     loss_of,
     plain_samples,
-    quiet,
     random_samples,
     recipe,
     resident,
@@ -159,13 +159,13 @@ def test_the_order_changes_with_epoch_and_seed() -> None:
 
 def loss_by_hand(model: Classifier, samples: Samples, objective: Objective, seed: int, epoch: int) -> float:
     """alpha KD + (1 - alpha) CE + gamma AT without crops, image by image in double precision; the network alone is torch's."""
-    assert samples.ig is not None and samples.logits is not None and samples.attention is not None
+    assert samples.ig is not None and samples.logits is not None and samples.signals["attention"] is not None
     flips = draw_view(seed, epoch, samples.ids, 0).flip.tolist()
     chosen, exponents = draw_overlay(seed, epoch, samples.ids, objective.overlay, objective.exponents)
     assert 0 < sum(flips) < len(flips)
     total = 0.0
     for i, flip in enumerate(flips):
-        image, ig, attention = (t[i].double().numpy() for t in (samples.pixels, samples.ig, samples.attention))
+        image, ig, attention = (t[i].double().numpy() for t in (samples.pixels, samples.ig, samples.signals["attention"]))
         if flip:
             image, ig, attention = image[:, :, ::-1], ig[:, ::-1], attention[:, ::-1]
         image = image / 255
@@ -214,10 +214,11 @@ def test_no_two_arms_have_the_same_loss_and_none_needs_what_it_does_not_use() ->
         objective = DistillConfig(
             store="s", test_images="t", out="o", arm=arm, student="mobilenet:cut=11", alpha=0.3, gamma=40.0, overlay=0.5
         ).objective
+        objective = replace(objective, tap="features.4")
         needed = {
-            field: getattr(whole, field) for part, field in (("ig", "ig"), ("kd", "logits"), ("at", "attention")) if part in arm.split("+")
+            name: whole.signals[name] for part, name in (("ig", "ig"), ("kd", "logits"), ("at", "attention")) if part in arm.split("+")
         }
-        loss, _ = loss_of(model, Samples(whole.ids, whole.pixels, whole.labels, **needed), objective, seed=4, epoch=2, padding=2)
+        loss, _ = loss_of(model, Samples(whole.ids, whole.pixels, whole.labels, needed), objective, seed=4, epoch=2, padding=2)
         values.append(loss.item())
     assert min(abs(a - b) for a, b in itertools.combinations(values, 2)) > 1e-5
 
@@ -325,10 +326,8 @@ def test_a_resumed_run_ends_in_the_same_bits(optimizer: str, tmp_path: Path) -> 
     expected = run(undisturbed, samples, how, objective=EVERYTHING)
     first = build(TINY, 0)
     first_optimizer = make_optimizer(first, how)
-    rows = train(
-        first, resident(samples, how, EVERYTHING, 0), random_samples(5, seed=9), how, EVERYTHING, seed=0,
-        optimizer=first_optimizer, history=[], progress=quiet,
-    )  # fmt: skip
+    own = learner(first, how, EVERYTHING, optimizer=first_optimizer)
+    rows = train(own, resident(samples, how, EVERYTHING, 0), random_samples(5, seed=9), [])
     save_state(tmp_path / "state", first, first_optimizer, next(rows))
     second = build(TINY, 77)
     second_optimizer = make_optimizer(second, how)
@@ -347,17 +346,7 @@ def test_without_the_optimizers_state_a_run_would_end_elsewhere(tmp_path: Path) 
     for keep in (True, False):
         model = build(TINY, 0)
         optimizer = make_optimizer(model, how)
-        rows = train(
-            model,
-            resident(samples, how, Objective(), 0),
-            random_samples(5),
-            how,
-            Objective(),
-            seed=0,
-            optimizer=optimizer,
-            history=[],
-            progress=quiet,
-        )
+        rows = train(learner(model, how, optimizer=optimizer), resident(samples, how, Objective(), 0), random_samples(5), [])
         history = next(rows)
         run(model, samples, how, optimizer=optimizer if keep else make_optimizer(model, how), history=history)
         ends.append(model)

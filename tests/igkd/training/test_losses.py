@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from igkd.attribution.attention import attention_map, normalise_map
-from igkd.training.losses import attention_transfer, distillation
+from igkd.training.terms.attention import attention_transfer
+from igkd.training.terms.distillation import distillation
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -1,0 +1,18 @@
+"""The term `ce`: cross-entropy with the labels."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from igkd.config.optimisation import Objective, Recipe
+from igkd.training.terms.term import Step, Term
+
+
+class CrossEntropy(Term):
+    """(1 - alpha) CE, with smoothed labels where the recipe says so (Szegedy et al. 2016)."""
+
+    def __init__(self, objective: Objective, recipe: Recipe) -> None:
+        super().__init__(objective, recipe)
+        self.weight, self.smoothing = 1 - objective.alpha, recipe.label_smoothing
+
+    def forward(self, step: Step) -> Tensor:
+        return F.cross_entropy(step.logits, step.labels, label_smoothing=self.smoothing)
