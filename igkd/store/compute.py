@@ -147,7 +147,7 @@ def chosen_engine(
 ) -> attribution.Engine:
     """The engine to compute a store with; arguments and errors as in `make_plan`."""
     if begun is not None and (config.engine == begun or (config.engine == "fast" and begun in attribution.FAST_ENGINES)):
-        return attribution.choose_engine(begun, config.method, gpu)  # it has worked for this store, perhaps on another machine: needs no trial
+        return attribution.choose_engine(begun, config.method, gpu)  # has worked for this store: needs no trial
     engine, why = attribution.find_engine(config.engine, config.method, gpu, model, shape)
     if why:
         say(f"fast stands for the engine {engine} here: {why}")

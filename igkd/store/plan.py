@@ -175,7 +175,7 @@ class ViewsPlan(Layer):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image's logits: (2p + 1, 2p + 1, 2, classes) for down, right, mirrored; or (count, classes)."""
+        """Shape of one image's logits: (2p + 1, 2p + 1, 2, classes), with axes dy, dx, flip; or (count, classes)."""
         side = 2 * self.padding + 1
         return (side, side, 2, self.classes) if self.count is None else (self.count, self.classes)
 
