@@ -9,16 +9,11 @@ from typing import Any
 
 from igkd.base.errors import UserError
 from igkd.base.schema import fits
+from igkd.base.settings import kinds
 from igkd.base.storage import read_json, write_json
 
 STATE = "state.safetensors"
 """Name of the file that a run resumes from, in its directory or checkpoint."""
-# Settings that say where files are or how fast a run is. Where the content of those files matters, its fingerprint is compared.
-NOT_IDENTITY = {"out", "workers", "min_workers", "images", "test_images", "store", "teacher"}
-# Neither what is evaluated at the end nor whether bad images may be skipped changes the training; skipped images are listed in the row.
-NOT_IDENTITY |= {"maps", "bad_images"}
-NOT_IDENTITY |= {"compile", "keep_epochs"}
-NOT_IDENTITY |= {"trials", "hours", "until", "runs_per_gpu", "dry_run", "price", "budget", "candidates"}
 
 TEST = ("accuracy", "correct", "count")
 ROW: dict[str, Any] = {
@@ -47,12 +42,12 @@ def claim(out: Path, config: Any, fingerprints: Mapping[str, str | None]) -> dic
     Raises:
         UserError: the directory belongs to another configuration, or cannot be written to.
     """
-    identity = _plain(dataclasses.asdict(config)) | dict(fingerprints)
+    identity = _identity(config, dataclasses.asdict(config)) | dict(fingerprints)
     path = out / "config.json"
     if path.exists():
         # A setting added since that run was written had, in effect, its present default.
         usual = {f.name: f.default for f in dataclasses.fields(config) if f.default is not MISSING}
-        earlier = _plain(usual | read_object(path))
+        earlier = _identity(config, usual | read_object(path))
         differing = sorted(k for k in identity.keys() | earlier.keys() if identity.get(k) != earlier.get(k))
         if differing:
             changes = ", ".join(f"{k} was {earlier.get(k)!r} and is now {identity.get(k)!r}" for k in differing)
@@ -102,7 +97,8 @@ def read_row(path: Path) -> dict[str, Any]:
     return row
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that identify a run, with lists in place of tuples, as they are after reading them from JSON."""
-    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in settings.items() if k not in NOT_IDENTITY}))
+    kept = {name: value for name, value in settings.items() if kinds(config).get(name) not in ("place", "speed")}
+    plain: dict[str, Any] = json.loads(json.dumps(kept))
     return plain

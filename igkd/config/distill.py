@@ -1,11 +1,12 @@
 """Settings of jobs.distill."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from igkd.base.choices import Arm, BadImages, Content, Logits, Optimizer, Precision, Schedule
 from igkd.base.errors import UserError
+from igkd.base.settings import PLACE, RUN, SPEED
 from igkd.config.optimisation import Objective, Recipe
 
 
@@ -13,21 +14,21 @@ from igkd.config.optimisation import Objective, Recipe
 class DistillConfig:
     """Distil one student from a store. What is left out of the command line has the recipe's value."""
 
-    store: str
+    store: str = field(metadata=PLACE)
     """Directory or s3:// URI of the attribution store."""
-    out: str
+    out: str = field(metadata=PLACE)
     """Directory of the checkpoint and its result; the same command continues what is there."""
-    test_images: str | None = None
+    test_images: str | None = field(default=None, metadata=PLACE)
     """Images whose test split the student is judged by once, at the end; without it, by the validation split alone."""
-    recipe: str = "paper"
+    recipe: str = field(default="paper", metadata=RUN)
     """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
-    arm: Arm = "kd+ig"
+    arm: Arm = field(default="kd+ig", metadata=RUN)
     """What the student learns from besides the labels: kd = logits, ig = overlay of maps, at = attention."""
-    student: str = "mobilenet:cut=5"
+    student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
     lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
     jobs.search finds good ones."""
-    teacher: str | None = None
+    teacher: str | None = field(default=None, metadata=PLACE)
     """Directory of the teacher's checkpoint: for --live, and to compare the student with at the end."""
     optimizer: Optimizer = "adam"
     """sgd has Nesterov momentum 0.9."""
@@ -51,7 +52,7 @@ class DistillConfig:
     """Epochs at the start trained at 3/4 of the resolution; the teacher's logits stay those of the whole crop."""
     precision: Precision = "auto"
     """auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32; decided once, when a run begins."""
-    compile: bool = False
+    compile: bool = field(default=False, metadata=SPEED)
     """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
     alpha: float = 0.01
     """Weight of distillation in the arms with kd."""
@@ -70,7 +71,7 @@ class DistillConfig:
     """Range of the overlay's exponent."""
     blend: float = 0.5
     """Weight of the overlay."""
-    content: Content = "own"
+    content: Content = field(default="own", metadata=RUN)
     """What is laid over an image in the arms with ig: its own map, or as a control another image's map, black, the map's pixels in random
     order, the ground-truth mask, or an even grey as bright as the map."""
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
@@ -80,16 +81,16 @@ class DistillConfig:
     one, and neither map nor attention is cropped with the image."""
     ingest: Literal["auto", "resident", "stream"] = "auto"
     """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
-    maps: int = 0
+    maps: int = field(default=0, metadata=SPEED)
     """Test images whose integrated-gradients maps are judged at the end, and compared with those of --teacher."""
-    bad_images: BadImages = "refuse"
+    bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with a test image that cannot be used."""
-    share: float = 1.0
+    share: float = field(default=1.0, metadata=RUN)
     """Share of the store's training images to learn from: a random choice, stratified by class, that depends on the seed."""
-    seed: int = 0
-    workers: int = 1
+    seed: int = field(default=0, metadata=RUN)
+    workers: int = field(default=1, metadata=SPEED)
     """Data-parallel workers."""
-    min_workers: int | None = None
+    min_workers: int | None = field(default=None, metadata=SPEED)
     """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
 
     def __post_init__(self) -> None:

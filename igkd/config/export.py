@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from igkd.base.choices import BadImages
+from igkd.base.choices import SUFFIXES, BadImages, Format
 from igkd.base.errors import UserError
-from igkd.deployment.formats import SUFFIXES, Format
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import tyro
 
 from igkd.base.errors import UserError
 from igkd.base.schema import fits
+from igkd.base.settings import kinds
 from igkd.base.storage import read_json
 from igkd.config.distill import DistillConfig
 
@@ -70,9 +71,7 @@ def recipe_values(recipe: str) -> dict[str, Any]:
 
 def recipe_file(config: DistillConfig, made: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as a recipe for others: those that differ from the defaults, and how they were found."""
-    places = {"store", "out", "test_images", "teacher", "recipe", "arm", "student", "seed", "workers", "min_workers", "ingest", "maps"}
-    places |= {"bad_images"}
-    values = {f.name: getattr(config, f.name) for f in fields(DistillConfig) if f.name not in places}
+    values = {name: getattr(config, name) for name, kind in kinds(config).items() if kind == "learning" and name != "ingest"}
     usual = {f.name: f.default for f in fields(DistillConfig)}
     return {name: value for name, value in values.items() if value != usual[name]} | {MADE: dict(made)}
 

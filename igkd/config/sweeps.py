@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from igkd.base.choices import Arm, BadImages, Content
 from igkd.base.errors import UserError
+from igkd.base.settings import PLACE, RUN, SPEED
 from igkd.base.time_limit import check_limit, seconds_left
 
 Grid = Literal["arms", "controls", "compression", "monte-carlo", "choices"]
@@ -18,23 +19,23 @@ GRIDS: tuple[Grid, ...] = get_args(Grid)
 class SweepConfig:
     """What every sweep has."""
 
-    store: str
+    store: str = field(metadata=PLACE)
     """Directory or s3:// URI of the attribution store."""
-    out: str
+    out: str = field(metadata=PLACE)
     """Directory of the runs and the report, seen by all nodes; the same command continues what is there."""
-    teacher: str | None = None
+    teacher: str | None = field(default=None, metadata=PLACE)
     """Directory of the teacher's checkpoint: for recipes with a live teacher, and to compare students with."""
     epochs: int | None = None
     """Of every run, instead of the recipe's."""
-    hours: float | None = None
+    hours: float | None = field(default=None, metadata=SPEED)
     """Stop after so many hours, and report; the same command goes on."""
-    until: str | None = None
+    until: str | None = field(default=None, metadata=SPEED)
     """Stop at this time of day, such as 07:00, and report; the same command goes on."""
-    runs_per_gpu: int = 3
+    runs_per_gpu: int = field(default=3, metadata=SPEED)
     """Runs that share a GPU; without GPUs, each run has a processor."""
-    dry_run: bool = False
+    dry_run: bool = field(default=False, metadata=SPEED)
     """Only print what would be run, how long it would take from a measured step, and what it would cost."""
-    price: float | None = None
+    price: float | None = field(default=None, metadata=SPEED)
     """Of an hour of one GPU (or, without GPUs, of one processor), for the cost in the estimate."""
 
     def __post_init__(self) -> None:
@@ -61,9 +62,9 @@ class AblateConfig(SweepConfig):
     """Run a grid of arms, controls, networks and seeds; every cell is a run that resumes by itself. Grids may be added later, in the same
     directory, and share the cells that they have in common."""
 
-    test_images: str | None = None
+    test_images: str | None = field(default=None, metadata=PLACE)
     """Images whose test split each student is judged by once, at the end; without it, by the validation split alone."""
-    bad_images: BadImages = "refuse"
+    bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with a test image that cannot be used."""
     grids: tuple[Grid, ...] = ("arms",)
     """arms: all eight; controls: kd+ig with other things laid over, beside student, kd and kd+ig; compression: student, kd and kd+ig at
@@ -78,7 +79,7 @@ class AblateConfig(SweepConfig):
     """Networks of the compression sweep."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every cell for each of them; runs of one seed are paired."""
-    maps: int | None = None
+    maps: int | None = field(default=None, metadata=SPEED)
     """Test images whose maps are judged at the end of each run, and compared with those of --teacher."""
 
 
@@ -87,13 +88,13 @@ class TuneConfig(SweepConfig):
     """Search for the best settings of an arm, by accuracy on the validation split alone: Optuna's TPE proposes, ASHA stops what lags
     behind. OUT/best.json is a recipe for jobs.distill."""
 
-    trials: int = 50
-    recipe: str = "strong"
+    trials: int = field(default=50, metadata=SPEED)
+    recipe: str = field(default="strong", metadata=RUN)
     """Where the search begins, and what it leaves alone: paper, paper-as-published, strong, or a JSON file of settings."""
-    arm: Arm = "kd+ig"
-    student: str = "mobilenet:cut=5"
+    arm: Arm = field(default="kd+ig", metadata=RUN)
+    student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=RUN)
     """Of the search and of every student."""
 
     def __post_init__(self) -> None:
@@ -107,25 +108,25 @@ class SearchConfig(SweepConfig):
     """Search for a student that is accurate and fast on the machine that this runs on: candidates are timed untrained, the largest of those
     fast enough are trained, and judged on the validation split alone. OUT/best.json is a recipe for jobs.distill."""
 
-    teacher: str = field()
+    teacher: str = field(metadata=PLACE)
     """Directory of the teacher's checkpoint: what students have to be faster than."""
-    budget: float = 8.0
+    budget: float = field(default=8.0, metadata=SPEED)
     """How many times as fast as the teacher, one image a pass, both by ONNX Runtime in int8 on one thread."""
-    candidates: int = 24
+    candidates: int = field(default=24, metadata=SPEED)
     """Random architectures to time."""
-    trials: int = 8
+    trials: int = field(default=8, metadata=SPEED)
     """Of those that are fast enough, how many to train."""
     parameters: int | None = None
     """A student's, at most; by default those of --student."""
-    recipe: str = "strong"
+    recipe: str = field(default="strong", metadata=RUN)
     """How all of them are trained: paper, paper-as-published, strong, or a JSON file of settings."""
-    arm: Arm = "kd"
+    arm: Arm = field(default="kd", metadata=RUN)
     """What they learn from; without at, which needs layers that correspond to the teacher's."""
-    student: str = "mobilenet:cut=5"
+    student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """A student to compare them with."""
     rounds: int = 20
     """Turns of each network when it is timed, of 5 passes each."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=RUN)
     """Of the candidates and of every student."""
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
 """Settings of jobs.teacher."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from igkd.base.choices import BadImages, Precision
 from igkd.base.errors import UserError
+from igkd.base.settings import PLACE, RUN, SPEED
 from igkd.config.optimisation import Recipe
 
 
@@ -11,9 +12,9 @@ from igkd.config.optimisation import Recipe
 class TeacherConfig:
     """Train a teacher: a whole MobileNet-V2 or a residual network, by one-cycle SGD, on all training images but the validation split."""
 
-    images: str
+    images: str = field(metadata=PLACE)
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
-    out: str
+    out: str = field(metadata=PLACE)
     """Directory of the checkpoint and its result; the same command continues what is there."""
     epochs: int = 200
     learning_rate: float = 0.1
@@ -31,21 +32,21 @@ class TeacherConfig:
     """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
     precision: Precision = "auto"
     """auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32; decided once, when a run begins."""
-    compile: bool = False
+    compile: bool = field(default=False, metadata=SPEED)
     """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
-    keep_epochs: tuple[int, ...] = ()
+    keep_epochs: tuple[int, ...] = field(default=(), metadata=SPEED)
     """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
     network: str = "mobilenet"
     """mobilenet, the paper's MobileNet-V2; mobilenet:width=0.5,stride=2 has half the channels, and a first layer of stride 2, for images
     larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS)."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
-    bad_images: BadImages = "refuse"
+    bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with an image that cannot be used."""
-    seed: int = 0
-    workers: int = 1
+    seed: int = field(default=0, metadata=RUN)
+    workers: int = field(default=1, metadata=SPEED)
     """Data-parallel workers."""
-    min_workers: int | None = None
+    min_workers: int | None = field(default=None, metadata=SPEED)
     """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
 
     def __post_init__(self) -> None:

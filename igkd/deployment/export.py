@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from igkd.base.choices import Format
 from igkd.base.errors import UserError, run_cli
 from igkd.base.random_draws import stratified_choice, validation_mask
 from igkd.base.storage import check_writable, write_bytes
 from igkd.config.command_line import parse
 from igkd.config.export import ExportConfig
 from igkd.deployment import formats
-from igkd.deployment.formats import Format, Logits, Pixels
+from igkd.deployment.formats import Logits, Pixels
 from igkd.evaluation.evaluate import check_size, matching_samples, predict
 from igkd.images.open import open_images, tell
 from igkd.images.samples import Samples

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,8 +26,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from igkd.base.provenance import processor
 from igkd.networks.network import Classifier, Deployed, NetworkSpec
 
-Format = Literal["onnx", "onnx-int8", "torch-export"]
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
 OPSET = 18
 """The oldest opset that torch's exporter writes; runtimes from 2023 on can read it (ONNX Runtime 1.14)."""
 INPUT, OUTPUT = "pixels", "logits"

@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from statsmodels.stats.multitest import multipletests
 
+from igkd.base.settings import kinds
+from igkd.config.distill import DistillConfig
 from igkd.evaluation.significance import ALPHA, Comparison, compare, t_interval, wilson_interval
 
 Measure = Literal["test", "validation"]
 
-NO_SETTINGS = {"arm", "content", "recipe", "student", "seed", "store", "test_images", "out", "teacher", "workers", "maps", "cell"}
-NO_SETTINGS |= {"share", "bad_images"}
-"""Entries of a configuration that name a run, or say where it runs, but not how it learns."""
+NO_SETTINGS = frozenset(name for name, kind in kinds(DistillConfig).items() if kind != "learning")
+"""Entries of a configuration that do not say how a run learns."""
 
 
 @dataclass(frozen=True, kw_only=True)

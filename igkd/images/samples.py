@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igkd.base.choices import OnBadImage, Split
+from igkd.base.choices import BadImages, Split
 from igkd.base.errors import UserError
 from igkd.images.codec import FILL, BadImage, Scaling, decode
 from igkd.images.source import ImageSource, Record
@@ -93,7 +93,7 @@ def decode_all(
     records: Iterable[Record],
     shape: tuple[int, int] | None,
     resize: bool,
-    on_bad: OnBadImage,
+    on_bad: BadImages,
     skipped: Callable[[Record, str], None],
     sizing: str = SIZING,
     scaling: Scaling = FILL,
@@ -128,7 +128,7 @@ def decode_all(
             yield record, pixels
 
 
-def first_image(source: ImageSource, split: Split, on_bad: OnBadImage) -> NDArray[np.uint8]:
+def first_image(source: ImageSource, split: Split, on_bad: BadImages) -> NDArray[np.uint8]:
     """The first image that decodes, uint8 (H, W, 3); it decides the size of all images.
 
     Raises:
@@ -148,7 +148,7 @@ def load_samples(
     ids: NDArray[np.int64],
     shape: tuple[int, int] | None = None,
     resize: bool = False,
-    on_bad: OnBadImage = "refuse",
+    on_bad: BadImages = "refuse",
     sizing: str = SIZING,
     scaling: Scaling = FILL,
 ) -> tuple[Samples, list[tuple[Record, str]]]:

@@ -158,12 +158,8 @@ def render(report: SweepReport) -> str:
             settings=settings,
             surface=Markup(sweep_charts.surface(*points, ("alpha", "temperature"))) if len(points[0]) else "",
             importances=(weights := importances(view.trials, view.tuned)),
-            weights=Markup(
-                sweep_charts.shares({k.replace("_", " "): v for k, v in weights.items()}, "share of the importance, %", "importance")
-            )
-            if weights
-            else "",
-            best={name: ", ".join(map(html.figure, v if isinstance(v, list | tuple) else [v])) for name, v in (report.best or {}).items()},
+            weights=_importance(weights),
+            best=_best(report),
             fewest=FEWEST,
             trial_curves=Markup(_trial_curves(view, report)) if report.kind == "tuning" else "",
             spread=Markup(sweep_charts.dots(_spread(view.partial, places), MEANING[measure], "spread", box=True)) if view.partial else "",
@@ -182,6 +178,17 @@ def differences_of(view: View) -> dict[str, dict[str, Comparison]]:
             if reference.own and not reference.undone:  # else it is a control
                 found[arm.label][reference.base] = comparison
     return found
+
+
+def _importance(weights: Mapping[str, float]) -> Markup:
+    """The chart of how much each setting matters; empty where nothing was found."""
+    named = {name.replace("_", " "): share for name, share in weights.items()}
+    return Markup(sweep_charts.shares(named, "share of the importance, %", "importance") if named else "")
+
+
+def _best(report: SweepReport) -> dict[str, str]:
+    """The settings that a tuning chose, in words."""
+    return {name: ", ".join(map(html.figure, v if isinstance(v, list | tuple) else [v])) for name, v in (report.best or {}).items()}
 
 
 def _dots(group: Group, label: str, places: Mapping[str, int]) -> Dots:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from igkd import attribution, store
-from igkd.base.choices import OnBadImage
+from igkd.base.choices import BadImages
 from igkd.base.errors import UserError
 from igkd.base.random_draws import stratified_choice, validation_mask
 from igkd.config.precompute import PrecomputeConfig
@@ -74,39 +74,34 @@ def make_plan(
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
         ids = limited(labels, validation, config.limit)
-    tapped = torch.empty(1, 0, 0, 0)
-    layer = tap_of(student_name(config.student, spec.name, spec.image_shape), spec.name)
-    if layer is not None:
-        with torch.inference_mode():
-            tapped = model(torch.zeros(1, 3, *shape), (layer,))[1][layer]
+    layer, attention_shape = kept_attention(config, model, shape)
     engine = chosen_engine(config, model, shape, gpu, begun, say)
     most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
     plan = store.Plan(
-        images=config.images,
-        images_fingerprint=source.fingerprint(config.split),
-        split=config.split,
-        classes=named(tuple(source.classes[i] for i in np.argsort(numbers)), spec.classes),
-        image_shape=shape,
-        resize=config.image_size is not None,
-        short_side=spec.short_side,
-        interpolation=spec.interpolation,
-        bad_images=config.bad_images,
-        teacher=teacher_sha,
-        teacher_parameters=parameter_count(model),
-        teacher_network=spec.name,
-        steps=config.steps,
-        method=config.method,
-        quadrature=attribution.quadrature(engine, config.method),
-        engine=engine,
-        precision=config.precision,
-        attention_layer=layer,
-        attention_shape=(tapped.shape[2], tapped.shape[3]),
-        has_mask=source.has_masks,
-        ids_sha256=store.ids_hash(ids),
-        rows=len(ids),
-        rows_per_file=config.rows_per_file or most,
-    )
+        images=config.images, images_fingerprint=source.fingerprint(config.split), split=config.split,
+        classes=named(tuple(source.classes[i] for i in np.argsort(numbers)), spec.classes), image_shape=shape,
+        resize=config.image_size is not None, short_side=spec.short_side, interpolation=spec.interpolation, bad_images=config.bad_images,
+        teacher=teacher_sha, teacher_parameters=parameter_count(model), teacher_network=spec.name,
+        steps=config.steps, method=config.method, quadrature=attribution.quadrature(engine, config.method), engine=engine,
+        precision=config.precision, attention_layer=layer, attention_shape=attention_shape, has_mask=source.has_masks,
+        ids_sha256=store.ids_hash(ids), rows=len(ids), rows_per_file=config.rows_per_file or most,
+    )  # fmt: skip
     return plan, Selection(ids, validation[ids], numbers)
+
+
+def kept_attention(config: PrecomputeConfig, model: Classifier, shape: tuple[int, int]) -> tuple[str | None, tuple[int, int]]:
+    """The teacher's layer whose attention a store keeps for --student, and that map's (h, w); None and (0, 0) where none corresponds.
+
+    Raises:
+        UserError: --student names no network.
+    """
+    teacher = model.spec
+    layer = tap_of(student_name(config.student, teacher.name, teacher.image_shape), teacher.name)
+    if layer is None:
+        return None, (0, 0)
+    with torch.inference_mode():
+        features = model(torch.zeros(1, 3, *shape), (layer,))[1][layer]
+    return layer, (features.shape[2], features.shape[3])
 
 
 def check_settings(config: PrecomputeConfig) -> None:
@@ -198,7 +193,7 @@ def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Ro
             row["mask"] = mask.astype(np.uint8)
         rows.append(row)
 
-    on_bad: OnBadImage = "skip" if plan.bad_images == "skip" else "refuse"
+    on_bad: BadImages = "skip" if plan.bad_images == "skip" else "refuse"
     records = source.read(plan.split, selection.ids.tolist())  # type: ignore[arg-type]
     for record, pixels in decode_all(
         records, plan.image_shape, plan.resize, on_bad, lambda record, why: add(record, None, why), scaling=plan.scaling

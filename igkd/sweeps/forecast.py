@@ -77,7 +77,7 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
         student = replace(spec, name=student_name(name, spec.name, spec.image_shape))
         # The teacher's logits come from the store, be they of the image or of the crop: looking them up takes no time worth counting.
         objective = replace(one.objective, logits="image", gamma=0.0, tap=None)
-        yield replace(_training(label, student, one.training, objective, train), runs=len(group))
+        yield replace(_training(f"{label}, {student.name}", student, one.training, objective, train), runs=len(group))
 
 
 def _training(name: str, spec: NetworkSpec, recipe: Recipe, objective: Objective, count: int) -> Stage:

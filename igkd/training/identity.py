@@ -73,7 +73,7 @@ def judged_otherwise(rows: Iterable[tuple[Mapping[str, Any], TeacherConfig | Dis
         if asked[0] is not None and asked != judged:
             found.append(
                 f"{config.out} was judged by other test images or another --maps; "
-                f"`python -m igkd.evaluate --checkpoint {config.out} --images {images}` judges it by these"
+                f"`igkd evaluate --checkpoint {config.out} --images {images}` judges it by these"
             )
     return found
 

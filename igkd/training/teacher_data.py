@@ -7,6 +7,7 @@ from igkd.config.optimisation import Objective
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images
 from igkd.images.samples import first_image, load_samples, sentences
+from igkd.networks.families import canonical_name
 from igkd.networks.network import NetworkSpec
 from igkd.training.batches import check_sizes, check_validation
 from igkd.training.task import Moments, Task, check_batch_size, every
@@ -46,8 +47,9 @@ def check_teacher(config: TeacherConfig) -> None:
     """Find before any picture but the first is read what would end a teacher's run.
 
     Raises:
-        UserError: there are no images, too few of them, or batches too small for the network or the workers.
+        UserError: there is no such network, there are no images, too few of them, or batches too small for the network or the workers.
     """
+    canonical_name(config.network)
     source = open_images(config.images)
     validation = validation_mask(source.checked_labels("train"))
     check_sizes(int((~validation).sum()), config.batch_size, config.workers)

@@ -116,18 +116,14 @@ def run_cells(
     if unseen is not None:
         tell(unseen)
     work = Work(
-        cell_of=partial(look_up, {cell.name: cell for cell in grid}),
-        here=Path.cwd(),
-        store=absolute(first.store),
-        fingerprints=fingerprints(first),
-        command=provenance.command(),
-        teacher=ray.put(open_teacher_of(teacher_of(grid))),
+        cell_of=partial(look_up, {cell.name: cell for cell in grid}), here=Path.cwd(), store=absolute(first.store),
+        fingerprints=fingerprints(first), command=provenance.command(), teacher=ray.put(open_teacher_of(teacher_of(grid))),
         unseen=None if unseen is None else ray.put(unseen),
-    )
+    )  # fmt: skip
     names, epochs = [cell.name for cell in grid], {cell.name: cell.config.epochs for cell in grid}
     status = Status(
         command=work.command, planned=names, total=len(grid), slots=at_once, began=time.time(), epochs=epochs, page=page, kind=kind
-    )
+    )  # fmt: skip
     status.deadline = None if seconds is None else status.began + seconds
     with hold(out):
         ledger = Ledger(root, status)

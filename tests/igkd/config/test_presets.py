@@ -52,7 +52,8 @@ def test_a_run_has_the_settings_of_the_recipe_that_it_is_labelled_with(
     labels = {one.label for one in runs}
     assert all(("" if name == "paper" else f", {Path(name).stem}") in label for label in labels)
     seeds = {one.seed for one in runs}
-    assert len(runs) == len({one.out for one in runs}) == len(labels) * len(seeds)
+    kinds = {(one.label, one.student) for one in runs}
+    assert len(runs) == len({one.out for one in runs}) == len(kinds) * len(seeds)
 
 
 # What a preset changes of its recipes, which its documentation says.
@@ -63,9 +64,7 @@ CHANGES: dict[str, dict[str, Any]] = {"demo": {"epochs": 16, "alpha": 0.5}, "evi
 def test_without_a_recipe_a_run_has_its_presets_and_what_the_preset_changes(preset: Any) -> None:
     runs = make_pipeline(PipelineConfig(preset=preset, out="o")).students
     for one in runs:
-        assert settings(one) == settings(
-            distill_config(one.recipe, store="s", out="o", student=f"lean:{one.lean}", **CHANGES.get(preset, {}))
-        )
+        assert settings(one) == settings(distill_config(one.recipe, store="s", out="o", student=one.student, **CHANGES.get(preset, {})))
         assert one.label.endswith("" if one.recipe == "paper" else f", {one.recipe}")
     assert len(runs) == len({one.out for one in runs})
 

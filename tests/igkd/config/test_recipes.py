@@ -120,23 +120,23 @@ def test_the_published_maps_and_logits_come_from_independent_permutations(conten
 def test_published_attention_is_not_moved_with_the_crop() -> None:
     samples, model = random_samples(10), build(TINY, 1).eval()
     how = {"seed": 4, "epoch": 2}
-    tapped = replace(distill_config("paper", **PLACES, arm="at", student="mobilenet:cut=11").objective, overlay=0.0)
+    tapped = replace(distill_config("paper", **PLACES, arm="at", student="mobilenet:cut=11").objective, overlay=0.0, tap="features.4")
     assert tapped.gamma > 0 and not tapped.alpha
     left = replace(tapped, uncropped_maps=distill_config("paper-as-published", **PLACES).objective.uncropped_maps)
     moved, cropped = (loss_of(model, samples, one, **how, padding=3)[0].item() for one in (tapped, left))
     assert moved != cropped
     # By hand: the same crop, and the attention as it is stored.
     draws = draw(4, 2, samples.ids, samples.shape, recipe(padding=3), left)
-    logits, features = model(crop_flip(samples.pixels, draws.view).float() / 255, left.tap)
+    logits, outputs = model(crop_flip(samples.pixels, draws.view).float() / 255, ("features.4",))
     expected = cross_entropy(logits, samples.labels) + left.gamma * attention_transfer(
-        attention_map(features), samples.signals["attention"]
+        attention_map(outputs["features.4"]), samples.signals["attention"]
     )
     assert cropped == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("content", ["black", "noise", "brightness", "mask"])
 def test_a_control_is_another_loss_than_the_own_map(content: Any) -> None:
-    samples = replace(random_samples(10), mask=(torch.rand(10, 16, 16) > 0.5).to(torch.uint8))
+    samples = random_samples(10).with_signals(mask=(torch.rand(10, 16, 16) > 0.5).to(torch.uint8))
     model = build(TINY, 1).eval()
     torch.nn.init.normal_(model.network.classifier.weight, generator=torch.Generator().manual_seed(0))
     losses = []

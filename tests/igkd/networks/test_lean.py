@@ -106,7 +106,8 @@ def test_shapes_sizes_and_taps(one: Lean, classes: int, shape: tuple[int, int]) 
     assert multiply_adds(model) == hooked_multiply_adds(model)
     with torch.no_grad():
         x = torch.rand(2, 3, *shape)
-        logits, tapped = model(x, 0)
+        logits, outputs = model(x, ("features.0",))
+        tapped = outputs["features.0"]
         assert logits.shape == (2, classes) and torch.equal(logits, model(x))
         below = one.stem * 2 ** (len(one.stages) - 1)
         assert tapped.shape == (2, one.stages[0][0], *(-(-side // one.stem) for side in shape))

@@ -141,7 +141,7 @@ def test_attention_of_another_size_is_interpolated() -> None:
     samples = random_samples(6, size=16)
     samples = samples.with_signals(attention=torch.full((6, 8, 8), 1 / 8))
     model = build(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=5,width=0.35"), 0)
-    objective = Objective(gamma=1.0, tap=9)
+    objective = Objective(gamma=1.0, tap="features.9")
     whole, _ = loss_of(model, samples, objective, seed=0, epoch=1, padding=0)
     small, _ = loss_of(model, samples, objective, seed=0, epoch=1, padding=0, scale=0.75)
     assert np.isfinite([whole.item(), small.item()]).all() and whole.item() != small.item()

@@ -22,13 +22,13 @@ def test_all_the_work_is_counted() -> None:
     teacher = TeacherConfig(images=IMAGES, out="t", epochs=4, batch_size=8, network="lean:2:8x1,16x1", low_resolution_epochs=2)
     precompute = PrecomputeConfig(images=IMAGES, teacher="t", store="s", steps=2, limit=50, engine="torch", views="3")
     found = list(forecast.stages(Pipeline(teacher=teacher, precompute=precompute, students=students, images_per_class=1)))
-    label = "lean 2:8x1,16x1"
+    label = "lean:2:8x1,16x1"
     assert [(one.name, one.images, one.runs) for one in found] == [
         ("teacher", 4 * 90, 1), ("maps", 50, 1), ("views", 150, 1), (f"kd, {label}", 3 * 45, 2), (f"kd+ig, {label}", 3 * 45, 1)
     ]  # fmt: skip
     assert all(math.isfinite(one.seconds) and one.seconds > 0 for one in found)
     assert found[3].seconds == pytest.approx(2 * found[3].images / found[3].rate)
-    assert "kd, lean 2:8x1,16x1, 2 runs" in forecast.line(found[3])
+    assert "kd, lean:2:8x1,16x1, 2 runs" in forecast.line(found[3])
 
 
 def test_the_preset_for_processors_has_views_two_students_four_arms_and_three_seeds() -> None:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from igkd.attribution.attention import normalise_map
+from igkd.attribution.attention import moved_attention, normalise_map
 from igkd.attribution.overlay import layer_of, minmax, overlay, sharpen
 from igkd.base.choices import Content
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
 from igkd.images.views import View, crop_flip, draw_view
-from igkd.training.augment import augment, cutout, deranged, draw, draw_overlay, moved_attention, overlay_probability, pixel_order
+from igkd.training.augment import augment, cutout, deranged, draw, draw_overlay, overlay_probability, pixel_order
 
 IDS = np.arange(20_000)
 

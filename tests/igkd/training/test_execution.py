@@ -20,7 +20,7 @@ from igkd.training.execution import Compiled, choose_precision, compiler
 from igkd.training.run import Trainer
 from igkd.training.state import read_decided, read_history
 from igkd.training.task import Task
-from igkd.training.teacher_data import teacher_task
+from igkd.training.teacher_data import check_teacher, teacher_task
 from tests.helpers.training import TINY, learner, random_samples, recipe, same_weights
 
 CPU = torch.device("cpu")
@@ -229,7 +229,7 @@ def test_a_teacher_may_be_any_network_and_leaves_snapshots(tmp_path: Path) -> No
 )
 def test_teachers_that_cannot_be(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        TeacherConfig(images="shapes", out="o", epochs=2, **changes)
+        check_teacher(TeacherConfig(images="shapes:train=40", out="o", epochs=2, **changes))
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])

@@ -183,7 +183,7 @@ def loss_by_hand(model: Classifier, samples: Samples, objective: Objective, seed
         total += (1 - objective.alpha) * cross_entropy + objective.alpha * distillation
         if objective.gamma:
             assert objective.tap is not None
-            energy = (outputs[objective.tap][0].numpy() ** 2).mean(axis=0)
+            energy = (outputs[int(objective.tap.removeprefix("features."))][0].numpy() ** 2).mean(axis=0)
             total += objective.gamma * ((attention - energy / np.sqrt((energy**2).sum())) ** 2).mean()
     return total / len(flips)
 
@@ -196,7 +196,7 @@ def test_the_loss_of_every_arm_is_the_formula(arm: Arm) -> None:
     config = DistillConfig(
         store="s", test_images="t", out="o", arm=arm, student="mobilenet:cut=11", alpha=0.3, temperature=3.0, gamma=40.0, overlay=0.5
     )
-    objective, samples = config.objective, random_samples(10)
+    objective, samples = replace(config.objective, tap="features.4"), random_samples(10)
     for part, weight in WEIGHTS.items():
         assert getattr(objective, weight) == (getattr(config, weight) if part in arm.split("+") else 0)
     model = build(TINY, 1).double().eval()
@@ -225,7 +225,7 @@ def test_no_two_arms_have_the_same_loss_and_none_needs_what_it_does_not_use() ->
 
 def test_every_part_of_the_loss_reaches_the_weights() -> None:
     samples = random_samples(6)
-    for objective in (Objective(alpha=1.0), Objective(alpha=0.5, gamma=1.0, tap=4), Objective(overlay=1.0)):
+    for objective in (Objective(alpha=1.0), Objective(alpha=0.5, gamma=1.0, tap="features.4"), Objective(overlay=1.0)):
         model = build(TINY, 1)
         loss_of(model, samples, objective, seed=0, epoch=1, padding=2)[0].backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -303,7 +303,7 @@ def test_one_step_of_sgd_by_hand() -> None:
 
 # Whole runs
 
-EVERYTHING = Objective(alpha=0.3, gamma=1.0, overlay=0.5, tap=4)
+EVERYTHING = Objective(alpha=0.3, gamma=1.0, overlay=0.5, tap="features.4")
 
 
 def test_a_seed_fixes_every_bit_of_a_run() -> None:
