@@ -2,47 +2,47 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow chaos lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views clean
+.PHONY: demo test slow chaos lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views clean help
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.ready  ## run the whole pipeline on built-in pictures; ends with the path of the report
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready  ## all tests except the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-slow: $(VENV)/.ready
+slow: $(VENV)/.ready  ## the tests that kill processes, and other slow ones
 	$(BIN)/python -m pytest -m slow
 
 # The test of kills at random, at the length that says something: some 30 minutes.
-chaos: $(VENV)/.ready
+chaos: $(VENV)/.ready  ## the test of kills at random, 20 runs (some 30 minutes)
 	CHAOS_RUNS=20 $(BIN)/python -m pytest tests/jobs/test_chaos.py
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views
+bench: bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views  ## all benchmarks
 
-bench-ig: $(VENV)/.ready
+bench-ig: $(VENV)/.ready  ## speed of attribution maps, against Captum
 	$(BIN)/python -m bench.attribution --ray 240
 
-bench-train: $(VENV)/.ready
+bench-train: $(VENV)/.ready  ## speed of a training step, against the published loop
 	$(BIN)/python -m bench.train
 
-bench-scale: $(VENV)/.ready
+bench-scale: $(VENV)/.ready  ## the store at up to a million rows
 	$(BIN)/python -m bench.scale
 
-bench-cost: $(VENV)/.ready
+bench-cost: $(VENV)/.ready  ## time and memory of a map, by network and image size
 	$(BIN)/python -m bench.cost
 
-bench-precision: $(VENV)/.ready
+bench-precision: $(VENV)/.ready  ## what float16 and uint8 do to maps
 	$(BIN)/python -m bench.precision
 
-bench-latency: $(VENV)/.ready
+bench-latency: $(VENV)/.ready  ## latency of teacher, cut and lean students
 	$(BIN)/python -m bench.latency
 
-bench-views: $(VENV)/.ready
+bench-views: $(VENV)/.ready  ## time and size of the teacher's logits of crops
 	$(BIN)/python -m bench.views
 
 # Made again only when what it holds changes.
@@ -52,5 +52,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-clean:
+clean:  ## delete the virtual environment and out/
 	rm -rf $(VENV) out
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name words; do printf '%-16s %s\n' "$$name" "$$words"; done

@@ -1,4 +1,4 @@
-"""What a classifier looks at: maps of one image's evidence for its label.
+"""Attribution maps: which pixels of an image a classifier's answer depends on.
 
     attribute = attributor(model, "ig", engine, steps=50)
     attribute(pixels, labels, ids).ig
@@ -8,10 +8,10 @@ Methods: `ig`, integrated gradients (Sundararajan, Taly, Yan 2017, "Axiomatic At
 `smoothgrad-ig`, its mean over noisy copies of the image (Smilkov et al. 2017, "SmoothGrad"); `input-x-gradient` (Shrikumar et
 al. 2016). A map is the sum over channels of the absolute attributions.
 
-A map starts from a baseline, an even colour: by default 0 in normalised space. Maps of two networks are compared from one baseline in
-pixels: give both the same `baseline`.
+The baseline x' is an image of a single colour, by default 0 in the network's normalised space. To compare maps of two networks, give both
+the same `baseline`, a colour in pixels.
 
-Engines: `captum`, the reference, does all of them; `torch`, `openvino` and `openvino-bf16` do `ig` with several times less work.
+Engines: `captum`, the reference, computes all methods; `torch`, `openvino` and `openvino-bf16` compute only `ig`, several times faster.
 """
 
 import functools
@@ -39,15 +39,15 @@ __all__ = [
     "quadrature",
 ]
 TOLERANCE = 0.1
-"""Euclidean distance of an engine's map on trial to the map by plain autograd, as a share of its length: the backward pass in bfloat16
-has some hundredths, corners of ReLU add some thousandths, and a graph that was translated wrongly has nothing in common with it."""
+"""Largest accepted distance between an engine's map and the map by plain autograd, relative to the latter's Euclidean norm. A backward
+pass in bfloat16 is off by some hundredths, the kinks of ReLU add some thousandths; a wrongly translated graph is off by about 1."""
 
 
 def choose_engine(engine: Literal["fast"] | Engine, method: Method, gpu: bool) -> Engine:
-    """The engine that `fast` stands for on this machine, whatever the network; another as it is.
+    """The engine that `fast` means on this machine, for any network; other values of `engine` are returned unchanged.
 
     Args:
-        gpu: whether there are GPUs to compute on.
+        gpu: whether the maps will be computed on GPUs.
 
     Raises:
         UserError: the engine cannot do the method, or is not installed.
@@ -71,18 +71,18 @@ def choose_engine(engine: Literal["fast"] | Engine, method: Method, gpu: bool) -
 def find_engine(
     engine: Literal["fast"] | Engine, method: Method, gpu: bool, model: Classifier, shape: tuple[int, int]
 ) -> tuple[Engine, str]:
-    """The engine that computes a network's maps: tried on two random images, so that one that fails does so before anything is written.
+    """The engine that computes a network's maps. It is first tried on two random images, so that it fails before anything is written.
 
     Args:
-        gpu: whether there are GPUs to compute on.
-        model: in evaluation mode; where it is, the trial is made.
+        gpu: whether the maps will be computed on GPUs.
+        model: in evaluation mode; the trial runs on its device.
         shape: (height, width) of the images.
 
     Returns:
-        the engine, and for `fast` a few words why it is this one, "" for another.
+        the engine and, for `fast`, a few words on why it was chosen; for another value of `engine`, "".
 
     Raises:
-        UserError: the engine asked for cannot do the method, is not installed or fails with this network; or with `fast`, all fail.
+        UserError: the requested engine cannot compute the method, is not installed or fails with this network; with `fast`, all fail.
     """
     first = choose_engine(engine, method, gpu)
     trial = _Trial(model, method, shape)
@@ -97,7 +97,7 @@ def find_engine(
     else:
         candidates, reasons = [first, "torch", "captum"], []
     if method == "ig" and (unfolded := trial.why_not_folded()):
-        # Plain autograd gives the same maps to rounding; of a translation of what torch.fx cannot read one would have to hope so.
+        # If torch.fx cannot read the network, OpenVINO may translate it wrongly; plain autograd needs no translation.
         candidates = [kind for kind in candidates if not kind.startswith("openvino")]
         reasons.append(f"its batch norms are not folded: {unfolded}")
     for kind in candidates:
@@ -109,7 +109,7 @@ def find_engine(
 
 
 class _Trial:
-    """Two random images, and what engines make of them."""
+    """Two random images on which engines are compared with plain autograd."""
 
     def __init__(self, model: Classifier, method: Method, shape: tuple[int, int]) -> None:
         self.model, self.method = model, method
@@ -117,7 +117,7 @@ class _Trial:
         self.labels = torch.zeros(2, dtype=torch.int64)
 
     def why_not_folded(self) -> str:
-        """Why nothing can be folded; "" where it can be, and where nothing works at all."""
+        """Why batch norms cannot be folded; "" if they can, or if the network cannot be run at all."""
         from igkd.attribution.fast import folded
 
         try:
@@ -126,16 +126,16 @@ class _Trial:
             return ""
 
     def failure(self, engine: Engine) -> str:
-        """What is wrong with an engine's maps, as the end of a sentence; "" if nothing is."""
+        """What is wrong with an engine's maps, as the end of a sentence; "" if they are right."""
         try:
             if engine == "captum":
                 attributor(self.model, self.method, engine, 2)(self.pixels, self.labels, torch.arange(2))
                 return ""
             expected = self.expected
-            if engine == "torch":  # computes that very way; what is folded has been compared
+            if engine == "torch":  # it is plain autograd itself; `why_not_folded` has compared the folded network
                 return ""
             maps = attributor(self.model, self.method, engine, 2)(self.pixels, self.labels, torch.arange(2)).ig.double()
-        except Exception as error:  # of libraries that translate a network: they raise whatever they stumble over
+        except Exception as error:  # libraries that translate networks raise exceptions of any type
             return f"fails ({first_line(error)})"
         if expected.isfinite().all() and not (maps - expected).norm() <= TOLERANCE * expected.norm():
             return "gives other maps than plain differentiation"
@@ -143,14 +143,14 @@ class _Trial:
 
     @functools.cached_property
     def expected(self) -> torch.Tensor:
-        """The maps by plain differentiation, float64 (2, H, W)."""
+        """The maps by plain autograd, float64 (2, H, W)."""
         from igkd.attribution.fast import plain_map
 
         return plain_map(self.model, self.pixels, self.labels, 2).double()
 
 
 def quadrature(engine: Engine, method: Method) -> str:
-    """Captum's name of the rule by which the path integral is taken; "none" where there is no integral."""
+    """Captum's name of the quadrature rule for the path integral; "none" for methods without an integral."""
     if method == "input-x-gradient":
         return "none"
     return "gausslegendre" if engine == "captum" else "riemann_middle"
@@ -162,7 +162,7 @@ def attributor(model: Classifier, method: Method, engine: Engine, steps: int, ba
     Args:
         model: in evaluation mode, on the device to compute on.
         steps: nodes of the quadrature.
-        baseline: the even colour that maps start from, in pixels of [0, 1]; None is the network's mean colour, 0 in normalised space.
+        baseline: colour of the baseline image, as RGB in [0, 1]; None is the network's mean colour, 0 in its normalised space.
     """
     if engine == "captum":
         from igkd.attribution.reference import CaptumAttribution  # takes a second to import

@@ -1,4 +1,4 @@
-"""Attention maps: where a layer is active."""
+"""Attention maps: where in the image a layer's activations are large."""
 
 import torch
 import torch.nn.functional as F
@@ -8,24 +8,24 @@ from igkd.images.views import View
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Where a layer is active (Zagoruyko, Komodakis 2017): L2-normalised mean over channels of F^2.
+    """Attention map of a layer (Zagoruyko, Komodakis 2017): the mean over channels of F^2, L2-normalised.
 
     Args:
-        features: float (B, C, h, w).
+        features: float (B, C, h, w), the layer's activations F.
 
     Returns:
-        float (B, h, w), each map of Euclidean norm 1 (all zero where the features are).
+        float (B, h, w), each map of Euclidean norm 1; all zero if the features are all zero.
     """
     return normalise_map(features.pow(2).mean(dim=1))
 
 
 def normalise_map(maps: Tensor) -> Tensor:
-    """(B, h, w) maps scaled to Euclidean norm 1; a zero map stays zero."""
+    """Scale maps (B, h, w) to Euclidean norm 1; an all-zero map stays zero."""
     return F.normalize(maps.flatten(1), dim=1).view_as(maps)
 
 
 def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h, w) attention maps interpolated to another size and back at norm 1; of the same size they stay as they are."""
+    """Interpolate attention maps (B, h, w) to another size and scale them to norm 1 again; maps of that size are returned unchanged."""
     if tuple(maps.shape[1:]) == size:
         return maps
     resized = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,4 +1,4 @@
-"""What every engine takes and gives."""
+"""The interface of attribution engines."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,32 +12,33 @@ from igkd.networks.network import Classifier
 Colour = tuple[float, ...]
 """Red, green and blue in [0, 1], or one value for all three."""
 FAST_ENGINES: tuple[Engine, ...] = ("torch", "openvino", "openvino-bf16")
-# Interpolated 32x32 inputs in one pass: enough to keep a device busy, few enough for a processor's caches; larger images get fewer.
+# Interpolated inputs of 32x32 pixels in one pass: enough to keep a device busy, few enough for a CPU's caches. `inputs_per_pass` lowers
+# the number for larger images.
 INPUTS_PER_PASS = {"cpu": 32, "cuda": 4096}
 LEAST_INPUTS_PER_PASS = 4
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Maps of B images, on the processor."""
+    """Maps of B images, on the CPU."""
 
     ig: Tensor
-    """float32 (B, H, W), in logit units, not negative."""
+    """float32 (B, H, W), in units of a logit, not negative."""
     delta: Tensor
-    """float32 (B,): completeness error, sum of attributions - (F(x) - F(baseline)); 0 for an exact integral."""
+    """float32 (B,), completeness error: sum of attributions - (F(x) - F(baseline)); 0 if the integral is exact."""
     logits: Tensor
-    """float32 (B, classes) of the images themselves."""
+    """float32 (B, classes), the network's logits of the images."""
 
 
 class FromBaseline(nn.Module):
-    """A network as a function of what an image has beyond the baseline, so that every path begins at 0."""
+    """The network as a function of z = image - baseline, in normalised space, so that every integration path starts at z = 0."""
 
     shift: Tensor | None
 
     def __init__(self, model: Classifier, baseline: Colour | None) -> None:
         """Args:
         model: in evaluation mode.
-        baseline: the even colour that maps start from; None is 0 in the network's normalised space, its mean colour.
+        baseline: colour of the baseline image; None is the network's mean colour, 0 in its normalised space.
         """
         super().__init__()
         self.model = model
@@ -45,43 +46,43 @@ class FromBaseline(nn.Module):
         self.device, shift = weights.device, None
         if baseline is not None:
             shift = model.normalise(torch.tensor(baseline, dtype=weights.dtype, device=weights.device).view(1, -1, 1, 1))
-        # The network's own mean colour is exactly 0 there: its maps are then the same to the bit, whoever names the colour.
+        # If `baseline` is the network's mean colour, the shift is exactly 0. Skip it, so that the maps equal those of None bit for bit.
         self.register_buffer("shift", None if shift is None or not shift.any() else shift, persistent=False)
 
     def beyond(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), uint8 or in [0, 1], to their normalised difference from the baseline, on the network's device."""
+        """z (B, 3, H, W) on the network's device, from pixels (B, 3, H, W) that are uint8 or floats in [0, 1]."""
         x = self.model.normalise(as_float(pixels).to(self.device))
         return x if self.shift is None else x - self.shift
 
     def forward(self, z: Tensor) -> Tensor:
-        """Such differences (B, 3, H, W) to logits (B, classes)."""
-        # A copy in any case: networks that begin with an operation in place would overwrite the caller's images.
+        """Logits (B, classes) for z (B, 3, H, W)."""
+        # Always pass a copy: a network that begins with an in-place operation would overwrite the caller's tensor.
         return self.model.from_normalised(z.clone() if self.shift is None else z + self.shift)
 
 
 class Attributor(Protocol):
-    """Computes maps in memory that does not grow with the number of images."""
+    """A function that computes maps; its memory does not grow with the number of images."""
 
     def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> Attribution:
         """
         Args:
             pixels: float (B, 3, H, W) in [0, 1], or uint8 of the same shape.
-            labels: int64 (B,), the target of each image.
-            ids: int64 (B,), from which random numbers are drawn where a method needs some.
+            labels: int64 (B,), the class whose logit is explained.
+            ids: int64 (B,), image ids; smoothgrad-ig computes its noise from them.
         """
 
 
 def inputs_per_pass(device: str, pixels: int) -> int:
-    """Interpolated inputs of `pixels` pixels each that one pass takes on a kind of device, or a thread of a processor."""
+    """Number of interpolated inputs, of `pixels` pixels each, in one pass on a device ("cpu": in one thread)."""
     return max(LEAST_INPUTS_PER_PASS, INPUTS_PER_PASS.get(device, INPUTS_PER_PASS["cpu"]) * 32 * 32 // pixels)
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1]."""
+    """Pixels as float in [0, 1]; uint8 is divided by 255."""
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line that fits into a sentence."""
+    """First line of an error's message, shortened to fit into a sentence."""
     line = (str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__
     return line if len(line) <= 100 else f"{line[:97]}..."

@@ -1,9 +1,8 @@
 """The fast engine for integrated gradients: the same maps with less work.
 
-Batch normalisation is folded into the convolutions where torch.fx can trace the network, nothing is kept for the parameters'
-gradients, the interpolated inputs of many images fill one batch, and the path is integrated by the midpoint rule, whose completeness
-error is smaller than that of Gauss-Legendre at the same number of nodes (the integrand has corners, which a rule of high order does
-not profit from).
+Batch normalisation is folded into the convolutions if torch.fx can trace the network; no gradients of parameters are computed; one batch
+holds interpolated inputs of many images. The path is integrated by the midpoint rule: at the same number of nodes its completeness error
+is smaller than that of Gauss-Legendre, because the integrand has kinks, where a rule of high order gains nothing.
 """
 
 import copy
@@ -19,13 +18,13 @@ from igkd.networks.convolutions import plain
 from igkd.networks.network import Classifier
 
 SAME = 1e-3
-"""Difference that folding may make to logits, as a share of the largest: far more than rounding does."""
+"""Largest change of a logit by folding, relative to the largest logit; rounding changes far less."""
 Gradients = Callable[[Tensor, Tensor], Tensor]
-"""Normalised float32 (N, 3, H, W) and targets int64 (N,) to the gradients of the targets' logits, float32 (N, 3, H, W)."""
+"""Takes normalised inputs float32 (N, 3, H, W) and targets int64 (N,); gives the targets' logits' gradients, float32 (N, 3, H, W)."""
 
 
 class FastIntegratedGradients:
-    """Integrated gradients by autograd or, with OpenVINO, by a compiled graph of forward and backward pass."""
+    """Integrated gradients by autograd, or with OpenVINO by one compiled graph of forward and backward pass."""
 
     def __init__(self, model: Classifier, steps: int, engine: Engine, baseline: Colour | None = None) -> None:
         self.steps, self.engine = steps, engine
@@ -48,7 +47,7 @@ class FastIntegratedGradients:
         return Attribution(*(part.float().cpu() for part in (attributions.abs().sum(dim=1), delta, logits)))
 
     def _for_shape(self, shape: torch.Size, size: int) -> tuple[nn.Module, Gradients]:
-        """The network, and its gradient function, for images of a shape, made when they are first needed."""
+        """The folded network and its gradient function for images of this shape; made at first use and kept."""
         if (shape, size) not in self._ready:
             network, _ = folded(self.original, shape)
             if self.engine in ("openvino", "openvino-bf16"):
@@ -63,14 +62,14 @@ class FastIntegratedGradients:
 
 
 def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int, size: int) -> Tensor:
-    """The mean gradient on the straight path from 0 to x, by the midpoint rule.
+    """The mean gradient along the straight path from 0 to x, by the midpoint rule.
 
     Args:
-        gradients: of `size` inputs at once.
+        gradients: called with at most `size` inputs.
         x: normalised float32 (B, 3, H, W).
         targets: int64 (B,).
-        steps: nodes of each image.
-        size: inputs in a pass; the nodes of all images are laid end to end and cut into passes.
+        steps: nodes of the quadrature, for each image.
+        size: inputs in one pass, which may hold nodes of several images.
 
     Returns:
         float32 (B, 3, H, W).
@@ -85,7 +84,7 @@ def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int,
 
 
 def autograd_gradients(network: nn.Module) -> Gradients:
-    """Gradients by torch, on the network's device; in full float32, since a rounder forward pass moves the corners of ReLU6."""
+    """Gradients by torch, on the network's device. In full float32, since a less precise forward pass moves the kinks of ReLU6."""
     network = copy.deepcopy(network).to(memory_format=torch.channels_last)
 
     def gradients(x: Tensor, targets: Tensor) -> Tensor:
@@ -98,7 +97,7 @@ def autograd_gradients(network: nn.Module) -> Gradients:
 
 
 def plain_map(model: Classifier, pixels: Tensor, labels: Tensor, steps: int) -> Tensor:
-    """Maps (B, H, W) of few images by the network as it is, nothing folded or compiled, on its device: what engines are tried against."""
+    """Maps (B, H, W) of a few images by plain autograd, nothing folded or compiled: the reference that engines are compared with."""
     network = FromBaseline(model, None).eval()
     x = network.beyond(pixels)
     gradients = autograd_gradients(network)
@@ -106,7 +105,7 @@ def plain_map(model: Classifier, pixels: Tensor, labels: Tensor, steps: int) -> 
 
 
 class Clamp(torch.autograd.Function):
-    """ReLU6 whose derivative is read off its output: what came in need not be kept, nor written at all where it is fused."""
+    """ReLU6 that computes its derivative from its output, so that its input need not be kept in memory."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -129,13 +128,13 @@ class ClampedReLU6(nn.Module):
 
 
 def folded(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
-    """The same function as a network of its own, in evaluation mode: batch norms folded where that is possible, no parameter gradients.
+    """A copy of the network for inference: batch norms folded into convolutions if possible, no gradients of parameters.
 
     Args:
         shape: (3, H, W) of the images.
 
     Returns:
-        the network, equal to the original up to rounding, and why nothing was folded: "" where everything was.
+        the copy, equal to the original up to rounding, and why nothing was folded ("" if it was).
     """
     copied, why = _fused(network, shape)
     for parameter in copied.parameters():
@@ -147,7 +146,7 @@ def folded(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
 
 
 def _fused(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
-    """What `folded` gives, as torch.fx makes it."""
+    """`folded` without the final replacement of ReLU6; the folding is done by torch.fx."""
     weights = next(network.parameters())
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(weights)
     copied = plain(copy.deepcopy(network))
@@ -155,9 +154,9 @@ def _fused(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
         fused: nn.Module = fuse(copied)
         with torch.inference_mode():
             ours, theirs = fused(x).double(), network(x).double()
-    except Exception as error:  # torch.fx stumbles over whatever a network's forward does that is more than tensors
+    except Exception as error:  # torch.fx raises exceptions of any type on a forward that does more than operate on tensors
         return copied, f"torch.fx cannot trace it ({first_line(error)})"
-    # A network that asks what type its input is takes another way while it is traced, without an error.
+    # A forward that branches on its input's type may be traced without an error, but along the wrong branch: so compare the logits.
     if theirs.isfinite().all() and not (ours - theirs).abs().max() <= SAME * theirs.abs().max():
         return copied, "with its batch norms folded, it has other logits"
     return fused, ""

@@ -1,4 +1,4 @@
-"""Forward and backward pass as one graph without a tape, compiled by OpenVINO: what a processor computes gradients fastest with."""
+"""Forward and backward pass as one graph, compiled by OpenVINO: the fastest way to compute gradients on a CPU."""
 
 import functools
 import warnings
@@ -27,25 +27,25 @@ ACTIVATIONS = [
 
 
 SHARE = 32
-"""Inputs of one request of a forward pass, on however many threads: rounding depends on it."""
+"""Inputs in one request of a forward pass. Fixed for any number of threads, since rounding depends on it."""
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16 by itself."""
+    """Whether this CPU has instructions for bfloat16."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backward: torch.dtype = torch.float32) -> Any:
-    """Gradients of chosen logits.
+    """Compile a function that computes gradients of target logits.
 
     Args:
-        network: normalised float32 (N, 3, H, W) to logits (N, classes), on the processor.
-        size: inputs in a pass, shared out among the threads; a shorter pass is filled up.
-        shape: (3, H, W).
-        backward: arithmetic of the backward pass; the forward pass is float32 always, since rounding would move the corners of ReLU6.
+        network: takes normalised float32 (N, 3, H, W), gives logits (N, classes); on the CPU.
+        size: inputs in one pass, divided among the threads; a shorter pass is padded.
+        shape: (3, H, W) of the inputs.
+        backward: dtype of the backward pass. The forward pass is always float32, since rounding would move the kinks of ReLU6.
 
     Returns:
-        a function of inputs (N, 3, H, W) and targets int64 (N,), N at most `size`, to gradients (N, 3, H, W).
+        a function that takes inputs (N, 3, H, W) and targets int64 (N,), N at most `size`, and gives gradients (N, 3, H, W).
     """
     streams = max(1, min(torch.get_num_threads(), size))
     share = -(-size // streams)
@@ -71,16 +71,16 @@ def compiled_gradients(network: nn.Module, size: int, shape: torch.Size, backwar
 
 
 def compiled_forward(model: Classifier, size: int, shape: tuple[int, int], bfloat16: bool = False) -> Callable[[Tensor], Tensor]:
-    """A network's forward pass.
+    """Compile a network's forward pass.
 
     Args:
-        model: in evaluation mode, on the processor.
-        size: inputs in a pass.
-        shape: (H, W).
-        bfloat16: compute in it, where the network allows; else in float32.
+        model: in evaluation mode, on the CPU.
+        size: inputs in one pass.
+        shape: (H, W) of the images.
+        bfloat16: compute in bfloat16 where OpenVINO can; else in float32.
 
     Returns:
-        a function of uint8 (size, 3, H, W) to logits float32 (size, classes).
+        a function that takes uint8 (size, 3, H, W) and gives logits float32 (size, classes).
     """
     share = min(size, SHARE)
     compiled = _compiled(model, (torch.zeros(share, 3, *shape),), max(1, torch.get_num_threads()), "bf16" if bfloat16 else "f32")
@@ -99,42 +99,42 @@ def compiled_forward(model: Classifier, size: int, shape: tuple[int, int], bfloa
 
 
 def _compiled(network: nn.Module, inputs: tuple[Tensor, ...], streams: int, precision: str = "f32") -> Any:
-    """A network compiled for inputs of these shapes, with a stream for each thread.
+    """Compile a network for inputs of these shapes, with one stream for each thread.
 
     Raises:
-        RuntimeError: OpenVINO does not know an operation of it.
+        RuntimeError: OpenVINO does not support an operation of the network.
     """
-    with warnings.catch_warnings(), torch.no_grad():  # layers of ours are the plain ones where there are no gradients
-        warnings.simplefilter("ignore")  # torch announces the end of torch.jit, by which OpenVINO reads a graph
+    with warnings.catch_warnings(), torch.no_grad():  # without gradients, our own layers use plain operations, which OpenVINO knows
+        warnings.simplefilter("ignore")  # OpenVINO reads graphs through torch.jit, which warns that it is deprecated
         try:
             converted = openvino.convert_model(network, example_input=inputs, input=[list(x.shape) for x in inputs])
-        except openvino.frontend.OpConversionFailure as error:  # its last line alone says what is missing
+        except openvino.frontend.OpConversionFailure as error:  # only its last line says which operation is missing
             raise RuntimeError(str(error).strip().splitlines()[-1].strip("- ")) from None
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": streams,
-        "NUM_STREAMS": streams,  # one thread a stream: whole inputs are shared out, not the work within a layer, which waits more
-        "ENABLE_CPU_PINNING": False,  # processes side by side would all be pinned to the first core
+        "NUM_STREAMS": streams,  # one thread for each stream: dividing whole inputs waits less than dividing the work of a layer
+        "ENABLE_CPU_PINNING": False,  # pinning would put parallel processes all on the first core
     }
     return openvino.Core().compile_model(converted, "CPU", settings)
 
 
 def gradient_graph(network: nn.Module, x: Tensor, chosen: Tensor, backward: torch.dtype) -> torch.fx.GraphModule:
-    """A graph of (x, chosen) to the gradient of (network(x) * chosen).sum() with respect to x, made of forward operations only."""
+    """A graph that takes (x, chosen) and gives d (network(x) * chosen).sum() / dx, made only of forward operations."""
 
     def gradient(x: Tensor, chosen: Tensor) -> Tensor:
         pull_back = torch.func.vjp(network, x)[1]
         result: Tensor = pull_back(chosen)[0]
         return result.to(x.dtype)
 
-    # What OpenVINO knows is forward operations: torch writes the derivatives of activations with these, we those of the other layers.
+    # OpenVINO knows only forward operations. torch can express the derivatives of activations by them; those of other layers are below.
     table = get_decompositions(ACTIVATIONS) | {
         aten.convolution_backward.default: functools.partial(_convolution_backward, backward),
         aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
     }
     graph = make_fx(gradient, decomposition_table=table)(x, chosen)
     for node in graph.graph.nodes:
-        if node.target is aten._to_copy.default:  # OpenVINO knows this by its other name
+        if node.target is aten._to_copy.default:  # OpenVINO knows this operation only by its other name
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
     graph.recompile()
     return graph
@@ -154,8 +154,11 @@ def _convolution_backward(
     groups: int,
     wanted: list[bool],
 ) -> tuple[Tensor, None, None]:
-    """The gradient of a convolution's input, itself by a convolution: with stride 1 by one of the turned kernel, in `dtype`, else a
-    transposed one, in full precision (OpenVINO's in bfloat16 is 25 times slower where it is depthwise); given in `dtype`."""
+    """The gradient with respect to a convolution's input, in `dtype`.
+
+    With stride 1 it is a convolution with the rotated kernel, computed in `dtype`; otherwise a transposed convolution, computed in
+    float32, because OpenVINO's depthwise transposed convolution in bfloat16 is 25 times slower.
+    """
     assert not transposed and wanted == [True, False, False]
     if all(s == 1 for s in stride):
         outputs, inputs, height, width = weight.shape
@@ -184,6 +187,6 @@ def _max_pool_backward(
     ceil_mode: bool,
     indices: Tensor,
 ) -> Tensor:
-    """The gradient of a max pooling's input: each output's goes to the place that won it."""
+    """The gradient with respect to a max pooling's input: each output's gradient goes to the input that was the maximum."""
     flat = torch.zeros_like(x).flatten(2).scatter_add(2, indices.flatten(2), gradient.flatten(2).to(x.dtype))
     return flat.view(x.shape)

@@ -1,4 +1,4 @@
-"""The overlay: how a map, or a control in its place, is laid over an image."""
+"""The overlay: how an image is blended with its attribution map, or with a control."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from igkd.base.choices import Content
 
 
 def minmax(maps: Tensor) -> Tensor:
-    """Scale each (H, W) map of (B, H, W) to [0, 1]; a constant map, which has nothing to show, becomes 0."""
+    """Scale each of B maps (B, H, W) to [0, 1]; a constant map becomes 0."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny), 0.0)
 
 
 def overlay(pixels: Tensor, layer: Tensor, blend: float = 0.5) -> Tensor:
-    """The method's overlay: x' = (1 - blend) x + blend * layer, the layer repeated over the channels.
+    """The overlay: x' = (1 - blend) x + blend * layer, with the layer repeated over the channels.
 
     Args:
         pixels: float (B, 3, H, W) in [0, 1].
@@ -26,24 +26,24 @@ def overlay(pixels: Tensor, layer: Tensor, blend: float = 0.5) -> Tensor:
 
 
 def sharpen(maps: Tensor, exponent: Tensor) -> Tensor:
-    """minmax(g ** s): float (B, H, W) maps, not negative, and exponents s (B,), to float (B, H, W) in [0, 1]."""
-    # Scaled to at most 1 first, which minmax undoes: a small map to the power of 2 would underflow.
+    """minmax(g ** s) for maps g, float (B, H, W), not negative, and exponents s (B,): float (B, H, W) in [0, 1]."""
+    # Divide by the maximum first, lest the power of a map with small values underflows; minmax cancels that factor.
     scaled = maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     return minmax(scaled ** exponent[:, None, None])
 
 
 def layer_of(content: Content, maps: Tensor, masks: Tensor | None, exponent: Tensor, order: Tensor | None) -> Tensor:
-    """What is laid over B images: their maps, or a control that has only some of what a map has.
+    """The layers to blend with B images: their maps, or a control that shares only some properties with a map.
 
     Args:
-        maps: float (B, H, W), cropped and flipped with the image; for "other" those of other images.
-        masks: uint8 (B, H, W), likewise, for "mask".
-        exponent: float (B,).
-        order: int64 (B, H * W), a permutation each, for "noise".
+        maps: float (B, H, W), cropped and flipped like the images; for "other", maps of other images.
+        masks: uint8 (B, H, W), cropped and flipped like the images; used for "mask".
+        exponent: float (B,), the exponent of `sharpen`.
+        order: int64 (B, H * W), a permutation of the pixels for each image; used for "noise".
 
     Returns:
-        float (B, H, W) in [0, 1]: the sharpened map ("own", "other"); its pixels in random order, so that each image keeps its
-        histogram ("noise"); its mean everywhere, so that each keeps its brightness ("brightness"); the mask; or nothing ("black").
+        float (B, H, W) in [0, 1]: the sharpened map ("own", "other"); its pixels in random order, which keeps its histogram ("noise");
+        its mean at every pixel, which keeps its brightness ("brightness"); the mask ("mask"); or zeros ("black").
     """
     if content == "black":
         return torch.zeros_like(maps)

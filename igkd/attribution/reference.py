@@ -1,4 +1,4 @@
-"""The reference engine: Captum, one image a call."""
+"""The reference engine: Captum, called with one image at a time."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from igkd.networks.network import Classifier
 
 SMOOTHGRAD_SAMPLES = 8
 SMOOTHGRAD_NOISE = 0.15
-"""Standard deviation of the noise as a share of the image's range, as in the SmoothGrad paper (10 to 20 %)."""
+"""Standard deviation of the noise relative to the image's range of values; the SmoothGrad paper recommends 0.1 to 0.2."""
 
 
 class CaptumAttribution:
-    """Maps by Captum, by Gauss-Legendre quadrature as in the paper; one image a call, so that none has an influence on another's map.
+    """Maps by Captum with Gauss-Legendre quadrature, as in the paper; one image at a time, so that no image affects another's map.
 
-    In a batch of several images a kernel may round otherwise, which now and then carries an activation across a corner of ReLU6 and
-    changes a map by a hundredth of its maximum.
+    In a batch of several images a kernel may round differently. That can move an activation across a kink of ReLU6 and change a map by a
+    hundredth of its maximum.
     """
 
     def __init__(self, model: Classifier, method: str, steps: int, baseline: Colour | None = None) -> None:
@@ -34,7 +34,7 @@ class CaptumAttribution:
         return Attribution(*(torch.cat([row[i].detach().float().cpu() for row in rows]) for i in range(3)))
 
     def _one(self, x: Tensor, target: Tensor, image_id: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Map (1, H, W), completeness error (1,) and logits (1, classes) of one image (1, 3, H, W), less the baseline."""
+        """Map (1, H, W), completeness error (1,) and logits (1, classes) of one image, given as image - baseline (1, 3, H, W)."""
         network = self.network
         with torch.inference_mode():
             logits = network(x)

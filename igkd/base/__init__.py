@@ -1,1 +1,1 @@
-"""Files, errors, randomness, checks of what a stranger sent. Knows no image and no network."""
+"""Files, errors, random numbers and checks of files made by others. Imports nothing about images or networks."""

@@ -1,4 +1,4 @@
-"""The words that settings can be set to."""
+"""The allowed values of settings that are a word, as Literal types."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""UserError, the one exception whose message is written for users, and `run_cli`, which prints it."""
 
 import re
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 CREDENTIALS = "credentials are not typed, since command lines are kept in logs and results: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 STOPPED, INTERRUPTED = "stopped; the same command continues where this one ended", 130
-"""What Ctrl-C ends with: a sentence and a status."""
+"""The sentence printed and the exit status returned after Ctrl-C."""
 _TYPED = re.compile(r"://[^/\s]*:[^\s]*@|://[^/\s]*@")
 
 
 class UserError(Exception):
-    """Something the user can put right; its message names the file, the value and what to do."""
+    """An error that the user can correct; its message names the file or value and says what to do."""
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
@@ -31,5 +31,5 @@ def run_cli(main: Callable[[], int | None]) -> None:
 
 
 def printable(text: str) -> str:
-    """Text that files of others may be part of, without what steers a terminal."""
+    """The text with control characters replaced, since names from other people's files could otherwise control the terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

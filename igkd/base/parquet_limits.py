@@ -1,6 +1,6 @@
-"""Parquet files that anyone may have made: what they would take in memory is known before they are decoded.
+"""Limits on the memory that a Parquet file from an unknown author may take, checked before it is decoded.
 
-A column that repeats one value is a few bytes in the file and as large as one likes in memory.
+A column that repeats one value takes a few bytes in the file, but can be made arbitrarily large in memory.
 """
 
 from collections.abc import Collection
@@ -10,21 +10,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MOST = 2 << 30
-"""Bytes in memory of one row group of what is read: far above those that writers make, and what a small machine has."""
+"""Largest size in memory of one row group, in bytes: far more than usual writers produce, and no more than a small machine has."""
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 8}
+"""Bytes in memory of one value, by Parquet's physical type; of a byte array only its offset is counted."""
 
 
 class TooLarge(ValueError):
-    """A file that would take more memory than any of its kind has a reason to; the message says how much."""
+    """The file would take more memory than `MOST`; the message says how much."""
 
 
 def check_group(file: pq.ParquetFile, group: int, columns: Collection[str] | None = None) -> None:
-    """Refuse a row group that is too large, by what the file says of itself; reads nothing of it.
+    """Refuse a row group that would be too large in memory, judged by the file's metadata alone.
 
-    Texts and pictures are counted once, however often the group repeats them: `check_repeats` is about that.
+    Values of variable length (texts, pictures) count once, even if the group repeats them; `check_repeats` finds such repetition.
 
     Args:
-        columns: only these, by the name of the column or of a field of it (`image.bytes`); None for all.
+        columns: names of the columns to count, or of fields in them (`image.bytes`); None counts all.
 
     Raises:
         TooLarge: the group would take more than `MOST` bytes.
@@ -41,10 +42,10 @@ def check_group(file: pq.ParquetFile, group: int, columns: Collection[str] | Non
 
 
 def check_repeats(column: pa.ChunkedArray) -> None:
-    """Refuse a dictionary-encoded column of bytes whose values, each written out, are too large.
+    """Refuse a dictionary-encoded column of bytes that would be too large once each row holds its own copy of its value.
 
     Raises:
-        TooLarge: they would take more than `MOST` bytes.
+        TooLarge: the copies would take more than `MOST` bytes.
     """
     size = sum((pc.sum(pc.binary_length(c.dictionary).take(c.indices)).as_py() or 0) for c in column.chunks)
     if size > MOST:

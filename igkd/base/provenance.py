@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# What a processor's speed hangs on, best first.
+# Processor flags that decide how fast a network runs, fastest first.
 ARITHMETIC = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 PACKAGES = ("igkd", "torch", "torchvision", "ray", "captum", "onnx", "onnxruntime", "pyarrow", "numpy")
 
@@ -30,22 +30,24 @@ def provenance(command: str, seed: int, started: datetime.datetime) -> dict[str,
 
 
 def command() -> str:
-    """The command line of this program as the user would type it again."""
+    """The command line that starts this program again, quoted for a shell."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
     return shlex.join([*program, *sys.argv[1:]])
 
 
 def now() -> datetime.datetime:
+    """The time in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
 def local_now() -> datetime.datetime:
-    """The time on the user's clock."""
+    """The time in the machine's time zone."""
     return datetime.datetime.now().astimezone()
 
 
 def versions() -> dict[str, str]:
+    """Versions of Python and of those of `PACKAGES` that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -70,7 +72,7 @@ def commit() -> str:
 
 
 def processor() -> dict[str, str]:
-    """What Linux says of the last processor, such as its "model name" and "flags"; nothing on other systems."""
+    """Fields of the last processor in /proc/cpuinfo, such as "model name" and "flags"; empty on systems other than Linux."""
     try:
         facts = dict(line.partition(":")[::2] for line in Path("/proc/cpuinfo").read_text().splitlines())
     except OSError:
@@ -79,7 +81,7 @@ def processor() -> dict[str, str]:
 
 
 def machine() -> str:
-    """Cores, processor, memory and GPU in words."""
+    """Number of cores, processor, memory and GPU in one line of text."""
     import torch
 
     facts, memory = processor(), ""

@@ -1,7 +1,7 @@
-"""Random numbers that are functions of what they are for, not of when they are drawn.
+"""Random numbers computed from what they are for, by hashing, instead of being drawn from a generator one after another.
 
-Every choice of a run (order, crop, flip, overlay, validation split, subset) is read off `uniform(seed, purpose, ids)`: so it does not
-depend on the batch size, on the number of workers, on what was drawn before, or on which other images are in the data set.
+Every random choice of a run (order, crop, flip, overlay, validation split, subset) is computed from `uniform(seed, purpose, ids)`. So it
+does not depend on the batch size, the number of workers, earlier draws, or which other images are in the data set.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ def uniform(seed: int, purpose: str, ids: NDArray[np.int64]) -> NDArray[np.float
     """Uniform numbers in [0, 1), one for each id.
 
     Args:
-        seed: of the run.
+        seed: the run's seed.
         purpose: what the numbers are for, such as "epoch 3 flip"; different purposes are independent.
         ids: int64 (N,) image ids.
 
@@ -41,12 +41,12 @@ def shuffled(seed: int, purpose: str, ids: NDArray[np.int64]) -> NDArray[np.int6
 def stratified_choice(
     groups: NDArray[np.int64], size: int, seed: int, purpose: str, ids: NDArray[np.int64] | None = None
 ) -> NDArray[np.bool_]:
-    """Choose `size` of N images so that every group has its share, to less than one image (method of largest remainders).
+    """Choose `size` of N images so that every group is represented in proportion, to within one image (method of largest remainders).
 
     Args:
         groups: int64 (N,), such as labels.
         size: between 0 and N.
-        ids: int64 (N,), what an image is drawn by; its index if left out.
+        ids: int64 (N,), the ids that the random numbers are computed from; by default each image's index.
 
     Returns:
         bool (N,), a pure function of the arguments.
@@ -77,14 +77,14 @@ def validation_mask(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def default_test_mask(labels: NDArray[np.int64], ids: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-    """The test split of images that come without one, the same in every run: a fifth, at least one of two, stratified by class.
+    """The test split of a source that has none: a fifth of the images, at least one if there are two, stratified by class.
 
     Args:
         labels: int64 (N,), the label of every image.
-        ids: as in `stratified_choice`.
+        ids: int64 (N,), as in `stratified_choice`.
 
     Returns:
-        bool (N,), True for test.
+        bool (N,), True for test; the same in every run.
     """
     size = max(1, round(len(labels) / 5)) if len(labels) > 1 else 0
     return stratified_choice(labels, size, 0, "test split", ids)

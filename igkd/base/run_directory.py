@@ -1,4 +1,4 @@
-"""Directories of runs: whose they are, what came out, and how it was made."""
+"""A run's directory: config.json says which run it belongs to, result.json holds the run's result row."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from igkd.base.settings import kinds
 from igkd.base.storage import read_json, write_json
 
 STATE = "state.safetensors"
-"""What a run goes on from, in its directory or checkpoint."""
+"""Name of the file that a run resumes from, in its directory or checkpoint."""
 
 TEST = ("accuracy", "correct", "count")
 
@@ -64,23 +64,23 @@ ROW = get_type_hints(ResultRow)
 
 
 def claim(out: Path, config: Any, fingerprints: Mapping[str, str | None]) -> dict[str, Any] | None:
-    """Make `out` the directory of this configuration.
+    """Reserve `out` for the run with this configuration, or find that this run is already there.
 
     Args:
         out: the run's directory; created if missing.
         config: a dataclass.
-        fingerprints: what else identifies the run, such as the hash of its images.
+        fingerprints: further values that identify the run, such as the hash of its images.
 
     Returns:
         the result row if the run is already finished, else None.
 
     Raises:
-        UserError: the directory belongs to another configuration, or cannot be written.
+        UserError: the directory belongs to another configuration, or cannot be written to.
     """
     identity = _identity(config, dataclasses.asdict(config)) | dict(fingerprints)
     path = out / "config.json"
     if path.exists():
-        # A setting that did not exist yet had what is now its default.
+        # A setting added since that run was written had, in effect, its present default.
         usual = {f.name: f.default for f in dataclasses.fields(config) if f.default is not MISSING}
         earlier = _identity(config, usual | read_object(path))
         differing = sorted(k for k in identity.keys() | earlier.keys() if identity.get(k) != earlier.get(k))
@@ -96,7 +96,7 @@ def claim(out: Path, config: Any, fingerprints: Mapping[str, str | None]) -> dic
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises UserError if there is none."""
+    """Read a JSON object; raises UserError if the file is missing or holds anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} is no JSON object; it was damaged or is not ours")
@@ -104,12 +104,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def is_history(value: Any) -> bool:
-    """Whether a value from JSON is a list of epochs."""
+    """Whether a value from JSON is a valid training history: a list with one object for each epoch."""
     return fits(value, list[dict[str, Any]]) and all(_numbers(entry, ("epoch", "validation_accuracy", "seconds")) for entry in value)
 
 
 def _numbers(values: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Whether these entries are there and numbers, of which some may be NaN."""
+    """Whether all these entries exist and are numbers; NaN counts as a number."""
     return all(type(values.get(name)) in (int, float) for name in names)
 
 
@@ -117,7 +117,7 @@ def read_row(path: Path) -> dict[str, Any]:
     """Read the result row of a run.
 
     Raises:
-        UserError: there is none, or what reports compute with and write is not there or of another type.
+        UserError: the file is missing, or an entry that reports need is missing or has the wrong type.
     """
     row = read_object(path)
     wrong = next((name for name, hint in ROW.items() if name in row and not fits(row[name], hint)), None)
@@ -127,13 +127,13 @@ def read_row(path: Path) -> dict[str, Any]:
         wrong = "test"
     if wrong is not None or not fits(row.get("provenance", {}).get("versions", {}), dict[str, str]):
         raise UserError(
-            f"{path} is no result of a run ({wrong or 'provenance'} is not what it has to be); delete it to have that run again"
+            f"{path} is not the result of a run ({wrong or 'provenance'} is missing or has the wrong type); delete it and run again"
         )
     return row
 
 
 def _identity(config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that say what a run is, as a JSON file gives them back: with lists for tuples."""
+    """The settings that identify a run, with lists in place of tuples, as they are after reading them from JSON."""
     kept = {name: value for name, value in settings.items() if kinds(config).get(name) not in ("place", "speed")}
     plain: dict[str, Any] = json.loads(json.dumps(kept))
     return plain

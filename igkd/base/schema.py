@@ -1,4 +1,4 @@
-"""Values from JSON files that anyone may have made, as dataclasses."""
+"""Strict conversion of JSON from unknown authors to dataclasses."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def typed(cls: type[T], data: Mapping[str, Any]) -> T:
-    """A dataclass from JSON's values, lists as tuples where the fields are tuples.
+    """Make a dataclass from a JSON object; lists become tuples where the fields are tuples.
 
     Raises:
         TypeError: fields are missing or unknown, or a value is not of its field's type; the message names them.
@@ -23,7 +23,7 @@ def typed(cls: type[T], data: Mapping[str, Any]) -> T:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type as fields are annotated with; numbers must be finite."""
+    """Whether a value has the type `hint` (an annotation of a dataclass field); numbers must be finite."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -43,6 +43,6 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """A value in a message, of whatever length it is."""
+    """The value's repr, shortened so that it fits into a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, local or on S3."""
+"""Reading, listing and atomic writing of files, local or on S3."""
 
 import contextlib
 import json
@@ -38,10 +38,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a local file that could not be written, which is better known before minutes of work than after; writes nothing.
+    """Check that a local file could be written, so that a user learns otherwise before minutes of work; writes nothing.
 
     Raises:
-        UserError: it is a directory, or its directory cannot be made or written to.
+        UserError: the path is a directory, or its directory cannot be created or written to.
     """
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a directory; name a file in it")
@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of JSON that anyone may have made; raises ValueError if it is none, or nested more deeply than one has reason to."""
+    """Parse JSON from an unknown author; raises ValueError if it is not JSON or is nested too deeply to parse."""
     try:
         return json.loads(data)
     except RecursionError:
@@ -80,16 +80,16 @@ def parse_json(data: bytes) -> Any:
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URI (local, s3://, ...) and the path in it.
 
-    S3 takes endpoint, region and credentials from the usual AWS environment variables or profile. Directory listings are not cached:
-    other processes write here too.
+    S3 takes endpoint, region and credentials from the usual AWS environment variables or profile. Directory listings are not cached,
+    because other processes write here too.
 
     Raises:
-        UserError: the URI's scheme is not known, it holds a secret, or what the environment says about S3 cannot be right.
+        UserError: the URI's scheme is not supported, it contains a secret, or the S3 settings in the environment are invalid.
     """
     options: dict[str, Any] = {"use_listings_cache": False}
     scheme, separator, rest = uri.partition("://")
     s3 = scheme in ("s3", "s3a") and bool(separator)
-    # Stores and runs name one another: fsspec's other schemes, and its chains of them, are not for a stranger to choose.
+    # URIs also come from stores and runs that others made. They must not choose fsspec's other schemes (http, zip, ...) or chains of them.
     if "::" in uri or (separator and not s3 and scheme != "file"):
         raise UserError(f"'{uri}' cannot be opened: Protocol not known: {scheme}; use a local path or s3://BUCKET/PATH")
     bucket, endpoint = rest.partition("/")[0], os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
@@ -98,13 +98,13 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if s3 and "@" in endpoint:
         raise UserError(f"AWS_ENDPOINT_URL holds more than scheme, host and port; {CREDENTIALS}")
     if s3:
-        # One GET an object. With more, s3fs asks for the size first, by a HEAD, whose errors have no code to explain.
+        # Fetch each object by one GET. With more, s3fs first asks for the size by a HEAD request, whose errors carry no error code.
         options["max_concurrency"] = 1
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
         if s3:
             fs.retries = S3_TRIES
-            fs.connect()  # no request yet; but a profile or an endpoint that is none shows here
+            fs.connect()  # sends no request, but raises if the profile or endpoint is invalid
     except (ValueError, ImportError, RuntimeError) as error:
         hint = "check AWS_ENDPOINT_URL" if "endpoint" in str(error) else "use a local path or s3://BUCKET/PATH"
         raise UserError(f"'{uri}' cannot be opened: {error}; {hint}") from None
@@ -119,10 +119,10 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute, since workers have other working directories; a URI as it is.
+    """A local path made absolute, since workers have other working directories; a URI is returned unchanged.
 
     Raises:
-        UserError: the path begins with the home directory of nobody.
+        UserError: the path begins with the home directory of a user who does not exist.
     """
     if "://" in uri:
         return uri
@@ -136,8 +136,8 @@ def read_file(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     """All bytes of a file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        UserError: it cannot be read, or there is not even a bucket.
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be read, or its bucket does not exist.
     """
     try:
         return bytes(fs.cat_file(path))
@@ -148,15 +148,15 @@ def read_file(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
 
 
 def open_ranges(fs: fsspec.AbstractFileSystem, path: str) -> fsspec.spec.AbstractBufferedFile:
-    """A file opened to read some ranges of it: fsspec's read-ahead, of 50 MB on S3, would fetch all the rest of it with the first."""
+    """Open a file to read parts of it, without fsspec's read-ahead (50 MB on S3), which would fetch everything after the first part."""
     return fs.open(path, "rb", cache_type="none")
 
 
 def list_paths(fs: fsspec.AbstractFileSystem, path: str) -> list[str] | None:
-    """Paths of what is in a directory, sorted; only the path itself if it is a file; None if nothing is there.
+    """Sorted paths of a directory's entries; of a file only its own path; None if the path does not exist.
 
     Raises:
-        UserError: it cannot be listed, or there is not even a bucket.
+        UserError: it cannot be listed, or its bucket does not exist.
     """
     try:
         return sorted(str(found).rstrip("/") for found in fs.ls(path, detail=False))
@@ -167,20 +167,21 @@ def list_paths(fs: fsspec.AbstractFileSystem, path: str) -> list[str] | None:
 
 
 def list_names(fs: fsspec.AbstractFileSystem, path: str) -> set[str]:
-    """Names of what is in a directory; none if there is no such directory.
+    """Names of a directory's entries; empty if there is no such directory.
 
     Raises:
-        UserError: it cannot be listed, or there is not even a bucket.
+        UserError: it cannot be listed, or its bucket does not exist.
     """
     return {found.rsplit("/", 1)[-1] for found in list_paths(fs, path) or ()}
 
 
 def _is_missing(error: BaseException) -> bool:
+    """Whether the file does not exist, as opposed to its bucket."""
     return isinstance(error, FileNotFoundError) and "NoSuchBucket" not in repr(error.__cause__)
 
 
 def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write a file that appears whole or not at all: a local file is renamed into place, an object store's put is atomic by itself.
+    """Write a file atomically: a local file is renamed into place; a put to an object store is atomic by itself.
 
     Raises:
         UserError: no permission, no space, no connection.
@@ -195,7 +196,7 @@ def write_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def remove_file(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Remove a file, if it is there.
+    """Remove a file if it exists.
 
     Raises:
         UserError: it cannot be removed.

@@ -1,4 +1,4 @@
-"""What went wrong with a file or an object on S3, in plain words that say what to do."""
+"""Explains errors of files and of S3 in plain words that say what to do."""
 
 from urllib.parse import urlsplit
 
@@ -17,11 +17,11 @@ from botocore.exceptions import (
 
 _REMOTE_ERRORS = (BotoCoreError, ClientError, aiohttp.ClientError)
 STORAGE_ERRORS = (OSError, *_REMOTE_ERRORS)
-"""What reading or writing raises, on disk and on S3: s3fs makes most of S3's errors OSErrors, but lets botocore's own through (no
-credentials, no connection) and aiohttp's (an answer that breaks off)."""
+"""The exceptions that reading and writing may raise. s3fs turns most errors of S3 into OSErrors, but passes on botocore's own (no
+credentials, no connection) and aiohttp's (a response that breaks off)."""
 
 S3_TRIES = 3
-"""How often s3fs tries what botocore has already tried five times."""
+"""How often s3fs tries a request; in each of these, botocore has itself tried five times."""
 
 _AGAIN = "run the same command again, finished parts are kept"
 _WORDS = {
@@ -35,14 +35,14 @@ _WORDS = {
     "403": "the server refused without a reason (403): the credentials are wrong or do not permit this, or this machine's clock is wrong",
     "400": "the server refused without a reason (400): the credentials are wrong or have expired, or the region is another",
 }
-"""S3's error codes in plain words. A HEAD request is answered without a code: then only the HTTP status is known."""
+"""S3's error codes in plain words. The answer to a HEAD request has no code; its HTTP status ("403") stands for it."""
 
 
 def explain(error: BaseException) -> str:
     """What went wrong with a file or object, in plain words that say what to do.
 
     Args:
-        error: one of STORAGE_ERRORS; s3fs keeps what S3 said as the `__cause__` of the OSError that it makes of it.
+        error: one of STORAGE_ERRORS; where s3fs raised an OSError, the original error of S3 is its `__cause__`.
 
     Returns:
         part of a sentence, without a full stop.
@@ -68,7 +68,7 @@ def explain(error: BaseException) -> str:
 
 
 def _explain_answer(answer: ClientError) -> str:
-    """The same for an error that the server itself sent."""
+    """Like `explain`, for an error that the S3 server returned."""
     given = answer.response.get("Error", {})
     code, status = str(given.get("Code", "")), answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in _WORDS:
@@ -83,18 +83,21 @@ def _explain_answer(answer: ClientError) -> str:
 
 
 def _endpoint(error: BaseException) -> str:
-    """The server's address of a botocore error."""
+    """Scheme and host of the server that a botocore error is about."""
     parts = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
     return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "the server"
 
 
 def _first_line(error: BaseException) -> str:
+    """First line of the error's message; its type's name if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an error from reading a Parquet file is about what is in it: pyarrow's OSErrors have no number and no cause, while those of
-    a disk have a number and those of S3 a cause."""
+    """Whether an error from reading a Parquet file means that the file is damaged, as opposed to disk or S3 failing.
+
+    pyarrow's own OSErrors have neither an errno nor a cause, while those of a disk have an errno and those of S3 a cause.
+    """
     if isinstance(error, OSError):
         return error.errno is None and error.__cause__ is None
     return not isinstance(error, _REMOTE_ERRORS)

@@ -1,4 +1,4 @@
-"""When long work is to stop by itself: --hours and --until."""
+"""The time limits --hours and --until, after which long work stops by itself."""
 
 import datetime
 import math
@@ -7,10 +7,10 @@ from igkd.base.errors import UserError
 
 
 def check_limit(hours: float | None, until: str | None) -> None:
-    """Refuse a limit that is none.
+    """Refuse an invalid time limit.
 
     Raises:
-        UserError: both are given, or the hours are not above 0.
+        UserError: both limits are given, or the hours are not above 0.
     """
     if hours is not None and until is not None:
         raise UserError("--hours and --until say the same thing: give one of them")
@@ -19,13 +19,13 @@ def check_limit(hours: float | None, until: str | None) -> None:
 
 
 def seconds_left(hours: float | None, until: str | None, now: datetime.datetime) -> float | None:
-    """Seconds until the work must stop; None where it need not.
+    """Seconds until the work must stop; None if there is no limit.
 
     Args:
         now: local time.
 
     Raises:
-        UserError: `until` is no time, or lies in the past.
+        UserError: `until` is not a time, or lies in the past.
     """
     if hours is not None:
         return hours * 3600
@@ -36,8 +36,8 @@ def seconds_until(text: str, now: datetime.datetime) -> float:
     """Seconds from `now` until a time of day, within the next 24 hours, or until a date and time.
 
     Raises:
-        UserError: it is neither, or lies in the past. A time of day that passed within the last hour counts as past: it is far more
-            likely a slip than a wish for 23 hours.
+        UserError: the text is neither, or lies in the past. A time of day that passed within the last hour counts as past, since that
+            is more likely a mistake than a request for 23 hours.
     """
     try:
         end = datetime.datetime.combine(now.date(), datetime.time.fromisoformat(text), now.tzinfo)

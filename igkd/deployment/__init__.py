@@ -1,1 +1,1 @@
-"""A file for a device, and how fast it is."""
+"""Exports a checkpoint as a file for devices, and measures latencies."""

@@ -1,8 +1,8 @@
-"""Make a device's file of a checkpoint: igkd export --checkpoint DIR --format onnx-int8 --out FILE.onnx
+"""Export a checkpoint as a file for devices: igkd export --checkpoint DIR --format onnx-int8 --out FILE.onnx
 
-The file is written only after it has given, on real images, what the checkpoint gives: the same logits up to rounding, or for int8 an
-accuracy that falls by no more than --max-drop. The images are the validation split, never the test set; int8 is calibrated on training
-images. `igkd.deployment.formats` says what goes in and what comes out.
+The file is written only after it was compared with the checkpoint on real images: its logits must be equal up to rounding; with int8, its
+accuracy may fall by at most --max-drop. The images are the validation split, never the test set; int8 is calibrated on training images.
+`igkd.deployment.formats` describes the file's input and output.
 """
 
 import dataclasses
@@ -31,25 +31,25 @@ from igkd.networks.open import open_teacher
 from igkd.store import Store
 
 CALIBRATION = 256
-"""Training images that int8 is calibrated on, as many of each class."""
+"""Number of training images that int8 is calibrated on, with equally many of each class."""
 TOLERANCE = 1e-3
-"""Largest difference of a float32 file's logits, as a share of the largest logit: rounding makes 1e-6 of it, a wrong layer 1."""
+"""Largest difference of a float32 file's logits, relative to the largest logit: rounding causes about 1e-6, a wrong layer about 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What a file gives on validation images beside what the checkpoint gives."""
+    """A file's results on validation images compared with the checkpoint's."""
 
     images: int
-    """Of the validation split."""
+    """Number of validation images."""
     accuracy: float
     checkpoint_accuracy: float
     agreement: float
-    """Share of the images to which both give the same answer."""
+    """Share of the images that both classify alike."""
     largest_difference: float
-    """Of any logit of any image."""
+    """Largest difference of a logit over all images."""
     largest_logit: float
-    """Of the checkpoint's, in magnitude."""
+    """Largest absolute value of the checkpoint's logits."""
 
     @property
     def drop(self) -> float:
@@ -57,7 +57,7 @@ class Check:
 
 
 def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Check:
-    """Set two networks' logits (N, classes) of the same labelled images side by side."""
+    """Compare two networks' logits (N, classes) of the same labelled images."""
     answers, expected = logits.argmax(1), reference.argmax(1)
     return Check(
         images=len(labels),
@@ -70,7 +70,7 @@ def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Che
 
 
 def refuse(check: Check, kind: Format, max_drop: float) -> None:
-    """Raise UserError where a file does not do what the checkpoint does."""
+    """Raise UserError if a file's results differ too much from the checkpoint's."""
     allowed = TOLERANCE * max(1.0, check.largest_logit)
     if kind != "onnx-int8" and not check.largest_difference <= allowed:
         raise UserError(
@@ -89,8 +89,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """Convert, check, and only then write; gives the file's path and bytes, and the check as JSON values.
 
     Raises:
-        UserError: the checkpoint or the images are not there or do not fit one another; the file does not do what the checkpoint does,
-            or cannot be written.
+        UserError: the checkpoint or the images are missing or do not fit each other; the file's results differ too much from the
+            checkpoint's; or the file cannot be written.
     """
     out, name = Path(config.out), f"the checkpoint {config.checkpoint}"
     check_writable(out)
@@ -115,7 +115,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
 def checked_file(
     model: Classifier, kind: Format, facts: dict[str, Any], calibration: Pixels | None, validation: Samples, reference: Logits
 ) -> tuple[bytes, Check]:
-    """A file's bytes, and the check of its program by the runtime that will run it, which is told in its metadata, too."""
+    """Convert a checkpoint; gives the file's bytes and its check, made with the runtime that the file is for.
+
+    The result of the check is also part of the file's metadata.
+    """
     pixels, labels = as_decoded(validation), validation.labels.numpy()
 
     def metadata(check: Check) -> dict[str, str]:
@@ -133,12 +136,12 @@ def checked_file(
 
 
 def training_images(config: ExportConfig, card: Mapping[str, Any]) -> tuple[ImageSource, bool]:
-    """The images that a checkpoint was trained on, as the user or its card says, and whether they were scaled to its size.
+    """The images that a checkpoint was trained on, and whether they were scaled to its size.
 
-    A teacher's card names its images, a student's the store, which knows them.
+    They are those of --images; else those named in the card of a teacher, or in the store that a student's card names.
 
     Raises:
-        UserError: nobody says, or they are not there.
+        UserError: nothing names the images, or they are missing.
     """
     if config.images is not None:
         return open_images(config.images), False
@@ -157,7 +160,7 @@ def training_images(config: ExportConfig, card: Mapping[str, Any]) -> tuple[Imag
 
 
 def read(config: ExportConfig, model: Classifier, name: str, source: ImageSource, resize: bool) -> tuple[Pixels | None, Samples]:
-    """Training images to calibrate on, for int8 alone, and validation images to check with: the split that training left out, too."""
+    """Training images to calibrate int8 on (None for other formats), and the validation images, which were not trained on."""
     labels = source.checked_labels("train")
     held_out = validation_mask(labels)
     if not held_out.any():
@@ -174,12 +177,12 @@ def read(config: ExportConfig, model: Classifier, name: str, source: ImageSource
 
 
 def as_decoded(samples: Samples) -> Pixels:
-    """Pixels as a file takes them: uint8 (N, H, W, 3)."""
+    """Pixels in the layout of an exported file's input: uint8 (N, H, W, 3)."""
     return samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def told(check: Check) -> str:
-    """A check in two lines."""
+    """A check as two lines of text."""
     return (
         f"logits    differ by at most {check.largest_difference:.3g} (the largest is {check.largest_logit:.3g})\n"
         f"accuracy  {check.checkpoint_accuracy:.2%} -> {check.accuracy:.2%} on {check.images:,} validation images, "

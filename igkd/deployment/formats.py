@@ -1,8 +1,8 @@
-"""A network as a file for devices: ONNX in float32 or static int8, or a torch.export program.
+"""Formats of exported files: ONNX in float32 or static int8, or a torch.export program.
 
-All of them take what a decoder gives and a device has: pixels, uint8 (batch, H, W, 3), RGB, 0 to 255, a batch of any size; scaling to
-[0, 1] and normalisation are part of the graph. They give logits, float32 (batch, classes). The same is told in a file's metadata, with
-the names of the classes: an ONNX file's `metadata_props`, and `extra/igkd.json` in a torch.export archive.
+The input is pixels as a decoder gives them: uint8 (batch, H, W, 3), RGB, 0 to 255, with any batch size; scaling to [0, 1] and
+normalisation are part of the graph. The output is logits, float32 (batch, classes). The file's metadata say this, too, with the class
+names: `metadata_props` of an ONNX file, `extra/igkd.json` in a torch.export archive.
 """
 
 import importlib.metadata
@@ -27,7 +27,7 @@ from igkd.base.provenance import processor
 from igkd.networks.network import Classifier, Deployed, NetworkSpec
 
 OPSET = 18
-"""The oldest that torch's exporter writes: what reads it is as old as 2023 (ONNX Runtime 1.14)."""
+"""The oldest opset that torch's exporter writes; runtimes from 2023 on can read it (ONNX Runtime 1.14)."""
 INPUT, OUTPUT = "pixels", "logits"
 CARD = "igkd.json"
 """Name of the metadata in a torch.export archive."""
@@ -36,10 +36,10 @@ Logits = NDArray[np.float32]
 
 
 def describe(spec: NetworkSpec, facts: dict[str, Any]) -> dict[str, str]:
-    """The metadata of a file: strings, those of lists and objects in JSON.
+    """The metadata of a file: strings; lists and objects are encoded as JSON.
 
     Args:
-        facts: what else to tell (JSON values), such as what the file was checked with.
+        facts: further entries (JSON values), such as the result of the check.
     """
     height, width = spec.image_shape
     told: dict[str, Any] = {
@@ -54,33 +54,33 @@ def describe(spec: NetworkSpec, facts: dict[str, Any]) -> dict[str, str]:
 
 def to_torch_export(model: Classifier) -> torch.export.ExportedProgram:
     """The network's graph in torch's own operators, for any batch size."""
-    # Two images stand for a batch: torch would take one for a constant.
+    # The example must have two images: torch would treat a batch of one as a constant.
     example = torch.zeros(2, *model.spec.image_shape, 3, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.export.export(Deployed(model), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # with this machine's paths
+        node.meta.pop("stack_trace", None)  # it contains paths of this machine
     return program
 
 
 def archive(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> bytes:
-    """The file of a program, which torch.export.load reads; give that only files of your own, since it runs what they say."""
+    """The bytes of a .pt2 file for torch.export.load. Load only files of your own with that: it runs code in them."""
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={CARD: json.dumps(metadata)})
     return buffer.getvalue()
 
 
 def to_onnx(model: Classifier) -> onnx.ModelProto:
-    """The network in ONNX of opset OPSET, float32, standard operators alone, weights inside."""
+    """The network as ONNX: opset OPSET, float32, only standard operators, weights included."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # onnxscript and torch deprecate each other's and their own functions
+        warnings.simplefilter("ignore")  # onnxscript and torch call deprecated functions
         program = torch.onnx.export(to_torch_export(model), opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     assert program is not None
     return _tidied(program.model_proto)
 
 
 def saturates() -> bool:
-    """Whether products of int8 overflow on this processor: x86 without VNNI adds two of them in 16 bits: weights must have 7 bits.
+    """Whether weights must be reduced to 7 bits: x86 processors without VNNI add two int8 products in 16 bits, which may overflow.
 
     See https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html on `reduce_range`.
     """
@@ -91,16 +91,16 @@ def saturates() -> bool:
 
 
 def to_int8(network: onnx.ModelProto, calibration: Pixels) -> onnx.ModelProto:
-    """The same in static int8: QDQ operators, uint8 activations, int8 weights with a scale for each channel.
+    """Quantise a network to static int8: QDQ operators, uint8 activations, int8 weights with one scale for each channel.
 
     Args:
-        network: what `to_onnx` gives.
-        calibration: uint8 (N, H, W, 3), N at least 1: training images. An activation's range is that from the least to the largest seen.
+        network: from `to_onnx`.
+        calibration: uint8 (N, H, W, 3), N at least 1, training images. An activation's range is its minimum to maximum over these.
     """
     with tempfile.TemporaryDirectory(prefix="igkd-") as directory:
         plain, inferred, quantised = (str(Path(directory) / name) for name in ("plain.onnx", "inferred.onnx", "int8.onnx"))
         onnx.save(network, plain)
-        # The graph is already optimised; ONNX Runtime's own fused operators would make it less of a standard.
+        # Skip ONNX Runtime's optimisation: its fused operators are not part of the ONNX standard.
         quant_pre_process(plain, inferred, skip_optimization=True, skip_symbolic_shape=True)
         quantize_static(
             inferred,
@@ -116,7 +116,7 @@ def to_int8(network: onnx.ModelProto, calibration: Pixels) -> onnx.ModelProto:
 
 
 def with_metadata(network: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
-    """The file of an ONNX network, checked against the standard."""
+    """The bytes of an ONNX file, after checking the network against the standard."""
     del network.metadata_props[:]
     onnx.helper.set_model_props(network, metadata)
     onnx.checker.check_model(network, full_check=True)
@@ -124,21 +124,21 @@ def with_metadata(network: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
 
 
 def run_onnx(network: onnx.ModelProto, pixels: Pixels, batch_size: int = 250) -> Logits:
-    """Logits float32 (N, classes) of uint8 pixels (N, H, W, 3), by ONNX Runtime on the processor."""
+    """Logits float32 (N, classes) of uint8 pixels (N, H, W, 3), by ONNX Runtime on the CPU."""
     session = onnxruntime.InferenceSession(network.SerializeToString(), providers=["CPUExecutionProvider"])
     starts = range(0, len(pixels), batch_size)
     return np.concatenate([session.run([OUTPUT], {INPUT: pixels[i : i + batch_size]})[0] for i in starts])
 
 
 def run_torch_export(data: bytes, pixels: Pixels, batch_size: int = 250) -> Logits:
-    """The same by torch, of the bytes of an archive of one's own."""
+    """Logits float32 (N, classes) of uint8 pixels (N, H, W, 3), by torch, from a .pt2 archive, which must be one's own."""
     program = torch.export.load(io.BytesIO(data)).module()
     with torch.inference_mode():
         return torch.cat([program(part) for part in torch.from_numpy(pixels).split(batch_size)]).numpy()
 
 
 def _tidied(network: onnx.ModelProto) -> onnx.ModelProto:
-    """Without what the tools leave behind: this machine's paths in stack traces, and domains that no operator is of."""
+    """Remove what the tools leave behind: stack traces with paths of this machine, and operator domains that are not used."""
     graph = network.graph
     used = {node.domain for node in graph.node}
     domains = [(one.domain, one.version) for one in network.opset_import if one.domain in used]
@@ -153,7 +153,7 @@ def _tidied(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Calibration images, as ONNX Runtime asks for them."""
+    """Gives ONNX Runtime the calibration images, one batch a call."""
 
     def __init__(self, pixels: Pixels, batch_size: int = 64) -> None:
         self.batches: Iterator[Pixels] = (pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size))

@@ -1,8 +1,8 @@
-"""How fast and how large models are on this machine: igkd latency MODEL MODEL ...
+"""Measure latency and memory of models on this machine: igkd latency MODEL MODEL ...
 
-A MODEL is a checkpoint's directory, run by torch as it is, or a file of igkd export: NAME.onnx by ONNX Runtime, NAME.pt2 by torch. Each
-runs in a fresh process, from uint8 pixels to logits, on the processor. They are warm and take turns, so that all meet the same machine;
-how many times as fast as the first one is the median over rounds.
+A MODEL is a checkpoint's directory, run by torch unchanged, or a file from igkd export: NAME.onnx is run by ONNX Runtime, NAME.pt2 by
+torch. Each model runs on the CPU in a process of its own, from uint8 pixels to logits. After a warm-up the models take turns, so that load
+on the machine affects all alike; the speed relative to the first model is the median over rounds.
 """
 
 import contextlib
@@ -26,34 +26,34 @@ from igkd.config.command_line import parse
 from igkd.config.latency import LatencyConfig
 
 CALLS = 5
-"""Passes of a model before it is the next one's turn."""
+"""Forward passes of a model in one turn."""
 Timed = Callable[[int], Sequence[float]]
-"""Gives the milliseconds of so many passes."""
+"""A function that runs a number of passes and gives the milliseconds of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Of one model at one batch size and number of threads; times in milliseconds."""
+    """Latencies of one model at one batch size and number of threads, in milliseconds."""
 
     calls: int
     p50: float
     p95: float
     p99: float
-    """Percentiles over single passes."""
+    """p50, p95 and p99 are percentiles over single passes."""
     rounds: tuple[float, ...]
-    """The median of each turn."""
+    """The median of each round's passes."""
 
     def times_as_fast(self, other: "Timing") -> float:
-        """How many times as fast as another that it took turns with: the median over rounds, since both of a round met the same machine."""
+        """How many times as fast as `other`, which must come from the same `take_turns`: the median of the rounds' ratios."""
         return statistics.median(theirs / own for own, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
 def take_turns(models: Mapping[str, Timed], rounds: int) -> dict[str, Timing]:
-    """Time models in turns of CALLS passes; a first round warms up and does not count.
+    """Time models in turns of CALLS passes; a first round is a warm-up and is not counted.
 
     Args:
-        models: by name; each gives the milliseconds of so many passes.
-        rounds: that count, at least 1.
+        models: by name.
+        rounds: number of counted rounds, at least 1.
     """
     times: dict[str, list[Sequence[float]]] = {name: [] for name in models}
     for turn in range(rounds + 1):
@@ -79,14 +79,14 @@ class Process:
         paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        # In a session of its own, Ctrl-C is ours alone; when we are gone, its input ends and so does it.
+        # A new session, so that Ctrl-C reaches only this process. When this process ends, the child's input ends, and so does the child.
         self.process = subprocess.Popen(program, **pipes, env=environment, start_new_session=True)
 
     def answer(self) -> dict[str, Any]:
-        """The next thing it says.
+        """The child's next line, a JSON object.
 
         Raises:
-            UserError: it cannot go on.
+            UserError: the child reports an error, or has ended.
         """
         said: dict[str, Any] = json.loads(_pipe(self.process.stdout).readline() or '{"error": ""}')
         if "error" in said:
@@ -95,7 +95,7 @@ class Process:
         return said
 
     def timed(self, count: int) -> list[float]:
-        with contextlib.suppress(BrokenPipeError):  # the answer says why
+        with contextlib.suppress(BrokenPipeError):  # `answer` reports why the child ended
             print(count, file=_pipe(self.process.stdin), flush=True)
         said = self.answer()
         self.peak_mib = said["peak_mib"]
@@ -116,7 +116,7 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
 
 @contextlib.contextmanager
 def processes(models: Sequence[str], batch: int, threads: int) -> Iterator[dict[str, Process]]:
-    """A warm process of each model; they end with the block."""
+    """Start and warm up a process for each model; they are ended with the block."""
     with contextlib.ExitStack() as stack:
         started = {}
         for model in models:
@@ -128,10 +128,10 @@ def processes(models: Sequence[str], batch: int, threads: int) -> Iterator[dict[
 
 
 def measure(models: Sequence[str], batches: Sequence[int], threads: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Rows of model, batch, threads, calls, p50, p95, p99 (ms), peak_mib (of its whole process, MiB) and times_as_fast as the first.
+    """Rows of model, batch, threads, calls, p50, p95, p99 (ms), peak_mib (MiB, whole process), times_as_fast (relative to the first).
 
     Raises:
-        UserError: a model is not there, or cannot be run.
+        UserError: a model does not exist, or cannot be run.
     """
     rows = []
     for batch in batches:
@@ -147,7 +147,7 @@ def measure(models: Sequence[str], batches: Sequence[int], threads: Sequence[int
 
 
 def usual_threads() -> tuple[int, ...]:
-    """1, and the processors that this process may use."""
+    """1, and the number of processors that this process may use."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
@@ -156,7 +156,7 @@ def usual_threads() -> tuple[int, ...]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What `measure` gives, for a terminal."""
+    """The rows of `measure` as a text table."""
     cells = [("model", "batch", "threads", "p50 ms", "p95", "p99", "peak MiB", "times as fast")]
     for row in rows:
         times = (f"{row[name]:.2f}" for name in ("p50", "p95", "p99"))

@@ -1,8 +1,8 @@
-"""One model in a process of its own, for igkd latency: python -m igkd.deployment.timed_process MODEL BATCH THREADS
+"""The process that igkd latency starts for each model: python -m igkd.deployment.timed_process MODEL BATCH THREADS
 
-It loads the model, warms it up, says so on standard output by {"ready": true}, and then answers each line of standard input, a number of
-calls, by their milliseconds and the process's memory so far. What goes wrong is {"error": sentence}. An ONNX file is run without torch
-being imported, as on a device.
+It loads the model, warms it up and prints {"ready": true}. Then, for each line of standard input with a number of calls, it prints the
+milliseconds of each call and the process's peak memory. Errors are printed as {"error": sentence}. An ONNX file is run without importing
+torch, as on a device.
 """
 
 import json
@@ -20,11 +20,11 @@ from igkd.base.errors import UserError
 WARM_UP = 3
 NUMPY_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 Call = Callable[[], object]
-"""A forward pass."""
+"""A function that runs one forward pass."""
 
 
 def timed(call: Call, count: int) -> list[float]:
-    """Milliseconds of each of `count` passes after one that does not count: another model may have had the caches before."""
+    """Milliseconds of each of `count` passes; an uncounted pass before them refills the caches, which another model may have used."""
     times = []
     for _ in range(count + 1):
         begin = time.perf_counter()
@@ -34,12 +34,12 @@ def timed(call: Call, count: int) -> list[float]:
 
 
 def open_model(model: str, batch: int, threads: int) -> Call:
-    """A forward pass of random pixels by a model.
+    """Load a model; gives a function that runs it on random pixels.
 
     Args:
-        model: FILE.onnx, FILE.pt2 (torch runs what it says: one's own alone), or what `open_teacher` takes, run by torch as it is.
-        batch: images a pass.
-        threads: that compute it.
+        model: FILE.onnx, FILE.pt2 (only one's own: torch runs code in it), or what `open_teacher` takes, run by torch unchanged.
+        batch: images in one pass.
+        threads: number of threads of one pass.
 
     Raises:
         UserError: there is no such model, or it is damaged.
@@ -57,7 +57,7 @@ def open_model(model: str, batch: int, threads: int) -> Call:
 
 
 def torch_call(model: Any, batch: int) -> Call:
-    """A forward pass of an `Classifier` as it is, from uint8 pixels to logits, as that of an exported file."""
+    """A forward pass of a `Classifier`, from uint8 pixels to logits like that of an exported file."""
     import torch
 
     from igkd.networks.network import Deployed
@@ -78,7 +78,7 @@ def _open_onnx(model: str, batch: int, threads: int) -> Call:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own kinds have no common ancestor
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise UserError(f"ONNX Runtime cannot read {model}: {(str(error).splitlines() or [''])[0]}") from None
     (given, *others), shape = session.get_inputs(), session.get_inputs()[0].shape[1:]
     if others or given.type not in NUMPY_TYPES or not all(isinstance(side, int) for side in shape):
@@ -95,7 +95,7 @@ def _open_program(model: str, batch: int, threads: int) -> Call:
         loaded = torch.export.load(model)
         (example,), _ = loaded.example_inputs
         program, pixels = loaded.module(), torch.from_numpy(_pixels((batch, *example.shape[1:]))).to(example.dtype)
-    except Exception as error:  # whatever reading an archive that is none comes to
+    except Exception as error:  # reading a damaged archive raises exceptions of any type
         raise UserError(f"torch.export cannot read {model}: {(str(error).splitlines() or [''])[0]}") from None
 
     def call() -> object:
@@ -110,9 +110,9 @@ def _pixels(shape: tuple[int, ...]) -> Any:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held, in MiB.
+    """The peak memory of this process, in MiB.
 
-    From Linux's VmHWM: what getrusage tells is of the parent, too, as it was at the fork.
+    On Linux from VmHWM, since getrusage includes the parent's memory at the time of the fork.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -128,7 +128,7 @@ def main(model: str, batch: str, threads: str) -> None:
     try:
         call = open_model(model, int(batch), int(threads))
         timed(call, WARM_UP)
-    except Exception as error:  # memory that is not there, above all
+    except Exception as error:  # most often there is too little memory
         say(error=str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         return
     say(ready=True)

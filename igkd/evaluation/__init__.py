@@ -1,1 +1,1 @@
-"""What a network, a map and a difference between two runs are worth. Draws nothing."""
+"""Measures of networks, of their maps, and of differences between runs. Draws nothing."""

@@ -1,7 +1,7 @@
-"""Judge a trained network: igkd evaluate --checkpoint DIR --images SRC
+"""Evaluate a trained network: igkd evaluate --checkpoint DIR --images SRC
 
-What it gets right and how well it knows that, how far it answers as its teacher does, and whether its own maps are like the teacher's and
-mark what it needs.
+Gives its accuracy and calibration, its agreement with a teacher, the similarity of its maps to the teacher's, and how well the maps mark
+the pixels that its answer depends on (deletion and insertion).
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ OWN_CLASSES = "give --images of its own classes"
 
 
 def predict(model: nn.Module, samples: Samples, batch_size: int = 250) -> Tensor:
-    """Logits (N, classes) of a network in evaluation mode, on the processor."""
+    """Logits (N, classes), on the CPU, of a network in evaluation mode."""
     device = next(model.parameters()).device
     with torch.inference_mode():
         batches = [pixels.to(device).float() / 255 for pixels in samples.pixels.split(batch_size)]
@@ -48,7 +48,7 @@ def predict(model: nn.Module, samples: Samples, batch_size: int = 250) -> Tensor
 
 @functools.lru_cache(maxsize=1)
 def answers(teacher: nn.Module, samples: Samples) -> Tensor:
-    """`predict` of a teacher, once for all of its students that one process judges on the same images."""
+    """`predict` of a teacher, kept in memory for further students that this process evaluates on the same images."""
     return predict(teacher, samples)
 
 
@@ -61,18 +61,18 @@ def evaluate(
     steps: int = 50,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Everything that labelled images tell about a network, as JSON values.
+    """All measures of a network on labelled images, as JSON values.
 
     Args:
         model: in evaluation mode, on the device to compute on.
-        samples: images of the model's size; their labels number the model's classes.
-        teacher: to compare with; same classes in the same order, same size, same device.
-        maps: how many images, stratified by class, maps are computed for: 0, or at least 2.
-        steps: of integrated gradients.
-        progress: is told a line before anything that may take long.
+        samples: images of the model's size; their labels are indices into the model's classes.
+        teacher: the network to compare with; same classes in the same order, same image size, same device.
+        maps: number of images, stratified by class, to compute maps for: 0, or at least 2.
+        steps: nodes of integrated gradients.
+        progress: called with a line of text before each step that may take long.
 
     Returns:
-        accuracy, correct, count, loss (mean, nats), calibration_error, per_class (name to accuracy, None where there are no images);
+        accuracy, correct, count, loss (mean, nats), calibration_error, per_class (name to accuracy, None for a class without images);
         with a teacher, teacher_accuracy and agreement; with maps, maps as `judge_maps` gives them.
 
     Raises:
@@ -106,12 +106,12 @@ def evaluate(
 def judge_maps(
     model: Classifier, teacher: Classifier | None, samples: Samples, steps: int, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Integrated-gradients maps of the true labels: the student's against the teacher's, and both against random ones.
+    """Compare integrated-gradients maps of the true labels: the student's with the teacher's, and both with random maps.
 
-    All maps start from one baseline, which deleted pixels have, too: the teacher's mean colour, or the network's own where there is no
-    teacher. From different baselines, such as black and grey, maps of two networks differ whatever the networks look at. Deletion and
-    insertion ask the student alone, whoever made the map: curves of two networks could not be compared. A curve has the student's mean
-    probability of the label at evenly spaced shares of pixels, from 0 to 1.
+    All maps have the same baseline, which is also the colour of deleted pixels: the teacher's mean colour, or without a teacher the
+    network's own. With different baselines, such as black and grey, maps would differ even if the networks used the same pixels. Deletion
+    and insertion always measure the student's probability, also for maps of the teacher, so that the curves can be compared. A curve has
+    the student's mean probability of the label at evenly spaced shares of pixels, from 0 to 1.
 
     Returns:
         count; baseline, in pixels of [0, 1]; with a teacher, cosine, rank_correlation and top_overlap, each as mean, standard_error and
@@ -124,7 +124,7 @@ def judge_maps(
     baseline = (teacher or model).spec.mean
     networks = {"student": model} if teacher is None else {"student": model, "teacher": teacher}
     ids = torch.from_numpy(samples.ids)
-    # Compiling a graph would take longer than so few images take without one.
+    # The torch engine: for so few images, compiling a graph takes longer than it saves.
     looks = {}
     for name, network in networks.items():
         progress(f"the {name}'s maps of {len(samples):,} images")
@@ -147,25 +147,25 @@ def judge_maps(
 
 
 def standard_error(values: NDArray[np.float64]) -> float:
-    """Of the mean of two or more values."""
+    """Standard error of the mean; needs at least two values."""
     return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 def matching_samples(
     model: Classifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], resize: bool, bad_images: BadImages
 ) -> tuple[Samples, int]:
-    """Images that a network can be judged by; those left out are told on standard error.
+    """Load images to evaluate a network with; images left out are reported on standard error.
 
     Args:
-        name: the network in messages.
-        ids: int64 (N,), of the split.
-        resize: scale and crop images to the network's size instead of insisting on it.
+        name: the network's name in messages.
+        ids: int64 (N,), ids in the split.
+        resize: scale and crop images to the network's size instead of requiring it.
 
     Returns:
-        the samples, their labels numbering the network's classes, and how many images were left out.
+        the samples, with labels that are indices into the network's classes, and how many images were left out.
 
     Raises:
-        UserError: the images are of other classes or another size, or one cannot be used.
+        UserError: the images have other classes or another size, or one cannot be used.
     """
     numbers = class_numbers(model, name, str(source), source.classes, OWN_CLASSES)
     samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images, scaling=model.spec.scaling)
@@ -175,14 +175,14 @@ def matching_samples(
 
 
 def matching_teacher(text: str, model: Classifier, name: str) -> tuple[Classifier, dict[str, Any]]:
-    """A teacher to compare a network with, its logits in the order of the network's classes, and its card.
+    """Open a teacher to compare a network with; gives it with its logits in the order of the network's classes, and its card.
 
     Args:
-        text: as `open_teacher` takes it.
-        name: the network in messages.
+        text: names the teacher, as for `open_teacher`.
+        name: the network's name in messages.
 
     Raises:
-        UserError: there is no such teacher, or its classes or the size of its images are not the network's.
+        UserError: there is no such teacher, or its classes or image size differ from the network's.
     """
     teacher, card = open_teacher(text)
     teacher = renumbered(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
@@ -193,7 +193,7 @@ def matching_teacher(text: str, model: Classifier, name: str) -> tuple[Classifie
 
 
 def check_size(model: Classifier, name: str, image_size: int | None) -> None:
-    """Refuse an --image-size that is not the network's."""
+    """Raise UserError if --image-size is not the network's size."""
     height, width = model.spec.image_shape
     if image_size is not None and (image_size, image_size) != (height, width):
         raise UserError(f"--image-size {image_size} does not fit: {name} was trained on {height}x{width} pixels")
@@ -203,7 +203,7 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate a checkpoint; gives the result row.
 
     Raises:
-        UserError: a checkpoint or the images are not there or damaged, or do not fit one another.
+        UserError: a checkpoint or the images are missing or damaged, or do not fit each other.
     """
     started, device = provenance.now(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = f"the checkpoint {config.checkpoint}"
@@ -239,7 +239,7 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """What `evaluate` gives, for a terminal."""
+    """The result of `evaluate` as text for a terminal."""
     lines = [f"accuracy           {figures['accuracy']:7.2%}   {figures['correct']:,} of {figures['count']:,} images"]
     lines += [f"loss               {figures['loss']:7.4f}   nats", f"calibration error  {figures['calibration_error']:7.4f}"]
     if "agreement" in figures:

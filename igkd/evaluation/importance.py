@@ -1,4 +1,4 @@
-"""How much each hyper-parameter of a tuning mattered, by optuna's estimate."""
+"""Importance of each hyper-parameter in a tuning, as estimated by optuna."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from optuna.trial import create_trial
 from igkd.evaluation.comparisons import accuracy, settings
 
 FEWEST = 10
-"""Finished trials, below which nothing is estimated."""
+"""Least number of finished trials for an estimate."""
 BEST = 0.25
 """Share of the trials that count as good."""
 
 
 def importances(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
-    """Settings to shares that add up to 1, the most important first; a setting that was the same throughout has 0.
+    """Each setting's importance; they add up to 1, the largest comes first, and a setting that never changed has 0.
 
-    By PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023): how far the settings of the best quarter of the trials lie from those
-    of all. It is an estimate, and knows nothing of interactions.
+    By PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023): how much the distribution of a setting among the best quarter of the trials
+    differs from that among all. It is an estimate, and ignores interactions.
 
     Args:
         rows: of a tuning. Only finished trials with a validation accuracy are looked at.
@@ -38,7 +38,7 @@ def importances(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict
     if not distributions:
         return {}
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line on standard error for every study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise optuna prints a line for every study
     try:
         study = optuna.create_study(direction="maximize")
     finally:
@@ -52,7 +52,7 @@ def importances(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict
 
 
 def _distribution(values: Sequence[Any]) -> BaseDistribution | None:
-    """What the values may have been drawn from: a range, logarithmic where it spans a factor of 10, or a choice; None of one value."""
+    """A distribution that covers the values: a range (logarithmic if it spans a factor of 10) or a choice; None if all are equal."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values):
         low, high = float(min(values)), float(max(values))
         return FloatDistribution(low, high, log=low > 0 and high >= 10 * low) if high > low else None

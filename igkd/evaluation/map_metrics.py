@@ -1,6 +1,6 @@
-"""What maps are worth: whether they fall on the object, resemble another network's, and mark what the network needs.
+"""Measures of attribution maps: overlap with the object, similarity to other maps, deletion and insertion.
 
-Maps are float (N, H, W), one an image, in any unit and not negative.
+Maps are float (N, H, W), one for each image, in any unit and not negative.
 """
 
 from typing import Any
@@ -17,16 +17,16 @@ from igkd.networks.network import Classifier
 
 Maps = NDArray[np.floating[Any]]
 Figures = NDArray[np.float64]
-"""(N,), one figure an image."""
+"""(N,), one figure for each image."""
 
 
 def check_finite(maps: Maps, ids: NDArray[np.int64], name: str) -> None:
-    """Refuse maps that are no numbers.
+    """Check that all values of maps are finite.
 
     Args:
         maps: (N, H, W).
-        ids: int64 (N,), of their images.
-        name: the network, in messages.
+        ids: int64 (N,), ids of their images.
+        name: the network's name in messages.
 
     Raises:
         UserError: a map has a value that is not finite.
@@ -46,7 +46,7 @@ def mass_inside(maps: Maps, masks: NDArray[np.bool_]) -> Figures:
         masks: (N, H, W), True on the object.
 
     Returns:
-        in [0, 1]; a map without any mass has its mask's share of the image, as a uniform map has.
+        in [0, 1]; an all-zero map gets its mask's share of the image, like a uniform map.
     """
     total = maps.sum(axis=(1, 2), dtype=np.float64)
     inside = (maps * masks).sum(axis=(1, 2), dtype=np.float64)
@@ -60,14 +60,15 @@ def pointing_hits(maps: Maps, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def cosine(a: Maps, b: Maps) -> Figures:
-    """a.b / (|a| |b|) of each pair of maps, over their pixels; 0 where one is zero everywhere. Two unrelated maps are well above 0,
-    since maps are not negative: compare with a control."""
+    """Cosine a.b / (|a| |b|) of each pair of maps over their pixels; 0 if one of them is all zero.
+
+    Since maps are not negative, even unrelated maps have a cosine well above 0: compare it with a control.
+    """
     return _cosine(_flat(a), _flat(b))
 
 
 def rank_correlation(a: Maps, b: Maps) -> Figures:
-    """Spearman's rank correlation of each pair of maps: Pearson's of the pixels' ranks, equal values sharing the mean of their ranks;
-    0 where a map is constant."""
+    """Spearman's rank correlation of each pair of maps over their pixels; equal values get their mean rank; 0 if a map is constant."""
     from scipy.stats import rankdata  # here: its import costs a second of each process that trains, most of which compare no maps
 
     one, other = (rankdata(_flat(maps), axis=1) for maps in (a, b))
@@ -75,14 +76,16 @@ def rank_correlation(a: Maps, b: Maps) -> Figures:
 
 
 def top_overlap(a: Maps, b: Maps, share: float = 0.1) -> Figures:
-    """The share of each map's largest pixels that are among the other's largest: |top_k(a) and top_k(b)| / k, where k is `share` of the
-    pixels, rounded, at least 1. Unrelated maps have k / (H W) on average."""
+    """Overlap of the k largest pixels of each pair of maps: |top_k(a) and top_k(b)| / k.
+
+    k is `share` of the pixels, rounded, at least 1. Unrelated maps have an overlap of k / (H W) on average.
+    """
     k = max(1, round(share * a[0].size))
     return np.asarray(((places(a) < k) & (places(b) < k)).sum(axis=(1, 2)) / k)
 
 
 def places(maps: Maps) -> NDArray[np.int64]:
-    """The place (N, H, W) of each pixel in its map, 0 for the largest value; among equal values the first row and column comes first."""
+    """Rank (N, H, W) of each pixel in its map, 0 for the largest value; equal values are ranked in row-major order."""
     order = np.argsort(-_flat(maps), axis=1, kind="stable")
     return np.argsort(order, axis=1, kind="stable").reshape(maps.shape)  # the inverse of a permutation is its argsort
 
@@ -102,21 +105,20 @@ def perturbation_curves(
     batch_size: int = 250,
     baseline: Colour | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How the label's probability falls as pixels are deleted, and rises as they are inserted, the map's largest first (Petsiuk, Das,
-    Saenko 2018, "RISE").
+    """Deletion and insertion curves (Petsiuk, Das, Saenko 2018, "RISE"): the label's probability as pixels are deleted from the image, or
+    inserted into the baseline image, in order of falling map values.
 
-    A deleted pixel has the colour of the baseline, where integrated gradients start; insertion starts from an image that is all baseline.
-    After step k of `steps`, round(k H W / steps) pixels are deleted or inserted. A good map has a small area under the
-    curve of deletion and a large one under that of insertion.
+    Deleted pixels have the colour of the baseline of integrated gradients. After step k of `steps`, round(k H W / steps) pixels are
+    deleted or inserted. A good map has a small area under the deletion curve and a large area under the insertion curve.
 
     Args:
         model: in evaluation mode.
         pixels: (N, 3, H, W), uint8 or float in [0, 1].
         labels: int64 (N,).
-        baseline: in pixels of [0, 1]; None is the network's mean colour, 0 in its normalised space.
+        baseline: a colour, RGB in [0, 1]; None is the network's mean colour, 0 in its normalised space.
 
     Returns:
-        probabilities of deletion and of insertion, float64 (N, steps + 1) each.
+        the label's probabilities during deletion and during insertion, each float64 (N, steps + 1).
     """
     device = next(model.parameters()).device
     colour = None if baseline is None else torch.tensor(baseline, device=device).view(1, -1, 1, 1)
@@ -137,7 +139,7 @@ def perturbation_curves(
 
 
 def areas(curves: NDArray[np.float64]) -> Figures:
-    """The area under each curve (N, points) over the share of pixels, 0 to 1, by the trapezoid rule."""
+    """Area under each curve (N, points), by the trapezoid rule; the points are evenly spaced shares of pixels from 0 to 1."""
     return np.asarray(np.trapezoid(curves, dx=1 / (curves.shape[1] - 1), axis=1))
 
 
@@ -146,6 +148,6 @@ def _flat(maps: Maps) -> NDArray[np.float64]:
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> Figures:
-    """Of each pair of rows; 0 where one has no length."""
+    """Cosine of each pair of rows; 0 if either row is all zeros."""
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray((a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1))

@@ -1,4 +1,4 @@
-"""What networks make of some images: their answers, their maps, and how alike these are."""
+"""Answers and maps of networks for a few images, and how similar the maps are."""
 
 import math
 import sys
@@ -23,9 +23,9 @@ from igkd.images.source import ImageSource, Record
 from igkd.networks.network import Classifier, NetworkSpec
 
 ANSWERS = 3
-"""Classes told of each network, the most probable first."""
+"""Number of classes listed for each image, the most probable first."""
 PATIENCE = 10.0
-"""Seconds without a line of progress."""
+"""Seconds between lines of progress."""
 SIMILARITIES = {"cosine": cosine, "rank correlation": rank_correlation}
 
 
@@ -34,28 +34,28 @@ class Chosen:
     """N images at the network's size."""
 
     samples: Samples
-    """Their labels number the network's classes; -1 where the class is not known."""
+    """Labels are indices into the network's classes; -1 if the class is not known."""
     names: tuple[str | None, ...]
-    """Of their files, where they have one."""
+    """Names of the images' files; None if the source has no files."""
     scaled_from: tuple[tuple[int, int] | None, ...]
-    """(height, width) of those that were scaled and cropped; None for the others."""
+    """Original (height, width) of images that were scaled and cropped; None for the others."""
     left_out: tuple[str, ...]
     """A sentence for each image that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """What one network makes of N images."""
+    """One network's logits and maps for N images."""
 
     logits: Tensor
     """float32 (N, classes)."""
     targets: Tensor
-    """int64 (N,): the class that each map is the evidence for."""
+    """int64 (N,): the class that each map explains."""
     maps: NDArray[np.float32]
-    """(N, H, W), in logit units, not negative."""
+    """float32 (N, H, W), in units of a logit, not negative."""
 
     def answers(self, i: int) -> list[tuple[int, float]]:
-        """(class, probability) of image i's most probable classes, `ANSWERS` of them or all there are."""
+        """(class, probability) of the `ANSWERS` most probable classes of image i (fewer if there are fewer classes)."""
         best = self.logits[i].double().softmax(0).topk(min(ANSWERS, self.logits.shape[1]))
         return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
@@ -63,12 +63,12 @@ class Looks:
 def read(
     source: ImageSource, split: Split, ids: NDArray[np.int64], numbers: NDArray[np.int64] | None, spec: NetworkSpec, bad: BadImages
 ) -> Chosen:
-    """Read images, and scale and crop them as a network wants them.
+    """Read images, and scale and crop them to a network's size.
 
     Args:
-        ids: int64 (N,); the images come in this order.
-        numbers: the network's number of each of the source's classes; None where it has none.
-        spec: of the network.
+        ids: int64 (N,); the images are returned in this order.
+        numbers: the network's label for each label of the source; None if the classes have no counterpart.
+        spec: the network's description.
 
     Raises:
         UserError: an image cannot be used, or with --bad-images skip none of them can.
@@ -93,23 +93,23 @@ def read(
 
 
 def look(model: Classifier, samples: Samples, steps: int, name: str, baseline: Colour) -> Looks:
-    """Answers and maps of a network; an image's map does not depend on the others'.
+    """Logits and maps of a network; an image's map does not depend on the other images.
 
     Args:
         model: in evaluation mode, on the device to compute on.
-        samples: of the network's size; a label of -1 has the network's own answer explained.
-        steps: of integrated gradients.
-        name: the network, in messages.
-        baseline: the colour in [0, 1] that maps start from: the same for networks whose maps are compared.
+        samples: images of the network's size; for a label of -1, the map explains the network's own answer.
+        steps: nodes of integrated gradients.
+        name: the network's name in messages.
+        baseline: colour of the baseline, in [0, 1]; the same for all networks whose maps are compared.
 
     Raises:
-        UserError: its logits or maps are not all finite numbers.
+        UserError: the logits or maps are not all finite numbers.
     """
     logits = predict(model, samples)
     if not logits.isfinite().all():
         raise UserError(f"{name} gives logits that are not all finite numbers: its weights are of no use; train it anew")
     targets = torch.where(samples.labels >= 0, samples.labels, logits.argmax(1))
-    # Compiling a graph would take longer than so few images take without one. One image a call: others beside it would round it otherwise.
+    # For so few images, compiling a graph takes longer than it saves. One image a call, since rounding depends on the others in a batch.
     attribute = attributor(model, "ig", "torch", steps, baseline)
     ids = torch.from_numpy(samples.ids)
     rows = told(torch.arange(len(samples)).split(1), f"maps of {name}")
@@ -119,7 +119,7 @@ def look(model: Classifier, samples: Samples, steps: int, name: str, baseline: C
 
 
 def told(rows: Sequence[Tensor], what: str) -> Iterator[Tensor]:
-    """The same rows, and now and then a line on standard error how many are done."""
+    """Iterate over the rows, and print how many are done to standard error every `PATIENCE` seconds."""
     last = time.monotonic()
     for done, row in enumerate(rows):
         if time.monotonic() - last > PATIENCE:
@@ -129,10 +129,11 @@ def told(rows: Sequence[Tensor], what: str) -> Iterator[Tensor]:
 
 
 def likeness(student: Looks, teacher: Looks) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """How far the student's map resembles the teacher's of the same image, and as a control, of the image before it.
+    """Similarity of the student's map to the teacher's of the same image and, as a control, to the teacher's of the previous image.
 
     Returns:
-        by measure, two float64 (N,): NaN where the two maps explain different classes; the control also where there is but one image.
+        for each measure two float64 (N,), similarity and control; NaN if the two maps explain different classes. The control is also
+        NaN if there is only one image.
     """
     same = (student.targets == teacher.targets).numpy()
     found = {}

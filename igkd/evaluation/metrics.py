@@ -1,6 +1,6 @@
-"""What a classifier's answers are worth: figures of logits and labels, all of them plain functions.
+"""Measures of a classifier's answers, as functions of logits and labels.
 
-Logits are float (N, classes), labels int64 (N,), on one device; N is at least 1. Probabilities are taken in double precision.
+Logits are float (N, classes), labels int64 (N,), on the same device, N at least 1. Probabilities are computed in double precision.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def correct(logits: Tensor, labels: Tensor) -> int:
-    """How many images have their label's logit as the largest."""
+    """Number of images whose largest logit is that of their label."""
     return int((logits.argmax(1) == labels).sum())
 
 
 def class_accuracies(logits: Tensor, labels: Tensor) -> list[float | None]:
-    """The share of each class's images that are right; None for a class without images."""
+    """Accuracy on each class's images; None for a class without images."""
     right = logits.argmax(1) == labels
     counts = torch.bincount(labels, minlength=logits.shape[1]).tolist()
     hits = torch.bincount(labels[right], minlength=logits.shape[1]).tolist()
@@ -33,15 +33,15 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     ((m - 1) / bins, m / bins], acc their accuracy and conf their mean confidence.
 
     Returns:
-        in [0, 1]; 0 where the network is right as often as it says.
+        in [0, 1]; 0 for a perfectly calibrated network.
     """
     confidence, answer = logits.double().softmax(1).max(1)
     edges = torch.arange(1, bins, device=logits.device, dtype=torch.float64) / bins
-    bin_of = torch.bucketize(confidence, edges)  # from the left: an edge belongs to the bin below it
+    bin_of = torch.bucketize(confidence, edges)  # an edge belongs to the bin below it
     excess = (answer == labels).double() - confidence
     return torch.zeros(bins, dtype=torch.float64, device=logits.device).index_add_(0, bin_of, excess).abs().sum().item() / len(labels)
 
 
 def agreement(logits: Tensor, others: Tensor) -> float:
-    """The share of images to which two networks give the same answer, right or wrong."""
+    """Share of images to which two networks give the same answer, right or wrong."""
     return (logits.argmax(1) == others.argmax(1)).double().mean().item()

@@ -1,8 +1,8 @@
 """Whether one arm is better than another: means, intervals and paired tests over seeds.
 
-Runs of one seed start from the same weights and see the same batches and draws. What differs between two of them is the arm, so
-arms are compared by the differences of their pairs, which lack the luck the two runs share. A difference is called one only
-after Holm's correction for all the comparisons asked for.
+Runs with the same seed start from the same weights and see the same batches and random draws; only the arm differs. So arms are
+compared by the differences of such pairs, in which the randomness common to both runs cancels. A difference counts as found only
+after Holm's correction for all comparisons of the call.
 """
 
 import math
@@ -16,52 +16,52 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05
-"""Chance of calling a difference one where there is none, in a whole family of comparisons."""
+"""Probability of finding a difference where there is none, for a whole family of comparisons."""
 POWER = 0.8
-"""Chance of finding a difference of the size seen, at which `Comparison.seeds_needed` aims."""
+"""Probability of finding a difference of the observed size that `Comparison.seeds_needed` is computed for."""
 DECIMALS = 12
-"""Accuracies are ratios of counts; what two of them differ by beyond these decimals is rounding of the subtraction."""
+"""Differences of accuracies are rounded to this many decimals, which removes the rounding error of the subtraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One arm against another over the seeds that both have. NaN stands for what these seeds cannot tell."""
+    """One arm compared with another over the seeds that both have. NaN means that there are too few seeds for a value."""
 
     arm: str
     reference: str
     seeds: int
-    """Pairs."""
+    """Number of pairs."""
     difference: float
-    """Mean of arm minus reference over the pairs, a share (0.01 is one point); NaN without pairs."""
+    """Mean of arm minus reference over the pairs, as a share (0.01 is one point); NaN without pairs."""
     low: float
     high: float
-    """95 % Student t interval of the difference, not corrected for other comparisons; NaN where the differences have no spread."""
+    """`low` and `high`: 95 % Student t interval of the difference, not corrected for other comparisons; NaN if all pairs differ equally."""
     p: float
-    """Two-sided p of the paired t-test; NaN where the differences have no spread."""
+    """Two-sided p of the paired t-test; NaN if all pairs differ equally."""
     p_holm: float
-    """p after Holm's step-down correction (Scand. J. Statist. 6:65, 1979) for the whole family; NaN where p is."""
+    """p after Holm's step-down correction (Scand. J. Statist. 6:65, 1979) for the whole family; NaN if p is."""
     family: int
-    """Comparisons in the family: all of one call of `compare` that have a p."""
+    """Number of comparisons in the family: all of one call of `compare` that have a p."""
     effect: float
-    """Cohen's d_z, mean of the differences over their standard deviation, without Hedges' correction, so that sqrt(seeds) times
-    it is the test's t. It is too large by a factor of 1.8 for 3 seeds, on average, and of 1.25 for 5."""
+    """Cohen's d_z: mean of the differences divided by their standard deviation. Without Hedges' correction, so that sqrt(seeds) * d_z is
+    the test's t; on average it is too large by a factor of 1.8 for 3 seeds and of 1.25 for 5."""
     seeds_needed: int | None
-    """Least number of pairs with which a t-test at 0.05, of this comparison alone, finds the effect seen 4 times in 5. An effect
-    from few seeds is uncertain and as a rule too large, and this then too small: an order of magnitude. None without an effect."""
+    """Least number of pairs with which a t-test of this comparison alone, at 0.05, finds the observed effect with probability `POWER`. Only
+    an order of magnitude: effects from few seeds are uncertain and mostly too large, this number then too small. None without an effect."""
 
     @property
     def significant(self) -> bool:
-        """Whether there is a difference, judged by the corrected p."""
+        """Whether a difference was found, by the corrected p."""
         return self.p_holm < ALPHA
 
     @property
     def better(self) -> bool:
-        """Whether the arm is better than the reference, beyond the luck of the seeds."""
+        """Whether the arm is significantly better than the reference."""
         return self.significant and self.difference > 0
 
     @property
     def sentence(self) -> str:
-        """What may be said, in plain words; differences in points (hundredths)."""
+        """The result as a sentence; differences in points (hundredths)."""
         arm, reference, seeds = self.arm, self.reference, f"{self.seeds} seeds"
         if self.seeds < 2:
             return f"{arm} and {reference} share {'1 seed' if self.seeds else 'no seed'}: no statement is possible"
@@ -80,12 +80,17 @@ class Comparison:
 
 
 def compare(accuracies: Mapping[str, Mapping[int, float]], references: Sequence[str]) -> list[Comparison]:
-    """Every arm against every reference, in the order of the arms; together they are the family of Holm's correction.
+    """Compare every arm with every reference; all these comparisons are one family of Holm's correction.
 
-    `accuracies` maps an arm to its accuracy, a share, by seed. Seeds that only one of two arms has are left out of their
-    comparison, references that no arm is called are left out altogether. References are compared with those named before them.
+    Args:
+        accuracies: arm -> seed -> accuracy, a share. A comparison uses the seeds that both arms have.
+        references: names of arms to compare with; names that are not arms are ignored. A reference is compared with those before it.
 
-    Raises ValueError for an accuracy that is no share, NaN among them, and names its arm and seed.
+    Returns:
+        the comparisons, in the order of the arms.
+
+    Raises:
+        ValueError: an accuracy is not between 0 and 1; the message names arm and seed.
     """
     for arm, by_seed in accuracies.items():
         for seed, accuracy in by_seed.items():
@@ -94,7 +99,7 @@ def compare(accuracies: Mapping[str, Mapping[int, float]], references: Sequence[
     known = [reference for reference in dict.fromkeys(references) if reference in accuracies]
     comparisons = []
     for arm in accuracies:
-        # Only the references before it, where it is one itself: otherwise two references would meet twice.
+        # A reference is compared only with the references before it: otherwise two references would be compared twice.
         for reference in known[: known.index(arm)] if arm in known else known:
             comparisons.append(_paired(arm, reference, accuracies[arm], accuracies[reference]))
     tested = [i for i, comparison in enumerate(comparisons) if not math.isnan(comparison.p)]
@@ -105,22 +110,24 @@ def compare(accuracies: Mapping[str, Mapping[int, float]], references: Sequence[
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval by Student's t, in the values' unit: (mean, low, high); of a single value (value, NaN, NaN).
+    """(mean, low, high): the mean and its 95 % interval by Student's t, in the values' unit; for a single value (value, NaN, NaN).
 
-    Raises ValueError where there are no values.
+    Raises:
+        ValueError: there are no values.
     """
     mean = fmean(values)
     if len(values) == 1:
         return mean, math.nan, math.nan
-    # Not scipy's t.interval, which has NaN for values without spread. The report shows those as an interval of no width.
+    # Not scipy's t.interval: it gives NaN if all values are equal, where this gives an interval of width 0.
     half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion, as shares, by Wilson's score (J. Am. Stat. Assoc. 22:209, 1927); NaN of no trials.
+    """(low, high): 95 % interval of a proportion by Wilson's score (J. Am. Stat. Assoc. 22:209, 1927); NaN if `count` is 0.
 
-    Raises ValueError unless `correct` is between 0 and `count`.
+    Raises:
+        ValueError: `correct` is not between 0 and `count`.
     """
     if not 0 <= correct <= count:
         raise ValueError(f"{correct} correct of {count} is no proportion")
@@ -131,8 +138,8 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 def _paired(arm: str, reference: str, accuracies: Mapping[int, float], others: Mapping[int, float]) -> Comparison:
-    """The comparison by itself: nothing of the family is known yet."""
-    # Unrounded, differences that are all the same have a spread of 1e-17 and with it an effect of 1e15.
+    """The comparison of one pair of arms, without Holm's correction."""
+    # Without rounding, equal differences would have a standard deviation of 1e-17 and thus an effect of 1e15.
     differences = [round(accuracies[seed] - others[seed], DECIMALS) for seed in sorted(accuracies.keys() & others.keys())]
     seeds = len(differences)
     difference = fmean(differences) if differences else math.nan
@@ -157,17 +164,17 @@ def _paired(arm: str, reference: str, accuracies: Mapping[int, float], others: M
 
 
 def _pairs_needed(effect: float) -> int | None:
-    """Least number of pairs, from 2, with which a paired t-test finds a true effect d_z with `POWER`; None of no effect."""
-    if not abs(effect) > 1e-6:  # NaN, 0, or a sum that is 0 but for rounding
+    """Least number of pairs, at least 2, with which a paired t-test finds a true effect d_z with `POWER`; None without an effect."""
+    if not abs(effect) > 1e-6:  # NaN, 0, or 0 up to rounding
         return None
-    # 2 pairs are enough for 100; far beyond it noncentral t overflows.
+    # For an effect of 100, 2 pairs are enough; far above it the noncentral t distribution overflows.
     size = min(abs(effect), 100.0)
-    # One tail, that of the effect's sign: the other is below 1e-6 at this power, and statsmodels 0.15 has NaN for it from effects of 5 on.
+    # Only the tail on the effect's side: the other is below 1e-6 at this power, and statsmodels 0.15 gives NaN for it from effects of 5 on.
     if TTestPower().power(size, 2, ALPHA / 2, alternative="larger") >= POWER:
-        return 2  # solve_power finds nothing below
+        return 2  # solve_power cannot find solutions below 2
     return math.ceil(float(TTestPower().solve_power(effect_size=size, alpha=ALPHA / 2, power=POWER, alternative="larger")))
 
 
 def _interval(low: float, high: float) -> str:
-    """Ends in points."""
+    """Text of an interval, in points."""
     return f"{100 * low:z.2f} to {100 * high:z.2f}"

@@ -1,4 +1,4 @@
-"""How fast networks are, and which of them no other is better than in both speed and accuracy."""
+"""Measured speed of networks, and the Pareto front of speed and accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ class Measured:
     """A network's size, and its speed on one machine."""
 
     network: str
-    """Its name."""
+    """The network's name."""
     candidate: bool
-    """Whether it is one of those that are searched, not the one they are compared with."""
+    """Whether it is a candidate of the search, as opposed to the network that candidates are compared with."""
     parameters: int
     multiply_adds: int
     milliseconds: float
-    """Median of a pass of one image."""
+    """Median latency of one image."""
     times_as_fast: float
-    """As the teacher in the same runtime; the median over rounds."""
+    """Speed relative to the teacher in the same runtime: the median over rounds."""
     times_as_fast_as_eager: float
-    """As the teacher by torch in float32, as it is."""
+    """Speed relative to the teacher run by torch in float32, not exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latencies:
-    """What OUT/latencies.json holds; what was timed on another machine is timed anew."""
+    """The content of OUT/latencies.json. Latencies measured on another machine are measured again."""
 
     machine: str
     rounds: int
-    """Turns of each, of 5 passes."""
+    """Rounds of 5 passes for each network."""
     load: tuple[float, ...]
-    """Average of processes at work in the minute before each group of networks was timed."""
+    """The machine's load average over the minute before each group of networks was timed."""
     budget: float
     networks: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -44,15 +44,15 @@ class Latencies:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points no other one is better than: as good in both coordinates, of which more is better, and better in one.
+    """Whether each point is on the Pareto front: no other point is at least as large in both coordinates and larger in one.
 
     Args:
-        points: finite numbers. Equal points do not spoil one another.
+        points: finite numbers. Equal points do not exclude each other.
     """
     kept, best, level = [False] * len(points), float("-inf"), float("-inf")
     for place in sorted(range(len(points)), key=lambda i: points[i], reverse=True):
         first, second = points[place]
-        # From the greatest first coordinate down, a point has to be higher than all before it, or be the same as the last that was.
+        # Points are sorted by falling first coordinate: one is on the front if its second exceeds all before, or if it equals the last.
         if second > best or (second == best and first == level):
             kept[place], best, level = True, second, first
     return kept

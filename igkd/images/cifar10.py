@@ -1,4 +1,4 @@
-"""CIFAR-10 as torchvision keeps it on disk."""
+"""CIFAR-10, in the files that torchvision downloads."""
 
 import contextlib
 import os
@@ -33,9 +33,9 @@ class Cifar10(ImageSource):
         root = Path(absolute(os.environ.get("IGKD_CACHE", "~/.cache/igkd")))
         patience = socket.getdefaulttimeout()
         try:
-            with contextlib.suppress(RuntimeError):  # not there, or not whole
+            with contextlib.suppress(RuntimeError):  # the files are missing or incomplete
                 return CIFAR10(str(root), train=split == "train")
-            socket.setdefaulttimeout(60)  # torchvision sets none: a network that swallows packets would hang for ever
+            socket.setdefaulttimeout(60)  # torchvision sets no timeout: a network that drops packets would block for ever
             return CIFAR10(str(root), train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Lists of classes: a label is an index into one, and wherever two of them meet, labels of one are renumbered into those of the other."""
+"""Comparing lists of class names. A label is an index into such a list; labels of one list are renumbered to those of another."""
 
 import re
 from collections.abc import Sequence
@@ -10,27 +10,27 @@ from igkd.base.errors import UserError
 
 IMAGENET_CLASSES = 1000
 SAME = 0.9
-"""Share of the places at which two spellings of ImageNet's classes must share a synonym to be in the same order."""
+"""Two lists of ImageNet's classes count as equally ordered if this share of their entries has a synonym in common."""
 
 
 def renumbering(
     known: Sequence[str], given: Sequence[str], name: str, others: str, remedy: str, imagenet: bool = False
 ) -> NDArray[np.int64]:
-    """The number that each class of one list has in another: by name, or by number where one of them has only numbers for names.
+    """The index in `known` of each class of `given`: matched by name, or by number if one list's names are just numbers.
 
     Args:
-        known: the classes of what is numbered by, such as a teacher.
-        given: the classes of what is renumbered, such as images.
-        name, others: what they are of, in messages.
-        remedy: what to do where they are not the same classes.
-        imagenet: whether one of them is a classifier of torchvision's, which has its own spelling of ImageNet's classes; the other may
-            then have WordNet ids, whose order is the usual one, or another spelling in the usual order.
+        known: the classes to renumber to, such as a teacher's.
+        given: the classes to renumber, such as those of images.
+        name, others: who has the `known` and the `given` classes, for messages.
+        remedy: for messages, what to do if the classes differ.
+        imagenet: whether one list comes from a classifier of torchvision, which has its own spelling of ImageNet's classes. The other
+            may then be WordNet ids, which sort in ImageNet's usual order, or another spelling in that order.
 
     Returns:
-        int64 (len(given),): `result[label]` is what `label` is in `known`.
+        int64 (len(given),): `result[label]` is the label in `known` for `label` in `given`.
 
     Raises:
-        UserError: they are not the same classes, or cannot be told apart by their names.
+        UserError: the classes differ, or several have the same name.
     """
     known, given = tuple(known), tuple(given)
     if known == given:
@@ -43,7 +43,7 @@ def renumbering(
         return np.array([place[one] for one in given])
     numbers = [_numbers(one, imagenet) for one in (known, given)]
     if any(one is not None for one in numbers):
-        in_order = list(range(len(known)))  # names say nothing of numbers: those come in the order of the list
+        in_order = list(range(len(known)))  # a list of real names has no numbers: its classes are numbered in order
         place_of_number = np.argsort(in_order if numbers[0] is None else numbers[0])
         return place_of_number[in_order if numbers[1] is None else numbers[1]]
     if imagenet and _same_order(known, given):
@@ -60,19 +60,19 @@ def renumbering(
 
 
 def named(*lists: Sequence[str]) -> tuple[str, ...]:
-    """The first of several lists of the same classes in the same order that has names and not just numbers; else the first."""
+    """Of several lists of the same classes, the first that has names instead of numbers; the first list if all have numbers."""
     return tuple(next((names for names in lists if _numbers(names, False) is None), lists[0]))
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Class names, those that occur twice with their number."""
+    """Class names; a name that occurs more than once gets its number appended, as in "crane (134)"."""
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def _numbers(names: Sequence[str], imagenet: bool) -> list[int] | None:
-    """The number that each class is called by, where all are: those of classes that nobody named. None where they have names.
+    """The names as numbers, if they are exactly "0" to "N-1" in any order (a directory lists 10 before 2); else None.
 
-    They may be in any order: a directory has 10 before 2. With `imagenet` WordNet ids are numbers, too.
+    With `imagenet`, 1,000 WordNet ids count as numbers, too: their rank when sorted.
     """
     if all(name.isascii() and name.isdecimal() and len(name) <= 9 for name in names):
         found = [int(name) for name in names]
@@ -84,13 +84,13 @@ def _numbers(names: Sequence[str], imagenet: bool) -> list[int] | None:
 
 
 def _same_order(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two spellings of classes, such as "tench" and "tench, Tinca tinca", are in the same order."""
+    """Whether two spellings of the classes, such as "tench" and "tench, Tinca tinca", list them in the same order."""
     synonyms = [[{word.strip().casefold().replace("_", " ") for word in name.split(",")} for name in names] for names in (one, other)]
     return sum(bool(a & b) for a, b in zip(*synonyms, strict=True)) >= SAME * len(one)
 
 
 def _what_is_missing(known: Sequence[str], given: Sequence[str]) -> str:
-    """Which classes only one of two lists has, where that is all that tells them apart; else nothing."""
+    """If one list contains the other, the surplus classes as part of a sentence; else ""."""
     mine, theirs = set(known), set(given)
     if mine < theirs or theirs < mine:
         more = [one for one in (given if mine < theirs else known) if (one in theirs) != (one in mine)]

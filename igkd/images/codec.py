@@ -1,4 +1,4 @@
-"""Encoded pictures and pixels."""
+"""Decoding, scaling and encoding of pictures, and the hash that identifies one."""
 
 import hashlib
 import io
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")
-"""What is read. PIL's other readers are for what is no photograph, and that of EPS runs a program on it."""
+"""The formats read. PIL's other readers are not for photographs, and its EPS reader runs an external program on the file."""
 MAX_BYTES = 256 << 20
-"""Of an encoded picture."""
+"""Largest encoded picture, in bytes."""
 MAX_PIXELS = 1 << 26
-"""Of a picture before it is scaled: 200 MB decoded."""
+"""Most pixels of a picture, before or while it is scaled: 200 MB decoded."""
 
 
 TURNS = {
@@ -27,15 +27,15 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation; 1, or none, is upright already."""
+"""The operation that turns a picture upright, by its EXIF orientation; with orientation 1 or none it is upright already."""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-"""By PIL's names, in lower case."""
+"""Names of PIL's resampling filters, in lower case."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How a picture of another size is made one of a network's size (H, W): scaled, then cropped around its centre."""
+    """How a picture is brought to a network's size (H, W): scaled, then cropped around its centre."""
 
     short_side: int = 0
     """Pixels that the shorter side is scaled to before the crop; 0: the picture is scaled until it just covers (H, W)."""
@@ -46,7 +46,7 @@ FILL = Scaling()
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the message says why."""
+    """An image cannot be used; the message says why, as the end of a sentence that begins with the image."""
 
 
 def decode(image: bytes, shape: tuple[int, int] | None = None, scaling: Scaling = FILL) -> NDArray[np.uint8]:
@@ -54,36 +54,36 @@ def decode(image: bytes, shape: tuple[int, int] | None = None, scaling: Scaling 
 
     Args:
         image: encoded picture.
-        shape: (H, W) to scale and centre-crop to; None keeps the picture's own.
-        scaling: how that is done. With a `short_side`, pictures that have the shape already are scaled, too, as torchvision does.
+        shape: (H, W) to scale and centre-crop to; None keeps the picture's own size.
+        scaling: how to scale. With a `short_side`, even pictures that have the right shape are scaled, as torchvision does.
 
     Raises:
-        BadImage: it does not decode, or it is so long and narrow that scaling it would take too much memory.
+        BadImage: the picture does not decode, or is so long and narrow that scaling it would take too much memory.
     """
     if not image:
         raise BadImage("has no bytes")
     if len(image) > MAX_BYTES:
         raise BadImage(f"does not decode (it has more than {MAX_BYTES >> 20} MiB)")
     try:
-        # PIL warns of damage that it can live with, such as in an EXIF block, without a word of which picture it is in.
+        # PIL warns about harmless damage, for example in an EXIF block, without naming the picture: such warnings help nobody.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}: perhaps a decompression bomb")
             picture = _upright(_eight_bits(opened).convert("RGB"), opened)
     except UnidentifiedImageError:
         raise BadImage("does not decode (not a picture in a format PIL reads)") from None
-    except Exception as error:  # of bytes that anyone may have made: PIL's readers raise whatever they stumble over
+    except Exception as error:  # on malformed bytes, PIL's readers raise exceptions of any type
         raise BadImage(f"does not decode ({str(error) or type(error).__name__})") from None
     return np.asarray(picture if shape is None else _scaled(picture, shape, scaling))
 
 
 def scale_mask(mask: NDArray[np.bool_], shape: tuple[int, int], scaling: Scaling) -> NDArray[np.bool_]:
-    """A picture's mask, bool (H, W), as `decode` scales and crops the picture itself: bool of the given shape."""
+    """Scale and crop a picture's mask, bool (H, W), as `decode` does the picture; gives bool of `shape`."""
     return np.asarray(_scaled(Image.fromarray(mask.astype(np.uint8)), shape, replace(scaling, interpolation="nearest"))).astype(np.bool_)
 
 
 def _scaled(picture: Image.Image, shape: tuple[int, int], scaling: Scaling) -> Image.Image:
-    """The picture scaled and cropped to (H, W); with a short side, to the pixel what torchvision's ImageClassification transform gives."""
+    """The picture scaled and cropped to (H, W). With a short side it equals torchvision's ImageClassification transform."""
     filter, (height, width) = Image.Resampling[scaling.interpolation.upper()], shape
     if not scaling.short_side:
         return picture if (picture.height, picture.width) == shape else ImageOps.fit(picture, (width, height), filter)
@@ -101,7 +101,7 @@ def _scaled(picture: Image.Image, shape: tuple[int, int], scaling: Scaling) -> I
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits by its upper 8, as PIL reads colour of 16 bits; PIL's own conversion makes nearly all of it white."""
+    """Reduce 16-bit greyscale to its upper 8 bits, as PIL does for 16-bit colour; PIL's own conversion of greyscale clips it to white."""
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -110,26 +110,26 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
-    """The picture as its camera was held.
+    """The picture turned upright by its EXIF orientation.
 
-    PIL's own `exif_transpose` writes the rest of the EXIF block anew, which fails where that is damaged; here it is only read.
+    PIL's own `exif_transpose` also rewrites the EXIF block, which fails if the block is damaged; this only reads it.
 
     Args:
         picture: the pixels of `opened`.
-        opened: the file, loaded: PIL turns a TIFF itself while it loads it, and then no longer tells its orientation.
+        opened: the file, already loaded: PIL turns a TIFF upright itself while loading and then reports no orientation.
     """
     try:
         turn = TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of a block that anyone may have made: without a readable orientation, the picture is upright
+    except Exception:  # on a malformed EXIF block, PIL raises exceptions of any type; the picture is then taken as upright
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
 
 def size(image: bytes) -> tuple[int, int]:
-    """(height, width) in pixels of what `decode` makes of an encoded picture.
+    """(height, width) in pixels of an encoded picture after `decode`.
 
     Raises:
-        BadImage: it does not decode.
+        BadImage: the picture does not decode.
     """
     height, width, _ = decode(image).shape
     return height, width
@@ -143,7 +143,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def pixel_hash(pixels: NDArray[np.uint8]) -> bytes:
-    """16 bytes (BLAKE2b) over shape and decoded pixels: the identity of a picture whatever its encoding."""
+    """16 bytes, a BLAKE2b hash of shape and pixels: identifies a picture independently of its encoding."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()

@@ -1,10 +1,10 @@
-"""A built-in data set: drawn shapes on cluttered ground, each with the mask of its object.
+"""A built-in data set: drawn shapes on a cluttered background, each with the mask of its object.
 
-Use it where nothing can be downloaded, and where a saliency map is to be judged against the truth: `draw` says which
-pixels made the label. A picture is a pure function of (seed, split, index), so there are as many as one asks for, any
-of them can be redrawn anywhere, and no split shares a picture with another. Only the outline tells the class: position,
-scale, rotation, stretch, colours, textures and clutter are drawn from the same distributions for all ten, and no
-rotation or mirroring turns one class into another.
+Use it where nothing can be downloaded, or to compare saliency maps with the truth: the mask says which pixels decide the
+label. A picture is a pure function of (seed, split, index): there is no limit to their number, any of them can be redrawn
+on any machine, and splits share no pictures. Only the outline decides the class: position, scale, rotation, stretch,
+colours, textures and clutter are drawn from the same distributions for all ten, and no rotation or mirroring turns one
+class into another.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 VERSION = 1
-"""Raised whenever the pictures change; belongs in a fingerprint of the data set."""
+"""Increased whenever the pictures change; part of the data set's fingerprint."""
 
 SUPERSAMPLE = 4
 """Outlines are rasterised this many times finer than the picture."""
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 
 def label(index: int) -> int:
-    """Class of picture `index`, an index into `CLASSES`: they take turns, so every run of ten is balanced."""
+    """Class of picture `index`, an index into `CLASSES`. The classes alternate, so that any ten consecutive pictures have all of them."""
     return index % len(CLASSES)
 
 
@@ -32,13 +32,13 @@ def draw(seed: int, split: str, index: int, size: int = 32) -> tuple[NDArray[np.
     """One picture and the mask of its object.
 
     Args:
-        seed: of the data set.
+        seed: the data set's seed.
         split: any name, such as "train" or "test".
-        index: of the picture in its split; `label(index)` is its class.
-        size: side in pixels; another size gives the same scene, resolved more finely or less.
+        index: the picture's index in its split; `label(index)` is its class.
+        size: side in pixels; another size gives the same scene at another resolution.
 
     Returns:
-        RGB image, uint8 (size, size, 3), and mask, bool (size, size): the whole object, as if nothing lay over it.
+        RGB image, uint8 (size, size, 3), and mask, bool (size, size): the whole object, including parts covered by clutter.
     """
     rng = _generator(seed, split, index)
     outline = _place(rng, OUTLINES[CLASSES[label(index)]]())
@@ -61,7 +61,7 @@ def draw(seed: int, split: str, index: int, size: int = 32) -> tuple[NDArray[np.
 
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
-    """A generator of its own for every picture, the same in every process (`hash` of a string is not)."""
+    """The generator of one picture, the same in every process (unlike Python's `hash` of a string)."""
     digest = hashlib.sha256(f"{seed}/{index}/{split}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
@@ -79,7 +79,7 @@ def _place(rng: np.random.Generator, points: Array) -> Array:
 
 
 def _rotated(points: Array, angle: float) -> Array:
-    """Points (N, 2) turned about the origin."""
+    """Points (N, 2) rotated about the origin by `angle` radians."""
     cos, sin = np.cos(angle), np.sin(angle)
     turned: Array = points @ np.array([[cos, sin], [-sin, cos]])
     return turned
@@ -90,18 +90,18 @@ def _contrasting(rng: np.random.Generator, ground: Array) -> Array:
     way = rng.uniform(0.2, 1, 3)
     step = way / np.abs(way).max() * rng.uniform(0.25, 0.7)
     choices: list[Array] = [(ground + step).clip(0, 1), (ground - step).clip(0, 1)]
-    return max(choices, key=lambda ink: float(np.abs(ink - ground).sum()))  # of the two ways, the one that leaves the gamut less
+    return max(choices, key=lambda ink: float(np.abs(ink - ground).sum()))  # lighter or darker, whichever is clipped less
 
 
 def _texture(rng: np.random.Generator, size: int, strength: float) -> Array:
-    """A pattern in one tint, about -strength/2 to strength/2: float64 (3, size, size)."""
+    """A pattern in one tint: float64 (3, size, size), about -strength/2 to strength/2."""
     tint = rng.uniform(-1, 1, (3, 1, 1))
     texture: Array = 0.5 * strength * tint / np.abs(tint).max() * _pattern(rng, size)
     return texture
 
 
 def _pattern(rng: np.random.Generator, size: int) -> Array:
-    """Noise of three scales, a ramp, a grating or a chequerboard, about -1 to 1: float64 (size, size)."""
+    """Noise of three scales, a ramp, a grating or a chequerboard: float64 (size, size), about -1 to 1."""
     kind = rng.choice(["noise", "noise", "ramp", "grating", "checks"])
     pattern: Array = np.zeros((size, size))
     if kind == "noise":
@@ -123,7 +123,7 @@ def _pattern(rng: np.random.Generator, size: int) -> Array:
 
 
 def _clutter(rng: np.random.Generator, canvas: Array, reach: float) -> Array:
-    """Lay one stray thing over a canvas (3, size, size): a stroke, a bent edge, a fragment or a blob, up to `reach` sides long."""
+    """Draw one piece of clutter (stroke, bent edge, fragment or blob) on a canvas (3, size, size), at most `reach` * size long."""
     length, half = reach * rng.uniform(0.4, 1.0), rng.uniform(0.015, 0.035)
     kind = rng.integers(4)
     if kind == 0:
@@ -141,7 +141,7 @@ def _clutter(rng: np.random.Generator, canvas: Array, reach: float) -> Array:
 
 
 def _cover(points: Array, size: int) -> Array:
-    """How much of each pixel lies inside the outline (N, 2) given in sides: float64 (size, size) in 0 to 1."""
+    """Share of each pixel inside an outline (N, 2) in the unit square: float64 (size, size), 0 to 1."""
     sheet = Image.new("L", (size * SUPERSAMPLE,) * 2)
     ImageDraw.Draw(sheet).polygon((points * size * SUPERSAMPLE - 0.5).ravel().tolist(), fill=255)
     return np.asarray(sheet.reduce(SUPERSAMPLE), dtype=np.float64) / 255
@@ -171,11 +171,11 @@ def _cross() -> Array:
 
 def _ring() -> Array:
     around = np.linspace(0, 2 * np.pi, 40)
-    return np.concatenate([_circle(around), _circle(around[::-1], 0.52)])  # joined by a slit without width
+    return np.concatenate([_circle(around), _circle(around[::-1], 0.52)])  # the two circles are joined by a slit of width 0
 
 
 def _crescent() -> Array:
-    """Most of a circle, and back from tip to tip along a slightly smaller one."""
+    """A large arc of a circle, closed from tip to tip by an arc of a slightly smaller circle."""
     angles = np.linspace(0.2 * np.pi, 1.8 * np.pi, 40)
     bite = _circle(np.linspace(1.7 * np.pi, 0.3 * np.pi, 40), np.sin(0.2 * np.pi) / np.sin(0.3 * np.pi))
     outer = _circle(angles)
@@ -209,6 +209,6 @@ OUTLINES: dict[str, Callable[[], Array]] = {
     "arrow": _arrow,
     "drop": _drop,
 }
-"""Class name to a closed polygon, float64 (N, 2), in a scale of its own."""
+"""Each class's outline: a closed polygon, float64 (N, 2), not yet scaled."""
 
 CLASSES: tuple[str, ...] = tuple(OUTLINES)

@@ -1,4 +1,4 @@
-"""Pictures in a directory with a subdirectory for each class."""
+"""The image source `folder:PATH`: picture files in one directory for each class."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from igkd.images.source import ImageSource, Record, fingerprint_of
 
 @dataclass(frozen=True)
 class FolderImages(ImageSource):
-    """A directory a class: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png, of which a fifth are the test split."""
+    """Pictures in PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or in PATH/CLASS/*.png, a fifth of which become the test split."""
 
     path: str
     classes: tuple[str, ...]
     files: dict[str, tuple[tuple[str, int, int], ...]] = field(repr=False)
-    """split ("" for pictures of no class, whatever the split) -> (relative path, label, bytes) of every image, sorted."""
+    """split -> (relative path, label, bytes) of every image, sorted. Unlabelled pictures, which have no split, are under ""."""
     notes: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
@@ -56,7 +56,7 @@ class FolderImages(ImageSource):
             name, label, _ = files[i]
             try:
                 with (Path(self.path) / name).open("rb") as file:
-                    data = file.read(MAX_BYTES + 1)  # more is no picture, whatever its size
+                    data = file.read(MAX_BYTES + 1)  # one byte too many suffices for `decode` to refuse it
             except OSError as error:
                 raise UserError(f"cannot read {self.path}/{name}: {explain(error)}") from None
             yield Record(int(i), label, data, name)

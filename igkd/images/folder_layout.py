@@ -1,7 +1,7 @@
-"""How the directories of pictures are understood: which are splits, which are classes.
+"""Decides which directories of a folder of pictures are splits and which are classes.
 
-Taken as it comes, a directory `Test` would be a class of that name, and what a tool left behind a picture. So what can be read in two
-ways is a UserError that asks, and what is left out is counted.
+A directory `Test` may be a split or a class of that name. Where a layout can be understood in two ways, a UserError asks the user to make
+it clear; files that are left out are counted and reported.
 """
 
 import hashlib
@@ -31,25 +31,25 @@ _SPLIT = re.compile(
 
 
 def role_of(name: str) -> Role | None:
-    """The split that is meant by a name: train, Training, TEST_SET, val, valid-images, ...; None if it is no usual name of one."""
+    """The split that a directory's name stands for (train, Training, TEST_SET, val, valid-images, ...); None if it names no split."""
     match = _SPLIT.fullmatch(re.sub(r"[^a-z0-9]", "", name.lower()))
     return _ROLES[match[1]] if match else None
 
 
 def resembled_role(name: str) -> Role | None:
-    """The split that a part of a name means, such as that of seg_train, train2 or myTestImages; None if no part does."""
+    """The split that a part of the name stands for, as in seg_train, train2 or myTestImages; None if no part does."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
     return role_of(name) or next((role for role in map(role_of, words) if role), None)
 
 
 def splits_of(top: Directory) -> tuple[dict[str, Directory] | None, list[str]]:
-    """The directory of each split, and what to tell the user; None where the directories are classes."""
+    """The directory of each split (None if the directories are classes), and sentences for the user about that choice."""
     found = top.directories
     known = {name: role for name in found if (role := role_of(name))}
     alike = {name: role for name in found if (role := resembled_role(name))}
     expected = f"name them train and test, with a directory for each class in them ({top.path}/train/CLASS/*.png)"
     if not any(found[name].directories for name in known):
-        # Names of splits without classes in them. Such a name among others is one of a class: train, bus, car; valid, broken.
+        # No directory with a split's name holds class directories. A single such name is a class: train, bus, car; or valid, broken.
         pair = "train" in alike.values() and len(set(alike.values())) > 1
         if alike and (len(alike) == len(found) or (pair and (alike == known or any(found[name].directories for name in alike)))):
             raise UserError(
@@ -81,7 +81,7 @@ def splits_of(top: Directory) -> tuple[dict[str, Directory] | None, list[str]]:
 
 
 def check_classes(root: str, by_split: dict[str, dict[str, Directory]], classes: Sequence[str]) -> None:
-    """Refuse directories that look like something else than classes."""
+    """Raise UserError if the directories do not look like classes, or the splits spell a class differently."""
     everywhere = [directory for found in by_split.values() for directory in found.values()]
     for directory in everywhere:
         inner = [name for name in directory.directories if role_of(name)]
@@ -108,14 +108,14 @@ def check_classes(root: str, by_split: dict[str, dict[str, Directory]], classes:
 
 
 def _plain(name: str) -> str:
-    """A class's name without the differences that systems and people make: case, spaces, accents in one or two letters."""
+    """A class's name without case, spaces, underscores and hyphens, and with accented letters in Unicode's composed form."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name).casefold())
 
 
 def check_empty(
     by_split: dict[str, dict[str, Directory]], files: dict[str, tuple[tuple[str, int, int], ...]], classes: Sequence[str]
 ) -> None:
-    """Refuse a class that has files, of which none is a picture."""
+    """Raise UserError if a class's directory holds files, but no pictures."""
     empty = set(range(len(classes))) - {label for found in files.values() for _, label, _ in found}
     for number in sorted(empty):
         for found in by_split.values():
@@ -128,7 +128,10 @@ def check_empty(
 
 
 def _drawn(root: str, found: tuple[tuple[str, int, int], ...]) -> tuple[dict[str, tuple[tuple[str, int, int], ...]], list[str]]:
-    """Pictures without splits, split by a hash of their paths, which does not change when others are added or the folder is moved."""
+    """Split pictures into train and test by a hash of their relative paths; gives the files by split and a sentence for the user.
+
+    Adding pictures or moving the folder does not change the hashes.
+    """
     names = [hashlib.blake2b(os.fsencode(unicodedata.normalize("NFC", name)), digest_size=8).digest() for name, _, _ in found]
     ids: NDArray[np.int64] = np.frombuffer(b"".join(names), dtype=np.int64)
     test = default_test_mask(np.array([label for _, label, _ in found], dtype=np.int64), ids)
@@ -143,24 +146,24 @@ def _drawn(root: str, found: tuple[tuple[str, int, int], ...]) -> tuple[dict[str
 
 @dataclass(frozen=True)
 class Scan:
-    """What a directory of classes holds."""
+    """The classes and pictures found in a directory."""
 
     classes: tuple[str, ...]
     files: dict[str, tuple[tuple[str, int, int], ...]]
     """split -> (relative path, class, bytes) of every picture, sorted."""
     notes: tuple[str, ...]
-    """Sentences for the user."""
+    """Sentences for the user: which directories are which split, and what was left out."""
 
 
 def scan(root: str) -> Scan:
-    """Look through PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png, of which a fifth are then the test split.
+    """List the pictures of PATH/train/CLASS and PATH/test/CLASS, or of PATH/CLASS, a fifth of which then become the test split.
 
     Args:
-        root: PATH, absolute and without links.
+        root: PATH, absolute and with symbolic links resolved.
 
     Raises:
-        UserError: it holds no classes, what it holds may be understood in two ways, or a link in it is not allowed.
-        OSError: it cannot be read.
+        UserError: there are no classes, the layout can be understood in two ways, or a link in it is not allowed.
+        OSError: a directory cannot be read.
     """
     opened = Opened(root)
     top = Directory(opened)
@@ -194,5 +197,6 @@ def scan(root: str) -> Scan:
 
 
 def _leave_out_stray(directory: Directory, kind: str) -> None:
+    """Count the pictures that lie directly in a directory of directories as left out."""
     if directory.pictures:
         directory.opened.left_out[kind] += len(directory.pictures)

@@ -1,4 +1,4 @@
-"""A directory as it is found on disk: its pictures, its directories, and what is left out. Links lead nowhere outside of it."""
+"""Lists the pictures and directories in a directory, without following links that lead out of it, and counts what it leaves out."""
 
 import os
 import re
@@ -14,25 +14,25 @@ from igkd.base.errors import UserError
 READ = "png apng jpg jpeg jpe jfif jif pjpeg pjp mpo webp gif bmp dib tif tiff pbm pgm ppm pnm ico jp2 j2k j2c jpc jpf jpx avif tga qoi"
 NOT_READ = "heic heif hif jxl svg psd eps raw dng cr2 cr3 nef arw orf rw2 raf exr hdr dcm"
 ENDINGS = frozenset([*READ.split(), *NOT_READ.split()])
-"""Of pictures. Those in formats that we do not read are images that do not decode, which a user is told of one by one."""
+"""Endings of picture files. Those in NOT_READ are listed, too: they fail to decode, so that each is reported to the user."""
 NO_PICTURES = frozenset(["readme", "license", "licence", "copying", "notice", "changelog", "authors", "makefile", "icon\r"])
-"""Names without an ending, in lower case, of files that are no pictures; others without one may be."""
+"""Lower-case names of files without an ending that are not pictures; any other file without an ending may be one."""
 TOOLS = frozenset(
     ["__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler"]
     + ["lost+found", "system volume information", "network trash folder", "temporary items", "thumbs.db", "desktop.ini"]
 )
-"""Names, in lower case, of what file managers, archivers and servers leave behind; what is hidden need not be listed."""
+"""Lower-case names of files and directories that file managers, archivers and servers create; hidden ones are left out anyway."""
 CONTENTS = frozenset(
     ["image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures", "label", "labels", "annotation"]
     + ["annotations", "mask", "masks"]
 )
-"""Names, in lower case, that tell what kind of files a directory has, and so name no class if all directories have such names."""
+"""Lower-case names that describe a kind of file, not a class. If all directories have such names, they are not classes."""
 _MOST_TOLD = 6
-"""Names in one message."""
+"""Most names listed in one message."""
 
 
 def some(names: Iterable[str]) -> str:
-    """The first few of some names."""
+    """The first few names, and how many more there are, for a message."""
     told = list(names)
     return ", ".join(told[:_MOST_TOLD]) + (f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else "")
 
@@ -44,38 +44,38 @@ class Picture(NamedTuple):
     """Path relative to the directory that was opened, with slashes."""
     bytes: int
     file: tuple[int, int]
-    """Device and inode: which file it is, whatever its name."""
+    """Device and inode, which identify the file under any name."""
 
 
 @dataclass
 class Opened:
-    """A directory that is looked through, and what has been found in it."""
+    """The directory that a scan starts from, and what the scan has found so far."""
 
     root: str
-    """Absolute, without links."""
+    """Absolute path with symbolic links resolved."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """How many files and directories were left out, by their kind."""
+    """Number of files and directories left out, by kind."""
     reached: dict[str, str] = field(default_factory=dict)
-    """The directories that were found: real path -> the path by which they were."""
+    """The directories found so far: real path -> path by which each was found."""
     has_links: bool = False
-    """Whether a file may have been found under two names."""
+    """Whether there are links, so that a file may be found under two names."""
 
 
 class Directory:
-    """One directory in it, listed when it is asked for the first time.
+    """One directory of a scan; its entries are read at first use.
 
-    A link leads to what lies in the opened directory, or is refused: a directory that someone else made must not make pictures from
-    elsewhere on this machine part of a store or page. What is reached twice is refused, too: it would be in two splits or classes.
+    A link out of the scanned directory raises UserError: a directory from someone else must not bring pictures from elsewhere on this
+    machine into a store or a page. So does a directory reached twice, since its pictures would be in two splits or classes.
     """
 
     def __init__(self, opened: Opened, name: str = "", real: str | None = None) -> None:
         self.opened = opened
         self.name = name
-        """Relative path, "" for the opened directory."""
+        """Path relative to the scanned directory; "" for that directory itself."""
         self.path = os.path.join(opened.root, name) if name else opened.root
         self.real = real or self.path
         self.has_others = False
-        """Whether it holds files that are neither hidden nor pictures; known when it is listed."""
+        """Whether it holds files that are neither hidden nor pictures; set when its entries are read."""
         first = opened.reached.setdefault(self.real, self.path)
         if first != self.path:
             raise UserError(
@@ -84,22 +84,22 @@ class Directory:
 
     @property
     def directories(self) -> dict[str, "Directory"]:
-        """By name, sorted."""
+        """Its subdirectories by name, sorted."""
         return self._listed[0]
 
     @property
     def pictures(self) -> list[Picture]:
-        """Directly in it, sorted by name."""
+        """The pictures directly in it, sorted by name."""
         return self._listed[1]
 
     def all_pictures(self) -> Iterator[Picture]:
-        """In it and in its directories."""
+        """The pictures in it and in all directories below it."""
         for directory in self.all_directories():
             yield from directory.pictures
 
     def all_directories(self) -> Iterator["Directory"]:
-        """Itself, and all directories in it."""
-        found: list[Directory] = [self]  # a list and no recursion, which a stranger's thousand directories in one another would exhaust
+        """Itself and all directories below it."""
+        found: list[Directory] = [self]  # a list, since a thousand nested directories would exceed Python's recursion limit
         for directory in found:
             found.extend(directory.directories.values())
             yield directory
@@ -134,7 +134,7 @@ class Directory:
         self.opened.left_out[kind] += 1
 
     def _followed(self, path: str) -> str:
-        """The real path of a link."""
+        """The real path of a link's target; raises UserError if the target does not exist or lies outside the scanned directory."""
         target, root = os.path.realpath(path), self.opened.root
         self.opened.has_links = True
         if not os.path.exists(path):
@@ -145,7 +145,7 @@ class Directory:
 
 
 def _no_picture(name: str) -> str | None:
-    """The kind of a file that is left out by its name; None if it may be a picture."""
+    """The kind (such as "*.txt") of a file whose name says that it is not a picture; None if it may be one."""
     stem, _, ending = name.rpartition(".")
     if not stem or not re.search("[A-Za-z]", ending):  # no ending, or a number
         return name if name.lower() in NO_PICTURES else None
@@ -153,7 +153,7 @@ def _no_picture(name: str) -> str | None:
 
 
 def left_out(opened: Opened) -> list[str]:
-    """A sentence about what was left out; none if nothing was."""
+    """One sentence about what was left out; an empty list if nothing was."""
     if not opened.left_out:
         return []
     count = sum(opened.left_out.values())

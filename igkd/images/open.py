@@ -1,4 +1,4 @@
-"""From a source's name to the source."""
+"""Opens the image source that `--images` names."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ def open_images(spec: str) -> ImageSource:
     """Open a source by its `--images` argument.
 
     Raises:
-        UserError: the argument is malformed or nothing is there.
+        UserError: the argument is malformed, or there are no images at that place.
     """
     kind, _, rest = spec.partition(":")
     if kind == "cifar10" and not rest:
@@ -32,7 +32,7 @@ def open_images(spec: str) -> ImageSource:
 
 
 def tell(source: ImageSource) -> None:
-    """Print a source's notes on standard error, each once a process: for what a user starts, not for the workers of it."""
+    """Print a source's notes to standard error, each once a process. For programs that a user starts, not for their workers."""
     for note in source.notes:
         if note not in _TOLD:
             _TOLD.add(note)
@@ -43,10 +43,10 @@ _TOLD: set[str] = set()
 
 
 def loose_pictures(path: Path) -> "FolderImages":
-    """Pictures of no class, each with the label -1: a picture's file, or the pictures of a directory in the order of their names.
+    """Unlabelled pictures (each gets label -1): one picture file, or those of a directory in the order of their names.
 
     Raises:
-        UserError: nothing is there, it holds no picture, or a link in it is not allowed.
+        UserError: the path does not exist, it holds no picture, or a link in it is not allowed.
     """
     try:
         if path.is_file():

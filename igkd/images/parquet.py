@@ -1,4 +1,4 @@
-"""Images in Parquet files, local or on S3, as Hugging Face's datasets library writes them."""
+"""The image source `parquet:URI`: Parquet files as Hugging Face's datasets library writes them, local or on S3."""
 
 import contextlib
 import re
@@ -28,8 +28,9 @@ from igkd.images.source import ImageSource, Record, fingerprint_of, some_names
 class ParquetImages(ImageSource):
     """Parquet files in the Hugging Face layout: an image column of struct{bytes, path} and an integer label column.
 
-    URI is a directory (local or s3://) of SPLIT-*.parquet files, there or under data/, or one Parquet file: a split, if its name says so,
-    else both, a fifth of its rows being the test split. `,label=COLUMN` and `,image=COLUMN` after it choose where there are several.
+    URI is a directory (local or s3://) with SPLIT-*.parquet files in it or in its data/, or one Parquet file. One file is the split that
+    its name says; if the name says none, a fifth of its rows are the test split and the others the train split. `,label=COLUMN` and
+    `,image=COLUMN` after the URI choose between several columns of the right type.
     """
 
     uri: str
@@ -37,9 +38,9 @@ class ParquetImages(ImageSource):
     image_column: str
     label_column: str
     files: dict[str, tuple[tuple[str, int], ...]] = field(repr=False)
-    """split ("" for a file that is both) -> (path, rows) of its files, sorted by name."""
+    """split -> (path, number of rows) of its files, sorted by name. A single file that holds both splits is under ""."""
     options: str = ""
-    """The columns that were asked for, as they are written behind URI."""
+    """The user's choice of columns, as written after the URI; "" if none."""
     notes: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
@@ -74,7 +75,7 @@ class ParquetImages(ImageSource):
                 )
         notes = [f"parquet:{uri}: {note}" for note in notes]
         source = cls(uri, classes or (), image, label, files, options, tuple(notes))
-        if classes is None:  # no names in the metadata: the labels themselves, which must then be 0..K-1
+        if classes is None:  # the file has no class names: name the classes by their labels, which must be 0..K-1
             top = max(int(source.labels(s).max(initial=0)) for s in get_args(Split) if s in files or "" in files)
             count = sum(n for group in files.values() for _, n in group)
             if top > count:
@@ -143,20 +144,20 @@ class ParquetImages(ImageSource):
 
 @contextlib.contextmanager
 def _parquet(fs: fsspec.AbstractFileSystem, path: str, repeating: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file; whatever goes wrong with it is a UserError.
+    """Open a Parquet file; any error while it is open becomes a UserError.
 
     Args:
-        repeating: columns whose values are kept once in memory, however often the file repeats them.
+        repeating: columns to read dictionary-encoded, so that a repeated value is in memory once.
     """
     try:
         with open_ranges(fs, path) as opened:
             file = pq.ParquetFile(opened, read_dictionary=list(repeating))
-            if file.metadata.num_rows > max(1_000_000, opened.size):  # labels alone could be made to fill any memory
+            if file.metadata.num_rows > max(1_000_000, opened.size):  # labels alone could fill the memory
                 raise TooLarge(f"it claims {file.metadata.num_rows:,} pictures in {opened.size:,} bytes")
             yield file
     except TooLarge as error:
         raise UserError(f"{path} is refused: {error}; write it anew, in smaller row groups, if you know where it comes from") from None
-    except (pa.ArrowException, ValueError, TypeError, *STORAGE_ERRORS) as error:  # Ray's Arrow types raise what they like
+    except (pa.ArrowException, ValueError, TypeError, *STORAGE_ERRORS) as error:  # ValueError, TypeError: from Ray's Arrow types
         if not is_damage(error):
             raise UserError(f"{path} cannot be read: {explain(error)}") from None
         raise UserError(f"{path} is not a readable Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
@@ -165,9 +166,9 @@ def _parquet(fs: fsspec.AbstractFileSystem, path: str, repeating: Sequence[str] 
 def _rows(
     fs: fsspec.AbstractFileSystem, path: str, rows: NDArray[np.int64], columns: tuple[str, str]
 ) -> Iterator[tuple[int, dict[str, Any], int]]:
-    """(row, image, label) of the given sorted rows of one file, reading only the row groups that hold them."""
+    """(row, image, label) of the given rows (int64, ascending) of one file; reads only the row groups that hold them."""
     image, label = columns
-    # Of the image no other field than these, which were found to be plain bytes and text: Ray's Arrow types for anything else unpickle.
+    # Read no other field of the image than these two, known to be plain bytes and text: some of Ray's Arrow types unpickle what they read.
     fields = [f"{image}.bytes", f"{image}.path", label]
     with _parquet(fs, path, repeating=fields[:1]) as file:
         start = 0

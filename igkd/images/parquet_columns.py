@@ -1,4 +1,4 @@
-"""Which columns of a Parquet file hold the pictures and the labels."""
+"""Finds the columns of a Parquet file that hold the pictures and the labels."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -10,7 +10,7 @@ from igkd.base.storage import parse_json
 
 
 def _is_image(kind: pa.DataType) -> bool:
-    """Whether a column's type is struct{bytes, path}; with types of Ray's or anyone's own in it, it is not."""
+    """Whether a column's type is struct{bytes, path} made of Arrow's own types; extension types, such as Ray's, do not count."""
     fields = [(field.name, str(field.type)) for field in kind] if pa.types.is_struct(kind) else []
     types = dict(fields)
     plain = types.get("bytes") in ("binary", "large_binary") and types.get("path", "string") in ("string", "large_string")
@@ -21,10 +21,10 @@ def huggingface_columns(path: str, schema: pa.Schema, wanted: dict[str, str]) ->
     """Image column, label column and class names (None if the file does not say) of a Hugging Face Parquet schema.
 
     Args:
-        wanted: the columns that the user named, by "label" and "image".
+        wanted: "label" or "image" -> the column that the user chose for it.
 
     Raises:
-        UserError: there is no such column, or several may be meant.
+        UserError: there is no such column, or several columns are possible.
     """
     images = [f.name for f in schema if _is_image(f.type)]
     labels = [f.name for f in schema if pa.types.is_integer(f.type)]
@@ -44,26 +44,26 @@ def huggingface_columns(path: str, schema: pa.Schema, wanted: dict[str, str]) ->
 
 
 def _likely_labels(schema: pa.Schema, labels: Sequence[str], names: Collection[str]) -> list[str]:
-    """The columns that may be the label: just one where it is clear which.
+    """The columns that may hold the label; exactly one if it is clear which.
 
     Args:
         labels: the integer columns.
-        names: those of them that have names of classes.
+        names: the integer columns that have class names in the metadata.
     """
     alike = [f.name for f in schema if _words(f.name) & LABEL_WORDS and f.name not in names and not _is_image(f.type)]
     likely = [column for column in labels if column in names or column in alike]
     if len(likely) > 1 or (likely and (likely[0] in names or likely[0] in ("label", "labels"))):
         return likely
-    others = [column for column in alike if column not in labels]  # such as a label that is a text
+    others = [column for column in alike if column not in labels]  # for example labels stored as text
     if len(labels) == 1 and not others and (likely or not _words(labels[0]) & NO_LABEL_WORDS):
         return list(labels)
     return [*labels, *others] if len(labels) + len(others) > 1 else []
 
 
 LABEL_WORDS = {"label", "labels", "class", "classes", "target", "targets", "category", "categories"}
-"""Words in the name of a column of labels."""
+"""Words that mark a column as labels when they occur in its name."""
 NO_LABEL_WORDS = {"id", "ids", "idx", "index", "row", "number", "width", "height", "size", "year", "time", "timestamp", "date", "seed"}
-"""Words in the name of a column of other integers."""
+"""Words that mark an integer column as something other than labels."""
 
 
 def _words(column: str) -> set[str]:
@@ -75,7 +75,7 @@ def _chosen(path: str, kind: str, possible: Sequence[str], likely: Sequence[str]
 
     Args:
         possible: the columns of the right type.
-        likely: those that may be meant.
+        likely: the columns that the user probably means.
     """
     told = "integer" if kind == "label" else "image"
     if kind in wanted:

@@ -1,4 +1,4 @@
-"""Which Parquet files are the training images and which the test images."""
+"""Decides which Parquet files are the train split and which the test split."""
 
 import os
 import re
@@ -12,10 +12,10 @@ from igkd.images.folder_scan import some
 
 
 def split_options(text: str) -> tuple[str, str, dict[str, str]]:
-    """URI, made absolute; the options behind it as they were written; and the columns that these name, by "label" and "image".
+    """Split `URI,label=COLUMN,image=COLUMN` into the absolute URI, the options as written, and the options as a dict.
 
     Raises:
-        UserError: an option is there twice, or names no column.
+        UserError: an option is given twice, or is malformed.
     """
     match = re.fullmatch(r"(.*?)((?:,(?:label|image)=[^,]*)*)", text, re.DOTALL)
     assert match is not None  # anything is a URI
@@ -23,13 +23,13 @@ def split_options(text: str) -> tuple[str, str, dict[str, str]]:
     given = [option.split("=", 1) for option in options.split(",")[1:]]
     if len(dict(given)) < len(given) or not all(column for _, column in given):
         raise UserError(f"'parquet:{text}' is not understood: write for example parquet:URI,label=COLUMN,image=COLUMN, each once")
-    absolute(uri)  # raises where there is no such home directory
-    # A link to a file is not followed: in the cache of Hugging Face only the link's name tells the split.
+    absolute(uri)  # raises if the path begins with an unknown home directory
+    # Links are not resolved: in Hugging Face's cache only the link's name says which split a file is.
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri)), options, dict(given)
 
 
 def split_of_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Which split a single file is, that which its name tells, else "", both; and what to tell the user."""
+    """The split that a single file's name says, or "" (both splits) if it says none; and sentences for the user."""
     name = path.rsplit("/", 1)[-1]
     role = resembled_role(_group(name))
     if role is None:
@@ -39,19 +39,19 @@ def split_of_file(path: str) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _group(name: str) -> str:
-    """What files of one split have in common: train of train-00001-of-00003-0123456789abcdef.parquet."""
+    """The part of a file's name that all files of a split share: "train" in train-00001-of-00003-0123456789abcdef.parquet."""
     return re.sub(r"([-_.]?\d+)*(-of-\d+)?(-[0-9a-f]{16})?(\.parquet)?$", "", name, flags=re.IGNORECASE)
 
 
 def splits_of_files(uri: str, beside: Sequence[str], data: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The files of each split, and what to tell the user.
+    """The files of each split, and sentences for the user.
 
     Args:
-        beside: paths of what is in the directory.
-        data: of what is in its directory data/.
+        beside: paths of the entries of the directory.
+        data: paths of the entries of its subdirectory data/.
 
     Raises:
-        UserError: there are no files of splits, some are missing, or it is not clear which they are.
+        UserError: no file belongs to a split, some files are missing, or it is not clear which file belongs to which split.
     """
     groups: dict[str, list[str]] = {}
     for path in sorted([*beside, *data]):
@@ -86,7 +86,7 @@ def splits_of_files(uri: str, beside: Sequence[str], data: Sequence[str]) -> tup
 
 
 def _check_complete(uri: str, group: str, paths: Sequence[str]) -> None:
-    """Refuse files of a split that say of how many they are, and are not as many."""
+    """Raise UserError unless there are as many files of a split as their names (00001-of-00003) say."""
     numbered = [re.search(r"[-_.](\d+)-of-(\d+)", path.rsplit("/", 1)[-1]) for path in paths]
     found = [(int(match[1]), int(match[2])) for match in numbered if match]
     totals = {total for _, total in found}
@@ -98,9 +98,9 @@ def _check_complete(uri: str, group: str, paths: Sequence[str]) -> None:
 
 
 def check_links(root: str, paths: Sequence[str]) -> None:
-    """The rule for links, as in a folder of pictures: none leads outside, and no file is there twice.
+    """Raise UserError if a link leads out of the directory or to a file that is listed already, as for a folder of pictures.
 
-    In the cache of Hugging Face, all files are links from snapshots/ to blobs/ beside it: there, outside is what is outside of both.
+    In Hugging Face's cache every file in snapshots/ is a link into the neighbouring blobs/, so there the directory above both counts.
     """
     inside = Path(os.path.realpath(root))
     for parent in inside.parents:

@@ -1,4 +1,4 @@
-"""Decoded images, resident in memory, with what the store knows about them."""
+"""Decoded images in memory, with the teacher's signals for them from the store."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from igkd.images.codec import FILL, BadImage, Scaling, decode
 from igkd.images.source import ImageSource, Record
 
 SIZING = "--image-size N scales and crops all of them to one size"
-"""What to do about images of several sizes, in the programs that have this flag."""
+"""Advice for images of several sizes, in the messages of programs that have this flag."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,58 +28,63 @@ class Samples:
     labels: Tensor
     """int64 (N,)."""
     signals: Mapping[str, Tensor] = field(default_factory=dict)
-    """What a store has of them besides, by the names of `igkd.store.signals`; "views" are float16 logits of the teacher: of every crop,
-    (N, 2p + 1, 2p + 1, 2, classes), or of some crops, (N, K, classes)."""
+    """The store's signals, each (N, ...), by their names in `igkd.store.signals`. "views" are the teacher's logits, float16: of every crop
+    (N, 2p + 1, 2p + 1, 2, classes), or of K crops (N, K, classes)."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def ig(self) -> Tensor | None:
-        """Maps, float32 (N, H, W)."""
+        """float32 (N, H, W), the teacher's attribution maps; None if they were not read."""
         return self.signals.get("ig")
 
     @property
     def logits(self) -> Tensor | None:
-        """The teacher's, float32 (N, classes)."""
+        """float32 (N, classes), the teacher's logits of the whole images; None if they were not read."""
         return self.signals.get("logits")
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
+        """(H, W) of the images, in pixels."""
         return (self.pixels.shape[2], self.pixels.shape[3])
 
     def with_signals(self, **signals: Tensor) -> "Samples":
-        """The same images with other or further signals."""
+        """The same images, with these signals added or replaced."""
         return replace(self, signals={**self.signals, **signals})
 
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_], index: Tensor | None = None) -> "Samples":
-        """The given positions, or those where a mask is True; `index` is the same on the device, if that is at hand."""
+        """The samples at these positions, or where a boolean mask is True.
+
+        Args:
+            rows: positions or mask (N,).
+            index: the same as a tensor on the samples' device, if the caller has it already.
+        """
         index = torch.from_numpy(rows) if index is None else index
         signals = {name: values[index] for name, values in self.signals.items()}
         return Samples(self.ids[rows], self.pixels[index], self.labels[index], signals)
 
     def to(self, device: torch.device) -> "Samples":
-        """The same samples with their tensors on a device."""
+        """The samples with their tensors on a device; the same object if they are there already."""
         if self.pixels.device == device:
             return self
         signals = {name: values.to(device, non_blocking=True) for name, values in self.signals.items()}
         return Samples(self.ids, self.pixels.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), signals)
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
-        """Every field and signal, as an array with a row for each image."""
+        """Every field and signal, as arrays whose first axis is the images."""
         tensors = {"pixels": self.pixels, "labels": self.labels, **self.signals}
         return {"ids": self.ids} | {name: values.numpy() for name, values in tensors.items()}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, NDArray[Any]]) -> "Samples":
-        """What `columns` gave, or some of its rows."""
+        """The inverse of `columns`."""
         rest = {name: torch.from_numpy(np.array(values)) for name, values in columns.items() if name != "ids"}
         return cls(np.asarray(columns["ids"], np.int64), rest.pop("pixels"), rest.pop("labels"), rest)
 
 
 def concatenate(parts: Sequence[Samples]) -> Samples:
-    """The images of several samples that have the same fields, one after the other; at least one."""
+    """Join at least one Samples into one; all must have the same fields."""
     columns = [part.columns() for part in parts]
     return Samples.from_columns({name: np.concatenate([one[name] for one in columns]) for name in columns[0]})
 
@@ -93,19 +98,19 @@ def decode_all(
     sizing: str = SIZING,
     scaling: Scaling = FILL,
 ) -> Iterable[tuple[Record, NDArray[np.uint8]]]:
-    """Decode records one by one; the first decides the shape of all when none is given.
+    """Decode records one by one; if no shape is given, the first image's shape is required of all.
 
     Args:
-        records: what an image source read.
+        records: from `ImageSource.read`.
         shape: (H, W) that every image must have; None takes the first image's.
         resize: scale and crop to `shape` instead of insisting on it.
         on_bad: "refuse" raises on an image that cannot be used, "skip" passes it to `skipped` and goes on.
         skipped: called with the record and the reason.
-        sizing: what to do about an image of another size.
+        sizing: for the message about an image of another size, what to do about it.
         scaling: how images are scaled and cropped.
 
     Raises:
-        UserError: naming the image, under "refuse".
+        UserError: with "refuse", an image cannot be used; the message names it.
     """
     for record in records:
         try:
@@ -124,10 +129,10 @@ def decode_all(
 
 
 def first_image(source: ImageSource, split: Split, on_bad: BadImages) -> NDArray[np.uint8]:
-    """The first image that decodes, uint8 (H, W, 3): its size is that of all.
+    """The first image that decodes, uint8 (H, W, 3); it decides the size of all images.
 
     Raises:
-        UserError: none decodes, or under "refuse" one before it does not.
+        UserError: no image decodes, or, with "refuse", one before it does not.
     """
     count = len(source.checked_labels(split))
     for start in range(0, count, 100):

@@ -1,4 +1,4 @@
-"""Built-in drawn pictures as an image source."""
+"""The image source `shapes`: the built-in drawn pictures."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -50,5 +50,5 @@ class Shapes(ImageSource):
 
 
 def _drawn(labels: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
-    """The rows, int64, ascending, that are a split of a file that is both."""
+    """Rows (int64, ascending) of a split, for a file that holds both splits."""
     return np.flatnonzero(default_test_mask(labels) == (split == "test"))

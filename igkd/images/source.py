@@ -14,16 +14,16 @@ from igkd.base.errors import UserError
 
 @dataclass(frozen=True)
 class Record:
-    """One image as it was found."""
+    """One image as the source stores it, not decoded."""
 
     image_id: int
     label: int
     image: bytes
-    """Encoded, in any format PIL reads."""
+    """The encoded picture, in one of `codec.FORMATS`."""
     name: str
-    """Where it is, for messages."""
+    """File name, row or the like, for messages."""
     mask: NDArray[np.bool_] | None = None
-    """bool (H, W): where the object is, if the source knows."""
+    """bool (H, W), True on the object; None if the source has no masks."""
 
 
 class ImageSource(abc.ABC):
@@ -33,7 +33,7 @@ class ImageSource(abc.ABC):
     has_masks = False
     """Whether records come with a mask."""
     notes: tuple[str, ...] = ()
-    """Sentences on what was decided about the source: which files are which split, and what was left out."""
+    """Sentences for the user on what was decided about the source: which files are which split, and what was left out."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
@@ -41,18 +41,18 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def labels(self, split: Split) -> NDArray[np.int64]:
-        """int64 (N,): the label of every image, without reading a picture; raises UserError for a split that is not there."""
+        """int64 (N,), the label of every image, found without reading pictures; raises UserError if the source has no such split."""
 
     @abc.abstractmethod
     def read(self, split: Split, ids: Sequence[int]) -> Iterator[Record]:
-        """The images of these ids, in this order."""
+        """The images with these ids, in this order."""
 
     @abc.abstractmethod
     def fingerprint(self, split: Split) -> str:
-        """Changes with the classes and with the files' names, sizes and numbers of images; found without reading the pictures."""
+        """A hash of the classes and of the files' names, sizes and numbers of images, found without reading pictures."""
 
     def checked_labels(self, split: Split) -> NDArray[np.int64]:
-        """`labels`, none of them outside the classes and not none at all."""
+        """`labels`, checked: raises UserError if there are none, or if one lies outside the classes."""
         labels = self.labels(split)
         if len(labels) == 0:
             raise UserError(f"{self} has no images in split '{split}'")
@@ -66,8 +66,10 @@ class ImageSource(abc.ABC):
 
 
 def some_names(classes: tuple[str, ...] | None) -> str:
+    """Number of class names and the first three, for messages."""
     return "no names" if classes is None else f"{len(classes)} names from {', '.join(classes[:3])}"
 
 
 def fingerprint_of(*parts: object) -> str:
+    """Hash of the parts' repr: 32 hexadecimal digits."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Views of images: random crops and flips, drawn from a seed and applied exactly, to images and to maps alike."""
+"""Views: random crops and flips, computed from a seed, and applied to images and their maps by moving whole pixels."""
 
 from dataclasses import dataclass, fields
 
@@ -13,7 +13,7 @@ from igkd.config.optimisation import FewCrops
 
 @dataclass(frozen=True)
 class View:
-    """How B images are looked at in one epoch; every tensor has shape (B,)."""
+    """Crop and flip of each of B images in one epoch; every tensor has shape (B,)."""
 
     dy: Tensor
     """int64: rows by which the content moves up, in [-padding, padding]."""
@@ -23,16 +23,16 @@ class View:
     """bool: mirrored left to right, after the move."""
 
     def select(self, index: Tensor) -> "View":
-        """Those at the given positions."""
+        """The views at the given positions."""
         return View(self.dy[index], self.dx[index], self.flip[index])
 
     def to(self, device: torch.device) -> "View":
-        """The same on a device."""
+        """The views with their tensors on a device."""
         return View(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def draw_view(seed: int, epoch: int, ids: NDArray[np.int64], padding: int) -> View:
-    """Random crop with `padding` pixels of zeros around, and a flip with probability 1/2: a function of (seed, epoch, id)."""
+    """A random crop of the image padded with `padding` zeros, and a flip with probability 1/2: a function of (seed, epoch, id)."""
 
     def draw(purpose: str) -> NDArray[np.float64]:
         return uniform(seed, f"epoch {epoch} {purpose}", ids)
@@ -41,7 +41,7 @@ def draw_view(seed: int, epoch: int, ids: NDArray[np.int64], padding: int) -> Vi
 
 
 def _view(dy: NDArray[np.float64], dx: NDArray[np.float64], flip: NDArray[np.float64], padding: int) -> View:
-    """The view that uniform numbers in [0, 1) stand for."""
+    """Turn uniform numbers in [0, 1) into a view."""
 
     def moved(u: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(np.floor(u * (2 * padding + 1)).astype(np.int64) - padding)
@@ -50,27 +50,27 @@ def _view(dy: NDArray[np.float64], dx: NDArray[np.float64], flip: NDArray[np.flo
 
 
 def every_crop(padding: int) -> View:
-    """All crops and flips that a padding allows, (2p + 1)^2 * 2 of them, in the order of `Samples.views`: dy, dx, flip."""
+    """All (2p + 1)^2 * 2 crops and flips for padding p, in the order of the axes of `Samples.views`: dy, dx, flip."""
     moves = torch.arange(-padding, padding + 1)
     dy, dx, flip = torch.meshgrid(moves, moves, torch.arange(2), indexing="ij")
     return View(dy.flatten(), dx.flatten(), flip.flatten() == 1)
 
 
 def few_crops(crops: FewCrops, ids: NDArray[np.int64], padding: int) -> View:
-    """The crops of which a store has logits: fields of shape (B, K), a function of (crops.seed, id) alone."""
+    """The K crops of each image whose logits a store holds: fields of shape (B, K), a function of (crops.seed, id) alone."""
     keys = ids[:, None] * crops.count + np.arange(crops.count)
     dy, dx, flip = (uniform(crops.seed, f"stored {purpose}", keys) for purpose in ("dy", "dx", "flip"))
     return _view(dy, dx, flip, padding)
 
 
 def crop_flip(images: Tensor, view: View) -> Tensor:
-    """Apply a view, exactly, by indexing.
+    """Apply a view by indexing, without interpolation.
 
     Args:
         images: (B, C, H, W) or maps (B, H, W), any dtype.
 
     Returns:
-        same shape and dtype; what moves in from outside is 0, as with torchvision's RandomCrop(padding).
+        same shape and dtype; pixels from outside the image are 0, as with torchvision's RandomCrop(padding).
     """
     if images.dim() == 3:
         return crop_flip(images.unsqueeze(1), view).squeeze(1)

@@ -1,9 +1,9 @@
-"""The attribution store: one row holds all about one training image.
+"""The attribution store: for each training image one row with the picture, its label and the teacher's signals.
 
-A directory, local or on S3, of Parquet files `part-NNNNN.parquet`, a `plan.json` that says what is being computed, and, once all is
-there, a `manifest.json`: a store without one is unfinished. The teacher's logits of crops, where they are wanted, are in files
-beside these, `views-NNNNN.parquet`, with a plan and a manifest of their own, so that they can be added to a finished store. Every file
-is a function of its plan alone and appears whole or not at all, so a part that exists is done, and whoever writes it twice writes the same.
+It is a directory, local or on S3, with Parquet files `part-NNNNN.parquet`, a `plan.json` that says what is being computed and, once all
+parts exist, a `manifest.json`; a store without a manifest is unfinished. The teacher's logits of crops are optional and in separate files,
+`views-NNNNN.parquet`, with their own plan and manifest, so that they can be added to a finished store. The content of a file depends only
+on its plan, and files are written atomically: a part that exists is done, and writing it twice does no harm.
 
     igkd store verify URI        every byte, id and hash; names what is wrong, exit status 1
     igkd store describe URI      counts, classes, completeness error, sizes

@@ -11,7 +11,7 @@ from igkd.store.read import Store, zero_maps
 
 
 def main() -> int:
-    """Exit status: 1 if something is wrong with the store."""
+    """Run the command; gives the exit status, 1 if the store is damaged."""
     parser = argparse.ArgumentParser(prog="igkd store", description="Check and describe an attribution store.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in (
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def lines(figures: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Figures as an aligned list, what belongs together indented below its name."""
+    """Lines of an aligned list of figures; nested figures are indented below their name."""
     width = max((len(name) for name in figures), default=0)
     for name, value in figures.items():
         if isinstance(value, dict):

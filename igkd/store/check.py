@@ -1,4 +1,4 @@
-"""Checks and figures of a finished store."""
+"""`verify` checks every byte of a finished store, `describe` gives its figures."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -20,10 +20,10 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
     """Check every byte and every row of a store.
 
     Args:
-        say: gets a line of progress after each part.
+        say: called with a line of progress after each part.
 
     Returns:
-        what is wrong, a sentence each; empty for a sound store.
+        one sentence for each problem; empty if the store is sound.
 
     Raises:
         UserError: there is no store, it is unfinished, or its manifest is damaged.
@@ -56,7 +56,7 @@ def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str
 def _check_parts(
     uri: str, plan: Layer, manifest: dict[str, Any], say: Callable[[str], None]
 ) -> tuple[list[str], list[NDArray[np.int64]], list[dict[str, Any]]]:
-    """Read all parts of a layer; gives what is wrong, the ids of each part, and the images that it left out."""
+    """Read all parts of a layer; gives the problems found, the ids of each part, and the images that were left out."""
     fs, root = filesystem(uri)
     problems: list[str] = []
     found: list[NDArray[np.int64]] = []
@@ -97,17 +97,17 @@ def _check_parts(
 
 
 def _check_directory(store: Store) -> list[str]:
-    """Problems with the other files of a store."""
+    """Problems with a store's files other than its parts, and with unexpected ones."""
     fs, root = filesystem(store.uri)
     problems = []
     try:
         names = {file["name"] for file in store.manifest["files"]}
         there = sorted(list_names(fs, root))
-        if ViewsPlan.plan_name in there:  # perhaps unfinished
+        if ViewsPlan.plan_name in there:  # the views may be unfinished, without a manifest
             names |= {ViewsPlan.part_name(part) for part in range(store.plan.parts)}
         problems += [f"{name} is not in the manifest" for name in there if name.endswith(".parquet") and name not in names]
         written = parse_json(read_file(fs, f"{root}/plan.json"))
-        if written | {"images": store.plan.images} != store.plan.to_json():  # data that moved in between has another name
+        if written | {"images": store.plan.images} != store.plan.to_json():  # the images may have moved while the store was computed
             problems.append("plan.json is not the manifest's plan")
     except FileNotFoundError:
         problems.append("plan.json is missing")
@@ -119,7 +119,7 @@ def _check_directory(store: Store) -> list[str]:
 
 
 def _repeated(found: list[NDArray[np.int64]]) -> Iterator[str]:
-    """Ids that are in the store more than once, given those of each part: arrays, for a store may have millions."""
+    """A sentence for each id that is in the store more than once, from the ids of each part."""
     ids = np.concatenate([np.empty(0, np.int64), *found])
     part = np.repeat(np.arange(len(found)), [len(one) for one in found])
     order = np.argsort(ids, kind="stable")
@@ -146,7 +146,7 @@ def _check_rows(name: str, table: pa.Table, plan: Plan) -> Iterator[str]:
 
 
 def _check_finite(name: str, table: pa.Table, columns: list[str]) -> Iterator[str]:
-    """Values of a part that are no numbers."""
+    """A sentence for each column of a part that has values other than finite numbers."""
     ids = to_numpy(table.column("image_id"))
     for column in columns:
         values = to_numpy(table.column(column)).astype(np.float32)
@@ -155,10 +155,10 @@ def _check_finite(name: str, table: pa.Table, columns: list[str]) -> Iterator[st
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """Figures of a store: counts, classes, quantiles of the completeness error, sizes. Reads the manifest and three small columns.
+    """Figures of a store: counts, classes, quantiles of the completeness error, sizes. Reads only the manifest and three small columns.
 
     Raises:
-        UserError: there is no store, it is unfinished or damaged.
+        UserError: there is no store, or it is unfinished or damaged.
     """
     store = Store.open(uri)
     plan = store.plan
@@ -196,7 +196,7 @@ def describe(uri: str) -> dict[str, Any]:
 
 
 def _describe_views(store: Store) -> dict[str, Any]:
-    """Figures of the views, where there are some."""
+    """Figures of the views; empty if the store has none."""
     views = store.views
     if views is None:
         return {}

@@ -1,4 +1,4 @@
-"""From images to rows of the store: plan, read, attribute, write. Pure of any scheduler; `jobs.precompute` says where each step runs."""
+"""The steps from images to rows of the store: plan, read, attribute, write. `jobs.precompute` distributes them over workers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from igkd.store.signals import SIGNALS, Answers, columns_of
 Rows = dict[str, NDArray[Any]]
 """Columns of equal length; bytes and strings as object arrays."""
 MAX_ROWS_PER_FILE = 250
-# Keeps the decoded rows of a part well inside one block of Ray Data.
+# Keeps the decoded rows of a part well below the size of one block of Ray Data (128 MiB).
 MAX_BYTES_PER_PART = 48 << 20
 
 
@@ -36,9 +36,9 @@ class Selection:
     ids: NDArray[np.int64]
     """int64 (n,), ascending."""
     validation: NDArray[np.bool_]
-    """bool (n,): which of them are for validation."""
+    """bool (n,): True for validation images."""
     numbers: NDArray[np.int64]
-    """int64 (classes,): the store's number of each of the source's classes."""
+    """int64 (classes,): the label in the store for each label of the source."""
 
     def part(self, plan: store.Layer, part: int) -> "Selection":
         rows = slice(part * plan.rows_per_file, (part + 1) * plan.rows_per_file)
@@ -58,12 +58,12 @@ def make_plan(
 
     Args:
         teacher_sha: sha256 of the model's weights.
-        gpu: whether GPUs will compute it, on which the choice of the fastest engine depends.
-        begun: the engine that some parts of the store were computed with; another fast one is then not looked for.
-        say: is told a line, which engine was chosen and why.
+        gpu: whether the maps will be computed on GPUs, which decides which engine is fastest.
+        begun: the engine that existing parts of the store were computed with; `fast` then keeps to it.
+        say: called with a line that says which engine was chosen and why.
 
     Raises:
-        UserError: the teacher does not fit the images, the settings are impossible, or the engine fails with this teacher.
+        UserError: the teacher does not fit the images, a setting is invalid, or the engine fails with this teacher.
     """
     labels = source.checked_labels(config.split)
     spec = model.spec
@@ -105,10 +105,10 @@ def kept_attention(config: PrecomputeConfig, model: Classifier, shape: tuple[int
 
 
 def check_settings(config: PrecomputeConfig) -> None:
-    """Refuse impossible numbers.
+    """Check the numbers among the settings.
 
     Raises:
-        UserError: naming them.
+        UserError: a number is too small; the message names it.
     """
     if config.steps < 1 or (config.limit is not None and config.limit < 1):
         raise UserError("--steps and --limit must be at least 1")
@@ -117,10 +117,10 @@ def check_settings(config: PrecomputeConfig) -> None:
 
 
 def image_shape(config: PrecomputeConfig, source: ImageSource, spec: NetworkSpec) -> tuple[int, int]:
-    """(height, width) in pixels of the images, which is that of the teacher's.
+    """(height, width) of the images in pixels, checked against the teacher's.
 
     Raises:
-        UserError: it is not.
+        UserError: the teacher was trained on another size.
     """
     first = first_image(source, config.split, config.bad_images)
     shape = (config.image_size, config.image_size) if config.image_size else first.shape[:2]
@@ -140,9 +140,9 @@ def chosen_engine(
     begun: attribution.Engine | None,
     say: Callable[[str], None],
 ) -> attribution.Engine:
-    """The engine of a store; arguments and errors are those of `make_plan`."""
+    """The engine to compute a store with; arguments and errors as in `make_plan`."""
     if begun is not None and (config.engine == begun or (config.engine == "fast" and begun in attribution.FAST_ENGINES)):
-        return attribution.choose_engine(begun, config.method, gpu)  # it has worked; perhaps where another is the fastest
+        return attribution.choose_engine(begun, config.method, gpu)  # has worked for this store: needs no trial
     engine, why = attribution.find_engine(config.engine, config.method, gpu, model, shape)
     if why:
         say(f"fast stands for the engine {engine} here: {why}")
@@ -150,7 +150,10 @@ def chosen_engine(
 
 
 def limited(labels: NDArray[np.int64], validation: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
-    """Ids of a sample of `limit` images: its share of validation images (at least one if there are any), each part stratified by class."""
+    """Ids (ascending) of a sample of `limit` images with the same share of validation images, stratified by class.
+
+    If there are validation images, at least one is in the sample.
+    """
     held_out = int(round(limit * validation.mean()))
     if validation.any() and limit > 1:
         held_out = max(1, held_out)
@@ -161,13 +164,13 @@ def limited(labels: NDArray[np.int64], validation: NDArray[np.bool_], limit: int
 
 
 def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Rows:
-    """Read and decode images: one row each, also for those left out, which have a `reason` and black pixels.
+    """Read and decode images, one row each. Images that cannot be used get a row with a `reason` and black pixels.
 
     Returns:
         image_id, label, validation, image, image_sha, name, reason, pixels uint8 (n, H, W, 3) and, if the source has them, mask.
 
     Raises:
-        UserError: naming an image that cannot be used, unless the plan skips these.
+        UserError: an image cannot be used (the message names it), unless the plan says to skip such images.
     """
     height, width = plan.image_shape
     validation = dict(zip(selection.ids.tolist(), selection.validation.tolist(), strict=True))
@@ -209,15 +212,15 @@ def _column(values: list[Any]) -> NDArray[Any]:
 
 
 def plan_attributor(model: Classifier, plan: store.Plan) -> attribution.Attributor:
-    """The attributor that a plan names."""
+    """The attributor with a plan's method, engine and steps."""
     return attribution.attributor(model, plan.method, plan.engine, plan.steps)
 
 
 def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:
-    """Replace `pixels` by the signals that the teacher gives of them; rows with a reason get zeros.
+    """Replace the column `pixels` by the teacher's signals; rows with a reason get zeros.
 
     Raises:
-        UserError: the teacher makes of an image what is no finite number in the store's precision; image and value are named.
+        UserError: a signal's value is not finite in the store's precision; the message names image and value.
     """
     n, good = len(rows["image_id"]), np.flatnonzero(rows["reason"] == "")
     columns = {name: column for name, column in columns_of(plan).items() if SIGNALS[name].of_teacher}
@@ -233,14 +236,14 @@ def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: s
 
 
 def storable(name: str, values: NDArray[np.float32], dtype: np.dtype[Any], images: list[tuple[int, str]]) -> NDArray[Any]:
-    """What a teacher made of images, float32 (n, ...), in the column's dtype.
+    """A signal's values, float32 (n, ...), converted to the column's dtype.
 
     Args:
-        name: of the column.
+        name: the column's name.
         images: id and name of each image.
 
     Raises:
-        UserError: a value is not finite, or larger than the dtype holds; it is named, with its image.
+        UserError: a value is not finite, or too large for the dtype; the message names image and value.
     """
     with np.errstate(over="ignore"):
         stored = values.astype(dtype)
@@ -259,13 +262,13 @@ def write_rows(uri: str, plan: store.Plan, part: int, ids: NDArray[np.int64], ro
     """Write one part of the store from all of its rows.
 
     Args:
-        ids: int64 (n,): the images that were asked for of this part, in order.
+        ids: int64 (n,): ids of the part's images, in order.
 
     Returns:
         the part's entry for the manifest.
 
     Raises:
-        UserError: the rows are not those of the ids.
+        UserError: the rows' ids differ from `ids`.
     """
     if len(rows["image_id"]) != len(ids):
         raise UserError(f"part {part} arrived with {len(rows['image_id'])} of {len(ids)} rows; use a smaller --rows-per-file")

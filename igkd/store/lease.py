@@ -1,8 +1,8 @@
-"""Only one job at a time computes a store, trains a run or drives a sweep or pipeline in a directory.
+"""A lease on a directory: only one job at a time computes a store, trains a run, or drives a sweep or pipeline there.
 
-Parts of a store are atomic and deterministic, and a run's states are written whole, so two jobs at work do no harm but waste: the lease is
-there to say so clearly and early, not to make a result correct. Therefore it may be simple: a file `lease.json` that its holder rewrites
-every few seconds. The clocks of two machines are never compared; whoever finds the lease of another watches whether it changes.
+Two jobs in one directory would waste work, but not corrupt it, since files are written atomically and their content is deterministic. So
+the lease only has to tell users early, and may be simple: a file `lease.json` that its holder rewrites every few seconds. Another job
+watches whether the file changes; clocks of different machines are never compared.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from igkd.base.storage import filesystem, parse_json, read_file, remove_file, wr
 
 LEASE = "lease.json"
 BEAT_S = 5.0
-"""Seconds between two beats of a holder."""
+"""Seconds between two writes of the lease by its holder (beats)."""
 WATCHED_BEATS = 3
-"""A lease that does not change for so many beats is left over."""
+"""A lease that does not change for this many beats counts as left over from a job that was killed."""
 SETTLE_S = 1.0
-"""How long one waits, having written a lease, for another's that was written in the same moment."""
+"""Seconds to wait after writing a lease, to see whether another job wrote one at the same moment."""
 PATIENCE_S = 120.0
-"""A holder that could not write for so long must expect that another has taken over."""
+"""After this many seconds without a successful write, a holder must assume that another job has taken over."""
 
 
 class Lease:
-    """A lease that is held. A thread keeps it alive; `lost` and `check` tell what the thread found."""
+    """A lease held by this process. A thread rewrites it regularly; `lost` and `check` report what the thread found."""
 
     def __init__(self, uri: str, fs: fsspec.AbstractFileSystem, path: str) -> None:
         self._uri, self._fs, self._path = uri, fs, path
@@ -47,16 +47,16 @@ class Lease:
         return self._why is not None
 
     def check(self) -> None:
-        """Cheap enough to be called between any two parts.
+        """Raise if the lease was lost; cheap enough to call after every part.
 
         Raises:
-            UserError: the lease is lost.
+            UserError: another job has, or may have, taken the lease.
         """
         if self._why is not None:
             raise UserError(self._why)
 
     def take(self) -> None:
-        """Write the lease and begin to keep it; raises UserError if another job did so in the same moment."""
+        """Write the lease and start the thread that keeps it; raises UserError if another job wrote one at the same moment."""
         self._write()
         time.sleep(SETTLE_S)
         there = _parse(_read(self._fs, self._path))
@@ -65,10 +65,10 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Stop keeping the lease, and remove it if it is still one's own; what stays because of an error is left over and harms nobody."""
+        """Stop the thread, and remove the lease unless another job has taken it. If removal fails, the file counts as left over later."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(WATCHED_BEATS * BEAT_S)  # not for ever: it may hang in a connection
+            self._thread.join(WATCHED_BEATS * BEAT_S)  # with a timeout: the thread may be blocked by the network
         with contextlib.suppress(UserError):
             there = _parse(_read(self._fs, self._path))
             if there and there["owner"] == self._mine["owner"]:
@@ -94,15 +94,15 @@ class Lease:
 
 
 _held: dict[str, Lease] = {}
-"""What this process holds."""
+"""The leases that this process holds, by path."""
 
 
 @contextlib.contextmanager
 def hold(uri: str) -> Iterator[Lease]:
-    """Hold the lease of a store, or of another directory, while the block runs; it is removed at the end, also after an exception.
+    """Hold the lease of a directory while the block runs; it is removed at the end, also after an exception.
 
-    A lease that is left over, from a job that was killed, is taken over: at once if its process was on this machine and is gone, or else
-    after `WATCHED_BEATS` beats in which it did not change. Writes to the place: do not ask for the lease of a finished store.
+    A lease left over from a killed job is taken over: at once if its process ran on this machine and has ended, else after it has not
+    changed for `WATCHED_BEATS` beats. This writes into the directory, so do not call it for a finished store.
 
     Args:
         uri: the directory, local or s3://; it need not exist.
@@ -115,7 +115,7 @@ def hold(uri: str) -> Iterator[Lease]:
     """
     fs, root = filesystem(uri)
     path = f"{root}/{LEASE}"
-    if path in _held:  # by a job of which this block is a part: a pipeline's directory is also that of its sweep
+    if path in _held:  # by an enclosing block: a pipeline and its sweep share one directory
         yield _held[path]
         return
     _wait_until_left_over(uri, fs, path)
@@ -130,7 +130,7 @@ def hold(uri: str) -> Iterator[Lease]:
 
 
 def _wait_until_left_over(uri: str, fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Return when there is no lease, or one that nobody keeps; raises UserError when it is kept."""
+    """Return when there is no lease, or one that is left over; raises UserError if its holder is alive."""
     first = _read(fs, path)
     there = _parse(first)
     if first is None or (there and _is_gone(there)):
@@ -152,7 +152,7 @@ def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
 
 
 def _parse(data: bytes | None) -> dict[str, Any] | None:
-    """What a lease says; None if there is none or it is damaged."""
+    """A lease's content; None if there is none or it is damaged."""
     try:
         value = parse_json(data or b"")
     except ValueError:
@@ -161,19 +161,21 @@ def _parse(data: bytes | None) -> dict[str, Any] | None:
 
 
 def _is_gone(lease: dict[str, Any]) -> bool:
-    """Whether a lease's process was on this machine and runs no more. One with our own number was: in a container that is started again,
-    programs get the same numbers again."""
+    """Whether a lease's process ran on this machine and has ended.
+
+    A lease with our own process id is from an earlier process: a restarted container numbers its processes anew.
+    """
     pid = lease["pid"]
     if lease["host"] != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return False
     if pid == os.getpid():
         return True
     try:
-        os.kill(pid, 0)  # only asks
+        os.kill(pid, 0)  # signal 0 only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
-        pass  # somebody else's, so it runs
+        pass  # it exists, and belongs to another user
     return False
 
 

@@ -1,4 +1,4 @@
-"""What a store is made of: its plans, its columns, the names of its files."""
+"""The plans of a store and of its layers: identity, Arrow schema and file names."""
 
 import abc
 import dataclasses
@@ -23,21 +23,21 @@ VERSION = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(abc.ABC):
-    """Parquet files of a store, one for each part of its images, and the plan that says what is in them: the identity of every row.
+    """A plan of some Parquet files of a store, one file for each part of its images. The plan determines the files' content.
 
-    The first layer, `Plan`, is the store itself. Others add columns to its rows; they are files of their own, so that adding one leaves
-    the rest as it is, byte for byte.
+    The first layer, `Plan`, is the store itself. Other layers add columns to its rows in separate files, so that adding one changes no
+    existing file.
     """
 
     kind: ClassVar[str]
-    """Begins the names of its files."""
+    """Start of the names of the layer's files."""
     plan_name: ClassVar[str]
     manifest_name: ClassVar[str]
 
     ids_sha256: str
-    """Hash of the int64 ids asked for, in order."""
+    """`ids_hash` of the ids of the planned images, in order."""
     rows: int
-    """Number of these ids."""
+    """Number of planned images."""
     rows_per_file: int
     version: int = VERSION
 
@@ -57,7 +57,7 @@ class Layer(abc.ABC):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_json` gave; raises TypeError for settings missing, unknown or of another type, ValueError for impossible ones."""
+        """The inverse of `to_json`; raises TypeError for fields missing, unknown or of the wrong type, ValueError for invalid values."""
         plan = typed(cls, data)
         if plan.rows < 0 or plan.rows_per_file < 1:
             raise ValueError("its sizes are impossible")
@@ -70,7 +70,7 @@ class Layer(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Layer):
-    """The rows of a store: a picture, its label, and what the teacher makes of it."""
+    """The plan of a store, whose rows have a picture, its label and the teacher's signals."""
 
     kind = "part"
     plan_name = "plan.json"
@@ -81,26 +81,26 @@ class Plan(Layer):
     images_fingerprint: str
     split: str
     classes: tuple[str, ...]
-    """In the teacher's order, which the logits have; labels number them."""
+    """Class names in the order of the teacher's logits; labels are indices into this list."""
     image_shape: tuple[int, int]
     resize: bool
-    """Whether pictures were scaled and cropped to that shape."""
+    """Whether pictures were scaled and cropped to `image_shape`."""
     short_side: int = 0
-    """How they were, as `pictures.Scaling` has it: the teacher's own way."""
+    """With `interpolation`, how pictures were scaled (see `codec.Scaling`): the teacher's own way."""
     interpolation: Interpolation = "bicubic"
     bad_images: str
     """"refuse" or "skip"."""
     teacher: str
     """sha256 of the teacher's weights."""
     teacher_parameters: int
-    """How many it has: what students are compared with where it is not at hand."""
+    """The teacher's number of parameters, so that students can be compared with it when it is not available."""
     teacher_network: str
-    """The name of its network: what students of the same family leave open is as it has it."""
+    """The name of the teacher's network; a student's name may leave open what it shares with the teacher."""
     steps: int
-    """Nodes of the quadrature."""
+    """Nodes of the quadrature of integrated gradients."""
     method: Method
     quadrature: str
-    """The rule of the path integral, by Captum's name."""
+    """Captum's name of the quadrature rule for the path integral."""
     engine: Engine
     target: str = "true label"
     baseline: str = "0 in normalised space"
@@ -113,7 +113,7 @@ class Plan(Layer):
 
     @property
     def scaling(self) -> Scaling:
-        """How pictures of another size were made `image_shape`, where `resize` is set."""
+        """How pictures of another size were scaled to `image_shape`, if `resize` is set."""
         return Scaling(self.short_side, self.interpolation)
 
     @classmethod
@@ -128,7 +128,7 @@ class Plan(Layer):
 
     @property
     def identity(self) -> str:
-        """sha256 of what a store is, wherever its images are."""
+        """sha256 of the plan without the place of its images."""
         return hashlib.sha256(json.dumps(self.to_json() | {"images": ""}, sort_keys=True).encode()).hexdigest()
 
     def schema(self) -> pa.Schema:
@@ -146,25 +146,25 @@ class Plan(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsPlan(Layer):
-    """The teacher's logits of crops of the images: of all that a padding allows, each mirrored, too, or of some random ones."""
+    """The plan of the teacher's logits of crops: of all crops and flips that a padding allows, or of some random ones."""
 
     kind = "views"
     plan_name = "views-plan.json"
     manifest_name = "views-manifest.json"
 
     store: str
-    """`Plan.identity` of the store whose images and teacher these are."""
+    """`Plan.identity` of the store that the views belong to."""
     teacher: str
     """sha256 of the teacher's weights."""
     classes: int
     padding: int
-    """Pixels of crop on each side, at most."""
+    """Largest shift of a crop in each direction, in pixels."""
     count: int | None
-    """Crops of each image; None: all of them."""
+    """Number of random crops of each image; None for all crops."""
     seed: int
-    """From which, with an image's id, the places of `count` crops follow."""
+    """Seed from which, with an image's id, its random crops are computed."""
     engine: Forwards
-    """What computes the forward passes, and whether in float32 or bfloat16."""
+    """The engine of the teacher's forward passes, which says their precision, too."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -175,13 +175,13 @@ class ViewsPlan(Layer):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image's logits: (2p + 1, 2p + 1, 2, classes) for down, right, mirrored; or (count, classes)."""
+        """Shape of one image's logits: (2p + 1, 2p + 1, 2, classes), with axes dy, dx, flip; or (count, classes)."""
         side = 2 * self.padding + 1
         return (side, side, 2, self.classes) if self.count is None else (self.count, self.classes)
 
     @property
     def crops(self) -> int:
-        """Crops of each image."""
+        """Number of crops of each image."""
         return 2 * (2 * self.padding + 1) ** 2 if self.count is None else self.count
 
     def schema(self) -> pa.Schema:

@@ -46,16 +46,16 @@ class Store:
 
     @cached_property
     def views(self) -> ViewsPlan | None:
-        """What crops the store has logits of; None where there are none, or not all of them yet.
+        """The plan of the store's views; None if it has none, or if they are unfinished.
 
         Raises:
-            UserError: they are damaged, or of another store.
+            UserError: the views are damaged, or belong to another store.
         """
         return None if self._views is None else self._views[0]
 
     @cached_property
     def _views(self) -> tuple[ViewsPlan, dict[str, Any]] | None:
-        """Plan and manifest of the views."""
+        """Plan and manifest of the views; None if there are none, or if they are unfinished."""
         fs, root = filesystem(self.uri)
         if ViewsPlan.manifest_name not in list_names(fs, root):
             return None
@@ -71,16 +71,16 @@ class Store:
         return None if self._views is None else hashlib.sha256(json.dumps(self._views[1], sort_keys=True).encode()).hexdigest()
 
     def fingerprint(self) -> str:
-        """sha256 of the manifest, which holds those of all parts: changes when anything in the store does."""
+        """sha256 of the manifest. It changes with any part, since the manifest holds the parts' hashes."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
     def tables(self, columns: Sequence[str] | None = None, parts: Iterable[int] | None = None, views: bool = False) -> Iterator[pa.Table]:
         """The parts' rows, read one part at a time.
 
         Args:
-            columns: these columns only, of which each page is checked; None reads all and checks the part's sha256.
-            parts: these parts only.
-            views: those of the views, which the store must have, instead of the store's own.
+            columns: read only these columns and check the checksums of their pages; None reads all and checks the part's sha256.
+            parts: read only these parts.
+            views: read the views, which the store must have, instead of the store itself.
 
         Raises:
             UserError: a part is missing or damaged.
@@ -113,18 +113,18 @@ class Store:
             yield table
 
     def column(self, name: str) -> NDArray[Any]:
-        """One column over all rows, in the store's order; tensors as (rows, ...)."""
+        """One column of all rows, in the store's order: (rows, ...)."""
         return np.concatenate([to_numpy(table.column(name)) for table in self.tables([name])])
 
     def samples(self, parts: Iterable[int] | None = None, views: bool = False) -> tuple[Samples, NDArray[np.bool_]]:
-        """All rows, or those of some parts, decoded in memory, and which of them are for validation, bool (N,).
+        """Rows decoded in memory, and bool (N,), True for validation images.
 
         Args:
-            parts: these parts only.
-            views: with the views' logits, which the store must have.
+            parts: read only these parts.
+            views: also read the views' logits, which the store must have.
 
         Raises:
-            UserError: a part is damaged, or a picture is not the one that was attributed: its pixels do not have the row's hash.
+            UserError: a part is damaged, or the hash of a picture's pixels differs from the one stored with its map.
         """
         found, validation = [], []
         parts = range(self.plan.parts) if parts is None else list(parts)
@@ -140,7 +140,7 @@ class Store:
         return concatenate(found), np.concatenate(validation)
 
     def _decoded(self, table: pa.Table) -> Samples:
-        """The rows of one part."""
+        """Decode the rows of one part."""
         pixels = np.empty((len(table), *self.plan.image_shape, 3), np.uint8)
         rows = zip(*(table.column(c).to_pylist() for c in ("image_id", "image", "image_sha")), strict=True)
         for row, (i, image, sha) in enumerate(rows):
@@ -166,7 +166,7 @@ class Store:
 
 
 def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
-    """A column as an array (rows, ...); a copy that may be written to."""
+    """A column as an array (rows, ...); a writable copy."""
     combined = column.combine_chunks()
     if isinstance(column.type, pa.FixedShapeTensorType):
         return np.array(combined.to_numpy_ndarray())
@@ -174,10 +174,10 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def read_manifest(uri: str, layer: type[L]) -> tuple[L, dict[str, Any]]:
-    """The manifest of a store, or of another layer of it, and the plan in it.
+    """Read the manifest of a store or of another layer; gives the plan in it and the whole manifest.
 
     Raises:
-        UserError: there is none, it is damaged, or it is of another version.
+        UserError: there is no manifest, it is damaged, or it has another version.
     """
     fs, root = filesystem(uri)
     try:
@@ -204,12 +204,12 @@ def read_manifest(uri: str, layer: type[L]) -> tuple[L, dict[str, Any]]:
 
 
 def count_zero(maps: NDArray[Any]) -> int:
-    """How many of n maps (n, H, W) are zero everywhere."""
+    """Number of maps, of n (n, H, W), that are zero everywhere."""
     return int((~maps.any(axis=(1, 2))).sum())
 
 
 def zero_maps(manifest: Mapping[str, Any]) -> str:
-    """How many maps of a store are zero everywhere, as a sentence; "" if none is."""
+    """A sentence that says how many maps of a store are zero everywhere; "" if none is."""
     count, plan = manifest["zero_maps"], manifest["plan"]
     if not count:
         return ""
@@ -218,10 +218,10 @@ def zero_maps(manifest: Mapping[str, Any]) -> str:
 
 
 def part_table(data: bytes, plan: Layer) -> pa.Table:
-    """The rows of a part's bytes.
+    """The rows of a part, from the bytes of its file.
 
     Raises:
-        ValueError: they are not a part of this plan; the message says why.
+        ValueError: the file is not a part of this plan; the message says why.
     """
     try:
         file = _sound(pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True), plan)
@@ -243,10 +243,12 @@ class _OtherColumns(ValueError):
 
 
 def _sound(file: pq.ParquetFile, plan: Layer, columns: Sequence[str] | None = None) -> pq.ParquetFile:
-    """The file, if it has the columns of a part, whose types hold nothing that Ray's Arrow types would unpickle, and fits into memory.
+    """Return the file after checking that it has exactly the plan's columns and fits into memory.
+
+    The check of the columns' types also excludes types of Ray that would unpickle data from the file.
 
     Raises:
-        ValueError: it has not, or does not.
+        ValueError: the columns are others, or the file would not fit.
     """
     if not file.schema_arrow.equals(plan.schema()):
         raise _OtherColumns("it does not have the store's columns")
@@ -260,7 +262,7 @@ def _sound(file: pq.ParquetFile, plan: Layer, columns: Sequence[str] | None = No
 
 
 def skipped_of(table: pa.Table) -> list[dict[str, Any]]:
-    """The images that a part left out, as {"image_id", "name", "reason"}."""
+    """The images that a part leaves out, each as {"image_id", "name", "reason"}."""
     return list(parse_json(table.schema.metadata[b"igkd.skipped"]))
 
 

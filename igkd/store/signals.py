@@ -1,7 +1,8 @@
-"""The registry of signals: what a store keeps of each image for students to learn from, beside the picture and its label.
+"""The registry of signals: the columns of a store that students can learn from, beside the picture and its label.
 
-A new signal is one class here, and one entry in `SIGNALS`. It is then computed, stored, checked, read, streamed and put into batches like
-the others; what a term or an augmentation makes of it is theirs. The logits of crops are apart (store/views.py): they can be added later.
+To add a signal, write one class here and add one entry to `SIGNALS`. It is then computed, stored, checked, read and put into batches like
+the others; terms of the loss and augmentations find it in `Samples.signals`. The logits of crops are separate (store/views.py), because
+they can be added to a finished store.
 """
 
 import abc
@@ -24,45 +25,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a teacher made of B images, of which signals take their part."""
+    """The teacher's results for B images, from which signals are computed."""
 
     model: Classifier
     pixels: Tensor
-    """float32 (B, 3, H, W) in [0, 1], on the processor."""
+    """float32 (B, 3, H, W) in [0, 1], on the CPU."""
     attribution: Attribution
     plan: "Plan"
 
 
 class Signal(abc.ABC):
-    """One signal."""
+    """The interface of a signal."""
 
     words: str
-    """What it is, in messages."""
+    """What it is called in messages, with its article."""
     of_teacher = True
-    """Whether a teacher gives it; else the image source does."""
+    """True if it is computed from the teacher, False if it comes from the image source."""
     for_students = True
-    """Whether students are given it; else it is there to be looked at."""
+    """Whether it is loaded for training; otherwise it is only stored, for inspection."""
 
     @abc.abstractmethod
     def column(self, plan: "Plan") -> tuple[tuple[int, ...], str] | None:
-        """Shape and dtype of one image's value; None if this store has none."""
+        """Shape and dtype of one image's value; None if a store of this plan does not have the signal."""
 
     def compute(self, answers: Answers) -> Tensor:
-        """Of B images, float32 (B, *shape) on the processor."""
+        """The signal of B images, float32 (B, *shape) on the CPU."""
         raise AssertionError(f"{self.words} comes from the image source")
 
     def moved(self, values: Tensor, view: View, image_shape: tuple[int, int]) -> Tensor:
-        """Of the B images in the views that students see: as it is, unless it has places that move along.
+        """The signal of B images after their views (crop and flip) were applied; by default unchanged.
+
+        A signal with positions in the image, such as a map, must move with the image.
 
         Args:
             values: (B, *shape).
-            image_shape: (H, W) in pixels that the view refers to.
+            image_shape: (H, W) of the images in pixels, which the view's shifts refer to.
         """
         return values
 
 
 class Map(Signal):
-    """The integrated-gradients map, one value a pixel."""
+    """The attribution map: one value for each pixel."""
 
     words = "a map"
 
@@ -77,7 +80,7 @@ class Map(Signal):
 
 
 class CompletenessError(Signal):
-    """By how much a map's sum misses the difference of the logits that it explains."""
+    """The completeness error: how far a map's sum is from the difference of logits that it explains."""
 
     words = "a completeness error"
     for_students = False
@@ -118,7 +121,7 @@ class Attention(Signal):
 
 
 class Mask(Signal):
-    """Where the object is, if the image source knows it."""
+    """The mask of the object, if the image source has one."""
 
     words = "a mask"
     of_teacher = False
@@ -137,7 +140,7 @@ SIGNALS: Mapping[str, Signal] = {
     "attention": Attention(),
     "mask": Mask(),
 }
-"""By the name of its column, in the order of the columns."""
+"""Every signal by the name of its column, in the order of the columns."""
 
 
 def columns_of(plan: "Plan") -> dict[str, tuple[tuple[int, ...], str]]:
@@ -147,7 +150,7 @@ def columns_of(plan: "Plan") -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def arrow_fields(plan: "Plan") -> list[Any]:
-    """The Arrow fields of these columns."""
+    """The Arrow fields of `columns_of(plan)`."""
     return [
         pa.field(name, pa.fixed_shape_tensor(pa.type_for_alias(dtype), shape) if shape else pa.type_for_alias(dtype), nullable=False)
         for name, (shape, dtype) in columns_of(plan).items()
@@ -155,7 +158,7 @@ def arrow_fields(plan: "Plan") -> list[Any]:
 
 
 def attention_of(model: Classifier, pixels: Tensor, layer: str) -> Tensor:
-    """Attention maps (B, h, w) of float pixels (B, 3, H, W) in [0, 1], on the processor."""
+    """Attention maps (B, h, w), on the CPU, of a layer for float pixels (B, 3, H, W) in [0, 1]."""
     device = next(model.parameters()).device
     size = inputs_per_pass(device.type, pixels.shape[-2] * pixels.shape[-1])
     with torch.inference_mode():

@@ -1,7 +1,7 @@
-"""The teacher's logits of crops of the training images, of which students take the one they see: as if it were asked in training.
+"""The teacher's logits of crops of the training images: a student gets those of the crop it sees, as if the teacher ran during training.
 
-With a padding p and a flip there are (2p + 1)^2 * 2 crops of an image, 162 for p = 4: a store can hold the answers to all of them, or to
-some random ones that students then keep to (Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent";
+With padding p and flips there are (2p + 1)^2 * 2 crops of an image, 162 for p = 4. A store can hold the logits of all of them, or of some
+random crops, to which students are then restricted (Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent";
 Shen, Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition").
 """
 
@@ -24,15 +24,15 @@ from igkd.networks.network import Classifier
 from igkd.store import Plan, Store, ViewsPlan
 
 Answer = Callable[[Tensor], Tensor]
-"""uint8 (N, 3, H, W), any N, to logits float32 (N, classes)."""
+"""A teacher's forward pass: takes uint8 (N, 3, H, W), any N, and gives logits float32 (N, classes)."""
 PER_PASS = 64
-"""Crops in one pass: always so many, the last filled up, so that rounding does not depend on what else is computed."""
+"""Crops in one pass. Always this many, the last pass padded, so that rounding does not depend on what else is computed."""
 MAX_SIDE_FOR_ALL = 64
-"""Pixels of an image's side, above which all crops are too many to be worth it."""
+"""Largest image side, in pixels, for which --views all is allowed: larger images have too many crops."""
 COMPARED = 500
-"""Images by which it is decided whether bfloat16 is exact enough."""
+"""Number of images on which bfloat16 is compared with float32."""
 MAX_DIFFERENCE, MIN_AGREEMENT = 0.1, 0.999
-"""Of a logit in bfloat16 from its value in float32; of the answers."""
+"""Limits for bfloat16: largest difference of a logit from float32, and least share of images with the same answer."""
 SEED = 0
 
 
@@ -40,7 +40,7 @@ def count_of(views: str) -> int | None:
     """How many crops of each image `--views` asks for; None for all.
 
     Raises:
-        UserError: it is neither "all" nor a number of at least 1.
+        UserError: the value is neither "all" nor a number of at least 1.
     """
     if views == "all":
         return None
@@ -50,16 +50,16 @@ def count_of(views: str) -> int | None:
 
 
 def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards) -> ViewsPlan:
-    """The plan of the views that a store is to have.
+    """The plan of a store's views.
 
     Args:
         views: "all" or a number, as `--views` has it.
         padding: pixels of crop on each side.
-        plan: of the store.
-        engine: of the forward passes.
+        plan: the store's plan.
+        engine: the engine of the forward passes.
 
     Raises:
-        UserError: they are impossible, or too many for images of this size.
+        UserError: a setting is invalid, or all crops are too many for images of this size.
     """
     if not 0 <= padding <= max(plan.image_shape):
         raise UserError(f"--padding must be between 0 and the {max(plan.image_shape)} pixels of an image's side, not {padding}")
@@ -90,15 +90,15 @@ def bytes_of(plan: ViewsPlan) -> int:
 
 
 def in_words(size: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as text with a unit."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def check_space(uri: str, plan: ViewsPlan) -> None:
-    """Refuse views that do not fit on the local disk where the store is; of S3 nobody knows.
+    """Check that views fit on the store's disk; does nothing for a store on S3.
 
     Raises:
-        UserError: saying how much is needed and how much is free.
+        UserError: they do not fit; the message says how much is needed and how much is free.
     """
     fs, root = filesystem(uri)
     if not is_local(fs):
@@ -113,7 +113,7 @@ def check_space(uri: str, plan: ViewsPlan) -> None:
 
 
 def crops_of(plan: ViewsPlan, ids: NDArray[np.int64]) -> View:
-    """The crops that a plan asks for of some images: fields of shape (B, crops)."""
+    """The crops of B images that a plan asks for: fields of shape (B, crops)."""
     if plan.count is not None:
         return few_crops(FewCrops(count=plan.count, seed=plan.seed), ids, plan.padding)
     every = every_crop(plan.padding)
@@ -124,15 +124,15 @@ def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: Vi
     """The teacher's logits of the crops of B images.
 
     Args:
-        answer: the teacher.
+        answer: the teacher's forward pass.
         pixels: uint8 (B, 3, H, W).
-        ids: int64 (B,), of the images.
+        ids: int64 (B,), the images' ids.
 
     Returns:
         float16 (B, *plan.shape).
 
     Raises:
-        UserError: a logit is no number, or too large for float16; it names the image.
+        UserError: a logit is not finite, or too large for float16; the message names the image.
     """
     out = np.zeros((len(ids), plan.crops, plan.classes), np.float16)
     crops = crops_of(plan, ids)
@@ -157,10 +157,10 @@ def views_of_part(answer: Answer, store: Store, plan: ViewsPlan, part: int) -> d
 
 
 def answering(model: Classifier, engine: Forwards) -> Answer:
-    """A teacher's forward pass by an engine, in full float32 unless the engine says otherwise.
+    """A teacher's forward pass by an engine; in float32 unless the engine's name says bfloat16.
 
     Args:
-        model: in evaluation mode; on the processor, for OpenVINO.
+        model: in evaluation mode; for OpenVINO on the CPU.
 
     Raises:
         UserError: OpenVINO is not installed.
@@ -192,13 +192,15 @@ def answering(model: Classifier, engine: Forwards) -> Answer:
 
 
 def choose_forwards(model: Classifier, pixels: Tensor, gpu: bool) -> Forwards:
-    """The fastest engine that is exact enough: OpenVINO's on processors, if it can do the network, in bfloat16 where no logit of these
-    images moves by more than 0.1 and 99.9 % of the answers stay.
+    """The fastest engine that is exact enough.
+
+    On a CPU that is OpenVINO if it supports the network; in bfloat16 if the logits of these images are within `MAX_DIFFERENCE` of
+    float32 and the share of equal answers is at least `MIN_AGREEMENT`.
 
     Args:
-        model: in evaluation mode, on the processor.
-        pixels: uint8 (N, 3, H, W), real images; none, where there are none yet.
-        gpu: whether GPUs will compute.
+        model: in evaluation mode, on the CPU.
+        pixels: uint8 (N, 3, H, W), real images; N may be 0.
+        gpu: whether the views will be computed on GPUs.
     """
     if gpu or importlib.util.find_spec("openvino") is None:
         return "torch"
@@ -210,13 +212,13 @@ def choose_forwards(model: Classifier, pixels: Tensor, gpu: bool) -> Forwards:
             return "torch"
         if has_bfloat16() and close_enough(exact, answering(model, "openvino-bf16")(pixels[:COMPARED])):
             return "openvino-bf16"
-    except RuntimeError:  # of networks with operations that OpenVINO does not know
+    except RuntimeError:  # the network has an operation that OpenVINO does not support
         return "torch"
     return "openvino"
 
 
 def close_enough(exact: Tensor, rounded: Tensor) -> bool:
-    """Whether logits (N, classes) are within 0.1 of the exact ones, and 99.9 % of the answers the same; so if there are none."""
+    """Whether logits (N, classes) are within `MAX_DIFFERENCE`, and answers equal for `MIN_AGREEMENT` of the images; True if N is 0."""
     if not len(exact):
         return True
     agreement = (exact.argmax(1) == rounded.argmax(1)).float().mean().item()

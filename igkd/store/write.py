@@ -1,4 +1,4 @@
-"""Writing a store: begin or resume it, write its parts in any order from anywhere, finish it."""
+"""Writing a store: start or resume it, write its parts (in any order, from any machine), finish it."""
 
 import dataclasses
 import hashlib
@@ -21,27 +21,27 @@ from igkd.store.plan import Layer, Plan, ViewsPlan
 from igkd.store.read import count_zero, part_table, read_manifest, skipped_of, to_numpy
 
 Columns = Mapping[str, Any]
-"""Rows of one part by column: numpy arrays, and bytes objects for `image` and `image_sha`."""
+"""The rows of one part by column name: numpy arrays, for `image` and `image_sha` of bytes objects."""
 Entry = dict[str, Any]
-"""What the manifest says of one part: {"name", "rows", "bytes", "sha256"}, "zero_maps", how many of its maps are zero everywhere, and
-"skipped", the images that it left out."""
+"""A part's entry in the manifest: "name", "rows", "bytes", "sha256", "zero_maps" (number of maps that are zero everywhere) and "skipped"
+(the images left out)."""
 
 
 class DamagedPart(UserError):
-    """A part that is not there, or not what it has to be: it has to be computed anew."""
+    """A part is missing or damaged and must be computed again."""
 
 
 def part_bytes(plan: Layer, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> bytes:
     """One part as a Parquet file.
 
     Args:
-        plan: its schema.
+        plan: gives the schema.
         columns: n rows by column name: int64 (n,) image_id and label, bool (n,) validation, float32 (n,) ig_delta, n bytes each of image
             and image_sha, arrays (n, ...) for the tensors; those of the plan's schema.
         skipped: images left out, as {"image_id", "name", "reason"}; kept in the file's metadata.
 
     Returns:
-        bytes that depend on nothing but the arguments and the pyarrow version.
+        the file's bytes, which depend only on the arguments and the version of pyarrow.
     """
     arrays = []
     for field in plan.schema():
@@ -60,15 +60,15 @@ def part_bytes(plan: Layer, columns: Columns, skipped: Sequence[Mapping[str, Any
 
 
 def start(uri: str, plan: Layer) -> list[int]:
-    """Begin a store or another layer of one, or go on with it.
+    """Start a store or another layer of it, or resume it.
 
-    A store with another plan of which nothing is computed yet, not a single part, is begun anew with this one.
+    If there is only another plan and no part yet, the plan is replaced.
 
     Returns:
-        the parts that are still to be computed.
+        numbers of the parts that are still to be computed.
 
     Raises:
-        UserError: the place holds parts of a store with another plan, or something else, or cannot be written.
+        UserError: the directory holds parts of another plan, or other files, or cannot be written to.
     """
     fs, root = filesystem(uri)
     wanted = plan.to_json()
@@ -78,7 +78,7 @@ def start(uri: str, plan: Layer) -> list[int]:
             earlier = parse_json(read_file(fs, f"{root}/{plan.plan_name}"))
             if not isinstance(earlier, dict):
                 raise ValueError(f"{plan.plan_name} holds no plan")
-            # Where the images are is not what they are: that is in their fingerprint.
+            # The images may have moved; whether they are the same is decided by their fingerprint.
             differing = sorted(k for k in wanted.keys() | earlier.keys() if k != "images" and wanted.get(k) != earlier.get(k))
             if differing and isinstance(plan, Plan) and _only_planned(present, earlier):
                 write_file(fs, f"{root}/{plan.plan_name}", (json.dumps(wanted, indent=1) + "\n").encode())
@@ -99,17 +99,17 @@ def start(uri: str, plan: Layer) -> list[int]:
 
 
 def _not_left_over(name: str) -> bool:
-    """Whether a file is another than the lease and the temporary ones that a killed job may leave."""
+    """Whether a file is neither a lease nor a temporary file, which a killed job may leave behind."""
     return name != LEASE and not name.endswith(".tmp")
 
 
 def _only_planned(present: Iterable[str], plan: Mapping[str, Any]) -> bool:
-    """Whether a directory holds nothing but a plan, and one of ours: other programs have files of that name, too."""
+    """Whether a directory holds only a plan.json, and that one is ours: other programs use that name, too."""
     return plan.keys() >= {"ids_sha256", "rows_per_file", "engine"} and [*filter(_not_left_over, present)] == ["plan.json"]
 
 
 def engine_of(uri: str) -> Engine | None:
-    """The engine that a store's parts were computed with, finished or not; None where there is not a single one."""
+    """The engine that a store's parts were computed with, finished or not; None if it has no parts yet."""
     fs, root = filesystem(uri)
     if not any(name.startswith("part-") for name in list_names(fs, root)):
         return None
@@ -121,10 +121,10 @@ def engine_of(uri: str) -> Engine | None:
 
 
 def views_plan_of(uri: str) -> ViewsPlan | None:
-    """The plan of the views that a store was given, finished or not; None where it was given none.
+    """The plan of a store's views, finished or not; None if there is none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the plan is damaged.
     """
     fs, root = filesystem(uri)
     try:
@@ -138,7 +138,7 @@ def views_plan_of(uri: str) -> ViewsPlan | None:
 
 
 def write_part(uri: str, plan: Layer, part: int, columns: Columns, skipped: Sequence[Mapping[str, Any]]) -> Entry:
-    """Write one part; it appears whole or not at all.
+    """Write one part, atomically.
 
     Returns:
         its entry for the manifest.
@@ -150,18 +150,18 @@ def write_part(uri: str, plan: Layer, part: int, columns: Columns, skipped: Sequ
 
 
 def check_part(uri: str, plan: Layer, part: int, ids: NDArray[np.int64], sha256: str | None = None) -> Entry:
-    """Read back a part that somebody wrote earlier.
+    """Read and check a part that was written earlier.
 
     Args:
-        ids: int64 (n,), ascending: the images that were asked for of this part.
-        sha256: of the part's bytes, where a manifest says so.
+        ids: int64 (n,), ascending: the ids planned for this part.
+        sha256: the hash that a manifest has for the part, if there is a manifest.
 
     Returns:
-        the same entry that `write_part` gave.
+        the entry that `write_part` gave for it.
 
     Raises:
-        DamagedPart: it is missing, has other bytes, cannot be read or holds other images.
-        UserError: the storage cannot be read, which says nothing about the part.
+        DamagedPart: the part is missing, has another hash, cannot be parsed or holds other images.
+        UserError: the storage cannot be read; the part itself may be sound.
     """
     fs, root = filesystem(uri)
     try:
@@ -189,16 +189,16 @@ def _entry(plan: Layer, part: int, data: bytes, rows: int, maps: NDArray[Any] | 
 
 
 def finish(uri: str, plan: Layer, entries: Iterable[Entry]) -> dict[str, Any]:
-    """Write the manifest: the store, or the layer, is complete from here on.
+    """Write the manifest, which makes the store or the layer complete.
 
     Args:
-        entries: of all parts, in any order, from `write_part` or `check_part`; no part is read again.
+        entries: the entries of all parts, in any order, from `write_part` or `check_part`; no part is read again.
 
     Returns:
         the manifest.
 
     Raises:
-        UserError: they are not the entries of all parts, or do not add up to the images asked for.
+        UserError: entries are missing, or their rows do not add up to the planned images.
     """
     fs, root = filesystem(uri)
     ordered = sorted(entries, key=lambda entry: (len(entry["name"]), entry["name"]))
@@ -218,7 +218,7 @@ def finish(uri: str, plan: Layer, entries: Iterable[Entry]) -> dict[str, Any]:
 
 
 def sound_manifest(uri: str, plan: Layer) -> dict[str, Any] | None:
-    """The manifest of a store or a layer of this plan; None if it has none yet, or one that is of no use."""
+    """The manifest of a layer, if there is one and it is valid and has this plan; else None."""
     try:
         found, manifest = read_manifest(uri, type(plan))
     except UserError:
@@ -229,16 +229,16 @@ def sound_manifest(uri: str, plan: Layer) -> dict[str, Any] | None:
 
 
 def discard(uri: str, plan: Layer, parts: Sequence[int]) -> None:
-    """Delete parts that are there and, before them, the manifest: a store that lacks a part is unfinished."""
+    """Delete existing parts; the manifest first, since a store that lacks a part is unfinished."""
     fs, root = filesystem(uri)
     for name in (plan.manifest_name, *map(plan.part_name, parts)):
         remove_file(fs, f"{root}/{name}")
 
 
 def remove_unfinished_files(uri: str) -> None:
-    """Remove what killed writers left on a local disk; on S3 they leave nothing that one could see.
+    """Remove temporary files that killed writers left on a local disk; on S3 they leave no visible files.
 
-    Only for who is the store's only writer: a file that is being written would vanish, too.
+    Call this only while no other process writes the store: it would remove a file that is being written.
     """
     fs, root = filesystem(uri)
     if is_local(fs):
