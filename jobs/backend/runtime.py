@@ -185,7 +185,7 @@ class LeanTrainer(TorchTrainer):
         of ours for dead and removed its workers. And DatasetsCallback has nothing to do where there is no data set.
         """
         unwanted = (PlacementGroupCleanerCallback,) if self.datasets else (PlacementGroupCleanerCallback, DatasetsCallback)
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, unwanted)]
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, unwanted)]  # type: ignore[misc]
 
 
 def fit(
