@@ -6,9 +6,9 @@ from typing import Any
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import parse_distill
 from igkd.store import Store
+from igkd.training.held_out import unseen_by_student
 from igkd.training.identity import decided, fingerprints, identity
 from igkd.training.student_data import check_student, distill_task, for_workers, open_store, open_teacher_of
-from igkd.training.test_images import unseen_by_student
 from jobs.backend.ingest import training_dataset
 from jobs.backend.runtime import in_thread, run_job
 from jobs.backend.training import run_training
@@ -22,7 +22,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     resolved = for_workers(config)
     task = functools.partial(distill_task, resolved, teacher)
     stream = functools.partial(training_dataset, resolved, store) if config.ingest == "stream" else None
-    made = {"name": config.label, "arm": config.label, "content": config.content, "recipe": config.recipe}
+    made = {"name": config.label, "arm": config.arm, "content": config.content, "recipe": config.recipe}
     unseen = functools.partial(unseen_by_student, config, store)
     found = identity(config, fingerprints(config))
     return run_training("distill", config, task, found, made, stream, unseen, store.plan.teacher_parameters)

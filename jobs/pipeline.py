@@ -21,9 +21,9 @@ from igkd.sweeps import forecast
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import STATUS, read_rows, read_status
 from igkd.sweeps.publish import publish
+from igkd.training.held_out import read_unseen, unseen_by_teacher
 from igkd.training.identity import decided
 from igkd.training.student_data import open_store
-from igkd.training.test_images import read_unseen, unseen_by_teacher
 from jobs.backend.cells import claim, train_cells
 from jobs.backend.runtime import TIME_IS_UP, in_thread, run_job, start_ray, stopping_after
 from jobs.distill import distill

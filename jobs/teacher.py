@@ -7,8 +7,8 @@ from typing import Any
 from igkd.config.command_line import parse
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images, tell
+from igkd.training.held_out import unseen_by_teacher
 from igkd.training.teacher_data import check_teacher, teacher_task
-from igkd.training.test_images import unseen_by_teacher
 from jobs.backend.runtime import in_thread, run_job
 from jobs.backend.training import run_training
 

@@ -1,4 +1,4 @@
-"""Brings rows from before networks had names (`cut`, `lean`) to today's form (`network`, `config.student`).
+"""Brings rows from before networks had names (`cut`, `lean`) to today's form (`network`, `config.student`, `arm`, `without`).
 
     python results/rename_networks.py
 
@@ -24,6 +24,9 @@ def name_of(cut: int, lean: str, half: bool) -> str:
 
 def renamed(row: dict[str, Any], half: bool) -> dict[str, Any]:
     """A result row in today's form; the label has no longer the network in it."""
+    if "arm" in row and "without" not in row and row.get("job", "distill") == "distill":
+        label, config = str(row["name"]), row.get("config", {})
+        row = row | {"arm": config.get("arm", label.split(", ")[0]), "without": label.partition(", without ")[2]}
     if "cut" not in row:
         return row
     config = dict(row.get("config", {}))

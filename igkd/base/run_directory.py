@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 from igkd.base.errors import UserError
 from igkd.base.schema import fits
@@ -16,16 +16,51 @@ STATE = "state.safetensors"
 """Name of the file that a run resumes from, in its directory or checkpoint."""
 
 TEST = ("accuracy", "correct", "count")
-ROW: dict[str, Any] = {
-    **dict.fromkeys(("job", "name", "arm", "content", "recipe", "cell", "state", "error", "precision", "network"), str),
-    "compiled": bool,
-    **dict.fromkeys(("parameters", "multiply_adds"), int),
-    **dict.fromkeys(("share", "compression"), float),
-    **dict.fromkeys(("config", "images", "provenance", "test", "settings"), dict[str, Any]),
-    "seed": int | None,
-    "history": list[dict[str, Any]],
-}
-"""Type of each entry that a result row may have."""
+
+
+class ResultRow(TypedDict, total=False):
+    """What came out of a run: OUT/result.json, and a line of a sweep's rows. Written by `training.run.finish_run`, read by `read_row`."""
+
+    job: str
+    """teacher or distill."""
+    name: str
+    """What tells it from runs of other arms, controls and recipes in a table: "kd+ig, other, strong"."""
+    arm: str
+    """What the student learned from: kd+ig."""
+    content: str
+    """What was laid over: own, or a control."""
+    recipe: str
+    without: str
+    """The choice of the recipe that was undone; "" where none was."""
+    network: str
+    """The network's name: mobilenet:cut=5."""
+    seed: int | None
+    cell: str
+    """Its directory in a sweep."""
+    state: str
+    """done, pruned or diverged."""
+    share: float
+    """Of the training images."""
+    settings: dict[str, Any]
+    """What a search proposed."""
+    config: dict[str, Any]
+    images: dict[str, Any]
+    """Numbers of training and validation images, and of those left out."""
+    history: list[dict[str, Any]]
+    """A row an epoch."""
+    test: dict[str, Any]
+    """Figures on the test images."""
+    parameters: int
+    multiply_adds: int
+    compression: float
+    """Parameters of the teacher by those of the student."""
+    precision: str
+    compiled: bool
+    provenance: dict[str, Any]
+    error: str
+
+
+ROW = get_type_hints(ResultRow)
 
 
 def claim(out: Path, config: Any, fingerprints: Mapping[str, str | None]) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ class Group:
     @property
     def base(self) -> str:
         """What it learns from, without control and recipe: kd+ig."""
-        return str(self.first["arm"]).split(", ")[0]
+        return str(self.first["arm"])
 
     @property
     def recipe(self) -> str:
@@ -55,7 +55,7 @@ class Group:
     @property
     def undone(self) -> bool:
         """Whether it is a recipe without one of its choices."""
-        return ", without " in str(self.first["arm"])
+        return bool(self.first.get("without"))
 
     @property
     def network(self) -> str:
@@ -159,12 +159,12 @@ def grouped(rows: Sequence[Mapping[str, Any]], measure: Measure) -> list[Group]:
     # Arms differ in settings by recipe; what varies within a recipe's arm and network is what the sweep varies.
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        kinds.setdefault((str(row["arm"]), str(row["network"])), []).append(row)
+        kinds.setdefault((str(row["name"]), str(row["network"])), []).append(row)
     names = {kind: varied(members) if _repeats(members) else [] for kind, members in kinds.items()}
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         own = settings(row)
-        label = ", ".join([str(row["arm"]), *(f"{name} {own.get(name)}" for name in names[str(row["arm"]), str(row["network"])])])
+        label = ", ".join([str(row["name"]), *(f"{name} {own.get(name)}" for name in names[str(row["name"]), str(row["network"])])])
         found.setdefault((label, str(row["network"])), []).append(row)
     for (label, network), members in found.items():
         if _repeats(members):
@@ -237,7 +237,7 @@ def _partner(group: Group, base: str, members: Sequence[Group]) -> Group | None:
 
 
 def _variant(group: Group) -> str:
-    return group.arm.removeprefix(str(group.first["arm"]))
+    return group.arm.removeprefix(str(group.first["name"]))
 
 
 def _repeats(rows: Sequence[Mapping[str, Any]]) -> bool:

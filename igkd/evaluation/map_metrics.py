@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from igkd.attribution.base import Colour, as_float
@@ -70,6 +69,8 @@ def cosine(a: Maps, b: Maps) -> Figures:
 
 def rank_correlation(a: Maps, b: Maps) -> Figures:
     """Spearman's rank correlation of each pair of maps over their pixels; equal values get their mean rank; 0 if a map is constant."""
+    from scipy.stats import rankdata  # here: its import costs a second of each process that trains, most of which compare no maps
+
     one, other = (rankdata(_flat(maps), axis=1) for maps in (a, b))
     return _cosine(one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True))
 

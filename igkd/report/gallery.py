@@ -30,8 +30,8 @@ def load_students(rows: Sequence[Mapping[str, Any]], directories: Sequence[Path]
     """One student an arm, of the first seed."""
     students: dict[str, Classifier] = {}
     for row, directory in zip(rows, directories, strict=True):
-        if row["arm"] not in students:
-            students[row["arm"]] = checkpoint.load(directory)
+        if row["name"] not in students:
+            students[row["name"]] = checkpoint.load(directory)
     return students
 
 

@@ -155,7 +155,7 @@ def summary_table(report: Report) -> str:
     rows = [("model", "arm", "parameters", "smaller", "test", "95 % interval", "seeds")]
     for line in _lines(report):
         accuracy, low, high = (html.percent(share, line.digits) for share in line.test)
-        model, arm = (charts.squeezed(line.first["network"], 16), line.first["arm"]) if "arm" in line.first else ("teacher", "")
+        model, arm = (charts.squeezed(line.first["network"], 16), line.first["name"]) if "arm" in line.first else ("teacher", "")
         arm = arm if len(arm) <= 16 else arm[:15] + "…"
         size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
         rows.append((model, arm, *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
@@ -170,7 +170,7 @@ def _lines(report: Report) -> list[_Line]:
     """The teacher's line, then one for every arm and network in order of appearance."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in report.students:
-        groups.setdefault((row["arm"], row["network"]), []).append(row)
+        groups.setdefault((row["name"], row["network"]), []).append(row)
     for (arm, network), runs in groups.items():
         if len({run["seed"] for run in runs}) < len(runs):
             raise ValueError(f"arm {arm} of network {network} holds two results of one seed: they are no independent repeats")

@@ -38,6 +38,8 @@ class Cell:
     label: str
     """What repeats of other seeds share: a line of a table."""
     config: DistillConfig
+    without: str = ""
+    """The choice of the recipe that is undone."""
 
     @property
     def name(self) -> str:
@@ -45,12 +47,12 @@ class Cell:
         return Path(self.config.out).name
 
 
-def make_cell(root: str, config: DistillConfig, label: str | None = None) -> Cell:
+def make_cell(root: str, config: DistillConfig, label: str | None = None, without: str = "") -> Cell:
     """A run under ROOT/students, named after all that tells it from others."""
-    label = label or config.label
+    label = (label or config.label) + (f", without {without}" if without else "")
     share = "" if config.share == 1 else f"-share{100 * config.share:.0f}"
     name = f"{re.sub(r'[^A-Za-z0-9+.]+', '-', f'{label} {config.student}')}{share}-seed{config.seed}"
-    return Cell(label=label, config=replace(config, out=f"{root}/students/{name}"))
+    return Cell(label=label, without=without, config=replace(config, out=f"{root}/students/{name}"))
 
 
 def settled(grid: Iterable[Cell], store: Store) -> list[Cell]:
@@ -108,4 +110,4 @@ def _choices(base: DistillConfig, config: AblateConfig) -> Iterator[Cell]:
         for name, settings in CHOICES.items():
             undone: dict[str, Any] = {k: usual[k] for k in settings if chosen.get(k, usual[k]) != usual[k]}
             if undone:
-                yield make_cell(config.out, replace(whole, **undone), f"{whole.label}, without {name}")
+                yield make_cell(config.out, replace(whole, **undone), whole.label, without=name)

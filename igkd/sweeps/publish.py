@@ -98,9 +98,9 @@ def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Clas
     networks = [row["network"] for row in done]
     usual = max(networks, key=networks.count)
     chosen: dict[str, Row] = {}
-    for row in sorted(done, key=lambda row: (row["seed"], ", " in row["arm"])):
+    for row in sorted(done, key=lambda row: (row["seed"], row["name"] != row["arm"])):
         if row["network"] == usual and row["share"] == 1:
-            chosen.setdefault(row["arm"], row)
+            chosen.setdefault(row["name"], row)
     return {arm: checkpoint.load(root / "students" / row["cell"]) for arm, row in list(chosen.items())[:SHOWN]}
 
 

@@ -11,7 +11,7 @@ from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
 from igkd.networks.network import Classifier, NetworkSpec, values_a_channel
-from igkd.training.test_images import Unseen
+from igkd.training.held_out import Unseen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from igkd.config.distill import DistillConfig
 from igkd.store import Store, hold
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import Kind, Ledger, Row, Status
+from igkd.training.held_out import Unseen, unseen_by_student
 from igkd.training.identity import fingerprints, identity, judged_otherwise
 from igkd.training.student_data import open_store, open_teacher_of
-from igkd.training.test_images import Unseen, unseen_by_student
 from jobs.backend.estimates import slots
 from jobs.backend.halving import Halving, replay
 from jobs.backend.one_trial import Work

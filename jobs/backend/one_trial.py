@@ -20,11 +20,11 @@ from igkd.images.samples import Samples
 from igkd.networks.network import Classifier
 from igkd.store import Store
 from igkd.sweeps.grid import Cell
+from igkd.training.held_out import Unseen
 from igkd.training.identity import identity
 from igkd.training.loop import Diverged
 from igkd.training.run import Trainer, finish_run
 from igkd.training.student_data import distill_task, for_workers
-from igkd.training.test_images import Unseen
 from jobs.backend.halving import METRIC
 from jobs.backend.runtime import fetched
 
@@ -89,7 +89,7 @@ def run_cell(settings: Settings, work: Work) -> None:
             trainer.save(out)
             ray.tune.report(history[-1])
     trainer.write_outcome(out / "outcome")
-    made: Settings = {"name": cell.label, "arm": cell.label, "content": config.content, "recipe": config.recipe}
+    made: Settings = {"name": cell.label, "arm": config.arm, "content": config.content, "recipe": config.recipe, "without": cell.without}
     made |= {"cell": cell.name, "share": config.share, "state": "done", "settings": settings}
     parameters = Store.open(work.store).plan.teacher_parameters
     finish_run("distill", config, out, out / "outcome", work.command, started, made, parameters)
@@ -104,7 +104,8 @@ def unfinished_row(work: Work, cell: Cell, settings: Settings, history: list[dic
     made: dict[str, Any] = {
         "job": "distill",
         "name": cell.label,
-        "arm": cell.label,
+        "arm": config.arm,
+        "without": cell.without,
         "content": config.content,
         "recipe": config.recipe,
         "network": config.student,

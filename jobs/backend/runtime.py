@@ -1,5 +1,6 @@
 """What the jobs share: starting Ray, running a training loop on it, and turning its errors into sentences."""
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -18,15 +19,23 @@ import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from igkd.base.errors import INTERRUPTED, STOPPED, UserError, run_cli
 from jobs.backend.start import connect
 
-# glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
-# Ray Train's own `print` says every line twice.
-WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+WORKER_ENVIRONMENT = {
+    # glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    # Ray Train's own `print` says every line twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # How often Ray Train looks at its workers: a checkpoint is safe, and a run over, when it has looked. Its own 2 s cost a short run as
+    # much as its steps.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+}
 READ_CPUS = 0.2
 """Processors that a task of Ray Data takes which mostly waits for a disk or a network."""
 T = TypeVar("T")
@@ -46,7 +55,24 @@ def run_job(main: Callable[[], int | None]) -> None:
         finally:
             ray.shutdown()
 
-    run_cli(unwrapped)
+    try:
+        run_cli(unwrapped)
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        leave(end.code)
+
+
+def leave(status: int) -> None:
+    """End this process at once, after what was registered with `atexit`.
+
+    Python would take all of its modules apart first: with torch and Ray among them the prompt came back some 10 s after the last line.
+    """
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def user_error(error: BaseException | None) -> UserError | None:
@@ -148,6 +174,20 @@ class Final(ray.train.UserCallback):
             raise causes[0]
 
 
+class LeanTrainer(TorchTrainer):
+    """Ray Train's trainer without two of its helper processes, each of which costs a start of seconds on a small machine (Ray 2.60)."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """The trainer's callbacks, less two.
+
+        PlacementGroupCleaner frees the processors of a training whose controller died while its driver lives. Our drivers end then, which
+        frees them, too. It asks Ray's dashboard every second; beside another Ray it asked that one's, printed a traceback, or took a run
+        of ours for dead and removed its workers. And DatasetsCallback has nothing to do where there is no data set.
+        """
+        unwanted = (PlacementGroupCleanerCallback,) if self.datasets else (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, unwanted)]  # type: ignore[misc]
+
+
 def fit(
     loop: Callable[[dict[str, Any]], None],
     loop_config: dict[str, Any],
@@ -172,7 +212,7 @@ def fit(
     if least is not None and not 1 <= least <= workers:
         raise UserError(f"--min-workers must be at least 1 and at most --workers, {workers}, not {least}")
     start_ray()
-    trainer = TorchTrainer(
+    trainer = LeanTrainer(
         loop,
         train_loop_config=loop_config,
         scaling_config=scaling(workers, reads=stream is not None, least=least),
@@ -187,8 +227,7 @@ def fit(
         ),
     )
     try:
-        with own_state_api():
-            result = trainer.fit()
+        result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         cause = user_error(error)
         if cause is None:
@@ -197,25 +236,6 @@ def fit(
     if result.checkpoint is None:
         raise UserError(f"the run under {out} ended without a checkpoint; its log is above")
     return Path(result.checkpoint.path)
-
-
-@contextlib.contextmanager
-def own_state_api() -> Iterator[None]:
-    """Have Ray Train ask this job's Ray whether a training is alive, not the one that was started last on this machine, by whomever.
-
-    Its PlacementGroupCleaner (Ray 2.60) asks Ray's state API without an address. Beside another Ray it printed a traceback, or took a run
-    of ours for dead and removed its workers. The state API takes the address from this variable, which Train hands on to its actors here.
-    """
-    name, before = "RAY_API_SERVER_ADDRESS", os.environ.get("RAY_API_SERVER_ADDRESS")
-    ENV_VARS_TO_PROPAGATE.add(name)
-    os.environ[name] = ray.get_runtime_context().gcs_address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -57,7 +57,11 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
         try:
             if address != "local":
                 check_address(address)
-            ray.init(address=address, num_cpus=num_cpus, logging_level=logging.WARNING, runtime_env=environment)
+            # Ray's dashboard is twelve processes, whose start costs as much as a small job. Nobody is told of it: who wants it asks for it.
+            dashboard = os.environ.get("IGKD_DASHBOARD") == "1" if address == "local" else None
+            ray.init(
+                address=address, num_cpus=num_cpus, logging_level=logging.WARNING, runtime_env=environment, include_dashboard=dashboard
+            )
         except BaseException as error:
             done.set_exception(error)
             return

@@ -15,10 +15,10 @@ from ray.train import Checkpoint
 
 from igkd.base import provenance, run_directory
 from igkd.store import hold
+from igkd.training.held_out import Unseen
 from igkd.training.identity import judged_otherwise
 from igkd.training.run import Trainer, finish_run
 from igkd.training.task import Task
-from igkd.training.test_images import Unseen
 from jobs.backend.ingest import Stream
 from jobs.backend.runtime import fetched, fit, one_sentence, start_ray
 

@@ -32,12 +32,14 @@ def row(
     """A result row as a sweep writes it; of the test set the accuracy, of the validation split a tenth of a point more."""
     parts = arm.split(", ")
     contents = [part for part in parts[1:] if part in ("other", "black", "noise", "brightness")]
-    recipes = [part for part in parts[1:] if part not in contents]
+    undone = [part.removeprefix("without ") for part in parts[1:] if part.startswith("without ")]
+    recipes = [part for part in parts[1:] if part not in contents and not part.startswith("without ")]
     parameters, multiply_adds, compression = SIZES[network]
     history = [{"epoch": e, "train_loss": 1.0, "validation_accuracy": (accuracy + 0.001) * e / epochs} for e in range(1, epochs + 1)]
     made: dict[str, Any] = {
         "name": arm,
-        "arm": arm,
+        "arm": parts[0],
+        "without": undone[0] if undone else "",
         "cell": f"{arm}-{network}-seed{seed}",
         "content": contents[0] if contents else "own",
         "recipe": recipes[0] if recipes else "paper",

@@ -25,8 +25,8 @@ from igkd.images.open import open_images
 from igkd.images.samples import Samples, load_samples
 from igkd.networks import checkpoint
 from igkd.networks.network import Classifier, NetworkSpec, build
+from igkd.training.held_out import read_unseen
 from igkd.training.loop import evaluate_split
-from igkd.training.test_images import read_unseen
 from tests.helpers.networks import lively, settled
 from tests.helpers.paths import ROOT
 from tests.helpers.training import TINY, random_samples

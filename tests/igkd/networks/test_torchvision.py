@@ -18,8 +18,8 @@ from igkd.networks import checkpoint
 from igkd.networks.network import NetworkSpec, build
 from igkd.networks.open import open_teacher, torchvision_spec
 from igkd.store import Store, compute
+from igkd.training.held_out import unseen_by_student
 from igkd.training.student_data import distill_task
-from igkd.training.test_images import unseen_by_student
 from tests.helpers.stores import make_store
 
 

@@ -81,7 +81,7 @@ def test_hostile_text_is_text() -> None:
     assert {key for _, attributes in hostile.tags for key in attributes} == {key for _, attributes in plain.tags for key in attributes}
     assert hostile.text.count('<script>alert("x")</script>') > 8
     assert "<script" not in markdown(made(HOSTILE))
-    piped = markdown(sweep([row("kd", cell="a") | {"arm": "a|b\nc`"}]))
+    piped = markdown(sweep([row("kd", cell="a") | {"name": "a|b\nc`"}]))
     assert "| a\\|b c\\` |" in piped
 
 

@@ -163,7 +163,7 @@ def test_a_lease_that_does_not_change_is_left_over(place: str, left: bytes, monk
     assert content(place) is None
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1, 10**30], ids=["own", "impossible", "huge"])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1, 10**30], ids=["ours", "none", "too large"])
 def test_a_lease_of_a_process_that_is_gone_is_not_watched(tmp_path: Path, pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 10.0**6)  # whoever watches does not come back
     put(str(tmp_path), foreign(host=socket.gethostname(), pid=pid))

@@ -21,12 +21,12 @@ from igkd.networks import checkpoint
 from igkd.networks.network import NetworkSpec, build, parameter_count
 from igkd.networks.renumbered import renumbered
 from igkd.store import Store, compute
+from igkd.training.held_out import decoded_test_split, read_unseen, unseen_by_student, unseen_by_teacher
 from igkd.training.identity import decided, judged_otherwise
 from igkd.training.run import finish_run
 from igkd.training.student_data import distill_task, look_through, open_teacher_of, training_rows
 from igkd.training.task import Moments, every
 from igkd.training.teacher_data import teacher_task
-from igkd.training.test_images import decoded_test_split, read_unseen, unseen_by_student, unseen_by_teacher
 from tests.helpers.stores import make_store, tiny_plan
 from tests.helpers.training import random_samples
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
-from jobs.backend.runtime import own_state_api
 from tests.helpers.paths import ROOT
 
 PROGRAM = "from jobs.backend.runtime import start_ray; import ray; start_ray(); print(ray.get_runtime_context().gcs_address)"
@@ -63,14 +61,16 @@ def test_a_training_beside_another_ray_prints_nothing_of_it(tmp_path: Path, own_
         other.wait()
 
 
-def test_the_address_for_rays_state_api_is_ours_and_only_in_a_training(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "RAY_API_SERVER_ADDRESS"
-    for before in (None, "http://elsewhere:8265"):
-        if before is not None:
-            monkeypatch.setenv(name, before)
-        with own_state_api():
-            assert get_env_vars_to_propagate()[name] == ray.get_runtime_context().gcs_address
-        assert os.environ.get(name) == before
+def test_a_job_ends_with_its_last_line_and_status_without_taking_python_apart() -> None:
+    """The time that takes is waited for by every user; what was registered with atexit is done."""
+    program = (
+        "import atexit\nfrom jobs.backend.runtime import run_job\n"
+        "class Kept:\n    def __del__(self):\n        print('taken apart')\n"
+        "kept = Kept()\natexit.register(print, 'at exit')\n"
+        "def main():\n    print('done')\n    return 3\nrun_job(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "done\nat exit\n", "")
 
 
 STRANGER = """
