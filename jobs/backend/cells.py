@@ -1,4 +1,4 @@
-"""Running the cells of a grid: those that have no result yet, each in a process of its own."""
+"""Runs the cells of a grid that have no result yet, each in its own process."""
 
 import time
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from jobs.backend.trials import persist, run_trials
 
 
 def look_up(found: dict[str, Cell], settings: dict[str, Any]) -> Cell:
-    """The cell that Tune's settings name."""
+    """The cell for the settings of a Tune trial."""
     return found[settings["cell"]]
 
 
@@ -42,12 +42,12 @@ def train_cells(
     kind: Kind = "ablation",
     halving: Callable[[], Halving] | None = None,
 ) -> bool:
-    """Run the cells that have no result yet, on a cluster that is started where there is none; says whether all have one now.
+    """Run the cells that have no result yet, starting Ray if needed; returns whether all cells have a result now.
 
     Args:
-        page: name of the report.
-        kind: of the sweep.
-        halving: makes what stops runs that lag behind; without it, all run to their end.
+        page: file name of the report.
+        kind: the kind of sweep.
+        halving: makes the scheduler that stops runs that fall behind; without it, all run to their end.
 
     Raises:
         UserError: a cell's directory belongs to a run of other settings.
@@ -60,7 +60,7 @@ def train_cells(
 
 
 def resident(grid: list[Cell], store: Store) -> list[Cell]:
-    """The cells, whose ingest is decided, and in a sweep is resident.
+    """The cells with their ingest set to resident, which is the only one that sweeps support.
 
     Raises:
         UserError: the store does not fit into memory.
@@ -71,7 +71,7 @@ def resident(grid: list[Cell], store: Store) -> list[Cell]:
 
 
 def check(grid: list[Cell]) -> None:
-    """Find before any run begins what would end one of them.
+    """Check every cell before any run starts.
 
     Raises:
         UserError: an arm, a recipe, a teacher or test images do not fit the store.
@@ -84,13 +84,13 @@ def check(grid: list[Cell]) -> None:
 
 
 def unseen_by(grid: list[Cell]) -> Unseen | None:
-    """The images that the runs without a result are judged by; None where there are none, or no such run."""
+    """The test images for the runs without a result; None if there are no test images, or no such runs."""
     todo = [cell.config for cell in grid if not (Path(cell.config.out) / "result.json").exists()]
     return unseen_by_student(todo[0], Store.open(todo[0].store)) if todo else None
 
 
 def claim(grid: list[Cell]) -> None:
-    """Make the directories of all runs, or find them.
+    """Reserve the directories of all runs.
 
     Raises:
         UserError: one belongs to a run of other settings.
@@ -110,7 +110,7 @@ def run_cells(
     kind: Kind,
     halving: Callable[[], Halving] | None,
 ) -> bool:
-    """Run the cells that have no result yet; says whether all have one now."""
+    """Run the cells that have no result yet; returns whether all cells have a result now."""
     root, first = Path(out), grid[0].config
     unseen = unseen_by(grid)
     if unseen is not None:
@@ -153,12 +153,12 @@ def run_cells(
 
 
 def say_what_is_judged_otherwise(grid: list[Cell], rows: list[Row]) -> None:
-    """Print a line if finished runs were judged by other test images, or other maps, than is asked for now."""
+    """Print a line if finished runs were evaluated with other test images, or other maps, than the present settings name."""
     configs = {cell.name: cell.config for cell in grid}
     if other := judged_otherwise((row, configs[row["cell"]]) for row in rows if row["cell"] in configs and row["state"] == "done"):
         print(f"sweep: {len(other)} of these are not judged as is asked now: {other[0]}", flush=True)
 
 
 def teacher_of(grid: list[Cell]) -> DistillConfig:
-    """A cell that names the teacher, if one does."""
+    """The settings of a cell that names a teacher; of the first cell if none does."""
     return next((cell.config for cell in grid if cell.config.teacher is not None), grid[0].config)

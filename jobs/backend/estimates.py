@@ -1,4 +1,4 @@
-"""How long a sweep will take on this cluster, and what a run gets of it."""
+"""Estimates the time of a sweep on this cluster, and divides the cluster among its runs."""
 
 import math
 
@@ -15,7 +15,7 @@ from igkd.training.student_data import for_workers, open_teacher_of
 
 
 def print_estimate(todo: list[Cell], runs_per_gpu: int, price: float | None) -> None:
-    """Print runs, time and cost, from steps measured on as much of the cluster as a run gets."""
+    """Print number of runs, time and cost, from training steps measured with the resources of one run."""
     if not todo:
         return
     resources, at_once = slots(runs_per_gpu)
@@ -33,11 +33,11 @@ def print_estimate(todo: list[Cell], runs_per_gpu: int, price: float | None) -> 
 
 
 def slots(runs_per_gpu: int, count: int | None = None) -> tuple[dict[str, float], int]:
-    """What a run takes of the cluster, and how many go on at the same time.
+    """Resources of one run, and the number of runs at a time.
 
     Args:
-        count: of runs, if there may be so few of them that each gets more than one processor; or up to half as many again as there are
-            processors, which then all begin at once instead of leaving processors idle in a second turn.
+        count: number of runs, if known. If there are few, each gets more than one CPU. If there are up to half as many again as CPUs, all
+            run at once, since a second turn would leave CPUs idle.
     """
     resources = ray.cluster_resources()
     cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))

@@ -1,4 +1,4 @@
-"""Stopping runs that lag behind: ASHA over validation accuracy."""
+"""Stops runs that fall behind, by ASHA on validation accuracy."""
 
 import types
 from typing import Any
@@ -9,13 +9,13 @@ METRIC = "validation_accuracy"
 
 
 class Halving(ASHAScheduler):
-    """ASHA (Li et al. 2020), which remembers whom it stopped, and learns from the rows of an earlier driver."""
+    """ASHA (Li et al. 2020) that records which runs it stopped, and can be given the rows of an earlier driver."""
 
     def __init__(self, epochs: int, spared: frozenset[str] = frozenset(), first: int = 9) -> None:
         """Args:
-        epochs: of a whole run.
-        spared: cells that it neither stops nor compares others with.
-        first: nobody is stopped before this fraction of the epochs, 1 / first.
+        epochs: epochs of a complete run.
+        spared: names of cells that it neither stops nor compares others with.
+        first: no run is stopped before 1 / first of its epochs.
         """
         super().__init__(
             time_attr="epoch", metric=METRIC, mode="max", max_t=epochs + 1, grace_period=max(1, epochs // first), reduction_factor=3
@@ -37,8 +37,8 @@ class Halving(ASHAScheduler):
 
 
 def replay(halving: Halving, rows: list[dict[str, Any]]) -> None:
-    """Tell ASHA how runs of an earlier driver went, so that new ones are compared with them."""
-    nobody: Any = None  # ASHA does not look at Tune's controller
+    """Give ASHA the histories of an earlier driver's runs, so that new runs are compared with them."""
+    nobody: Any = None  # ASHA does not use Tune's controller
     for row in rows:
         trial: Any = types.SimpleNamespace(trial_id=row["cell"], config={"cell": row["cell"]})
         halving.on_trial_add(nobody, trial)

@@ -1,4 +1,4 @@
-"""Streaming a store that does not fit into memory: Ray Data reads its parts in random order, decodes them and feeds the workers."""
+"""Streams a store that does not fit into memory: Ray Data reads its parts in random order and decodes them for the workers."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from igkd.training.task import Task
 from jobs.backend.runtime import READ_CPUS
 
 SHUFFLED = 4096
-"""Images from which a batch is drawn: sixteen parts of a store of small images."""
+"""Size of the shuffle buffer that batches are drawn from, in images: sixteen parts of a store of small images."""
 
 
 class ReadPart:
@@ -34,7 +34,7 @@ class ReadPart:
 
 
 def training_dataset(config: DistillConfig, store: Store) -> ray.data.Dataset:
-    """All training images of a store; each time that it is read its parts come in another order."""
+    """All training images of a store; each pass over them reads the parts in another order."""
     parts = list(range(store.plan.parts))
     return (
         ray.data.from_items(parts, override_num_blocks=len(parts))
@@ -44,7 +44,7 @@ def training_dataset(config: DistillConfig, store: Store) -> ray.data.Dataset:
 
 
 class Stream:
-    """A worker's equal share of a data set. Images left over when it is shared out, fewer than there are workers, sit an epoch out."""
+    """A worker's share of a data set. Shares are equal; a remainder smaller than the number of workers is left out."""
 
     def __init__(self, shard: ray.data.DataIterator, task: Task, device: torch.device, rank: int, world: int) -> None:
         check_sizes(task.count, task.recipe.batch_size, world)

@@ -1,4 +1,4 @@
-"""One run of a sweep in a process of its own: from its last state to its result."""
+"""One run of a sweep, in its own process: resumes from the last state and writes the result."""
 
 import dataclasses
 import functools
@@ -36,30 +36,30 @@ CellOf = Callable[[Settings], Cell]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all runs of a sweep know: a small value."""
+    """What all runs of a sweep have in common; small, since it is sent to every process."""
 
     cell_of: CellOf
-    """What Tune says of a run, to the run."""
+    """Maps the settings of a Tune trial to the cell that they stand for."""
     here: Path
-    """The driver's working directory, to which paths of a cell refer."""
+    """The driver's working directory, to which relative paths in a cell refer."""
     store: str
-    """Its absolute URI."""
+    """Absolute URI of the store."""
     fingerprints: dict[str, str]
     command: str
-    """As the user typed it."""
+    """The sweep's command line, as the user typed it."""
     teacher: ray.ObjectRef[Classifier | None]
     unseen: ray.ObjectRef[Unseen] | None = None
-    """The images that networks are judged by at the end; None where there are none."""
+    """The test images that networks are evaluated on at the end; None if there are none."""
 
 
 @functools.lru_cache(maxsize=1)
 def stored_samples(uri: str, fingerprint: str, views: bool) -> tuple[Samples, NDArray[np.bool_]]:
-    """All rows of a store, decoded once in a process that runs many students one after the other."""
+    """All rows of a store, decoded; kept for further runs in this process."""
     return Store.open(uri).samples(views=views)
 
 
 def train_cell(settings: Settings, work: Work) -> None:
-    """One run, in a process of Tune's, which tries it again after an error, but not after one of ours: that would come again."""
+    """One run, called by Tune. After an error Tune tries it again, but not after a UserError, which would come again."""
     try:
         run_cell(settings, work)
     except UserError as error:
@@ -68,11 +68,11 @@ def train_cell(settings: Settings, work: Work) -> None:
 
 
 def run_cell(settings: Settings, work: Work) -> None:
-    """One run: goes on from the state in its directory, tells Tune every epoch, and leaves its result."""
+    """One run: resumes from the state in its directory, reports every epoch to Tune, and writes its result."""
     cell = work.cell_of(settings)
     config, out, started = cell.config, work.here / cell.config.out, provenance.now()
     finished = run_directory.claim(out, config, identity(config, work.fingerprints))
-    if finished is not None:  # retried after its last report was lost
+    if finished is not None:  # the run had finished, but its last report was lost
         ray.tune.report(finished["history"][-1])
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,7 +99,7 @@ def run_cell(settings: Settings, work: Work) -> None:
 
 
 def unfinished_row(work: Work, cell: Cell, settings: Settings, history: list[dict[str, Any]], state: str) -> dict[str, Any]:
-    """The row of a run that ended before its last epoch, without figures of a network."""
+    """The row of a run that ended before its last epoch; it has no figures of a trained network."""
     config = cell.config
     made: dict[str, Any] = {
         "job": "distill",

@@ -1,7 +1,7 @@
-"""Amazon's spot instances, and on-demand ones where there are none: the node provider that ray-cluster.yaml names.
+"""The node provider of ray-cluster.yaml: launches Amazon's spot instances, and on-demand ones if there are none.
 
-Ray 2.60 has no such fallback. A second, on-demand node type is not it: when EC2 refuses to launch (no capacity, limit reached), the
-autoscaler asks for the same type again, and only a node that was launched and never joined makes it prefer another type
+Ray 2.60 has no such fallback. A second node type for on-demand instances does not work: if EC2 refuses to launch (no capacity, limit
+reached), the autoscaler asks for the same type again; only a node that was launched and never joined makes it prefer another type
 (`CloudResourceMonitor` looks at ALLOCATION_TIMEOUT, not at ALLOCATION_FAILED).
 """
 
@@ -13,11 +13,11 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 REFUSED = frozenset(
     {"InsufficientInstanceCapacity", "MaxSpotInstanceCountExceeded", "SpotMaxPriceTooLow", "UnfulfillableCapacity", "Unsupported"}
 )
-"""EC2's error codes for "not as spot, not now". Others, such as missing permissions, would be the same on demand."""
+"""EC2's error codes for "not available as spot now". Other errors, such as missing permissions, would occur on demand, too."""
 
 
 class SpotOrOnDemand(AWSNodeProvider):
-    """Ray's provider for AWS, but a node that is not to be had as a spot instance, in no zone, is launched on demand."""
+    """Ray's provider for AWS; a node that is not available as a spot instance in any zone is launched on demand."""
 
     def _create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> Any:
         try:

@@ -1,7 +1,7 @@
-"""Starting Ray or connecting to it.
+"""Starts Ray or connects to it.
 
-What stands in the way becomes one sentence that names the variable to change: Ray itself answers with a traceback, or waits for ever and
-ignores SIGTERM.
+If that is impossible, a UserError names the environment variable to change; Ray itself would print a traceback, or wait for ever and
+ignore SIGTERM.
 """
 
 import logging
@@ -25,17 +25,17 @@ from igkd.base.errors import INTERRUPTED, STOPPED, UserError
 from igkd.base.storage_errors import explain
 
 REACH_S = 8.0
-"""Seconds in which the machine that RAY_ADDRESS names must take a connection."""
+"""Seconds in which the machine that RAY_ADDRESS names must accept a connection."""
 CONNECT_S = 20.0
-"""Seconds in which its Ray must answer."""
+"""Seconds in which Ray must answer there."""
 START_S = 180.0
-"""Seconds in which a Ray of our own must be ready. Ray's own limits end most starts that fail within one minute; a slow machine takes half
-of that for one that succeeds."""
+"""Seconds in which a Ray started by us must be ready. Ray itself gives up most failing starts within one minute; on a slow machine a
+successful start takes half a minute."""
 LEAST_FREE, LEAST_OBJECTS = 32 << 20, 256 << 20
-"""Bytes for what Ray writes before any work begins, and for its objects, which go to its files where shared memory is too small."""
+"""Least free bytes for Ray's own files, and for its objects, which are kept in files if shared memory is too small."""
 SHARED = "/dev/shm"
 LONGEST_SOCKET = 107
-"""Bytes of a Unix socket's path on Linux."""
+"""Most bytes of a Unix socket's path on Linux."""
 
 
 def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
         environment: Ray's runtime environment of the job.
 
     Raises:
-        UserError: it cannot be reached or started.
+        UserError: the cluster cannot be reached, or Ray cannot be started.
     """
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
@@ -66,9 +66,10 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
             done.set_exception(error)
             return
         done.set_result(None)
-        threading.Event().wait()  # for ever: Linux kills the processes that Ray started when the thread that started them ends
+        threading.Event().wait()  # never end this thread: Linux would then kill the Ray processes that it started
 
-    # Ray waits in C, where no signal reaches the thread that waits. So that is never our main thread, of which Ray would warn.
+    # Ray may wait in C, where signals do not reach the waiting thread, so it is not started by the main thread. Its warning about that is
+    # suppressed.
     logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler is not set" not in record.getMessage())
     threading.Thread(target=attempt, name="igkd starts Ray", daemon=True).start()
     try:
@@ -82,11 +83,11 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
     except BaseException:
         _leave(STOPPED, INTERRUPTED)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does where it is started by the main thread
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does when it is started by the main thread
 
 
 def _leave(sentence: str, status: int) -> None:
-    """End this process though a thread of it hangs in Ray, for which `ray.shutdown` would wait."""
+    """Print a sentence and end this process at once: `ray.shutdown` would wait for the thread that hangs in Ray."""
     print(sentence, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -94,7 +95,7 @@ def _leave(sentence: str, status: int) -> None:
 
 
 def reason(address: str, why: str) -> str:
-    """The sentence for a Ray that cannot be started, or reached at an address."""
+    """The sentence that says why Ray cannot be started, or cannot be reached at an address."""
     if address != "local":
         return (
             f"RAY_ADDRESS={address} names no Ray cluster that can be used ({why}); start that cluster, name another (HOST:PORT, or auto "
@@ -108,7 +109,7 @@ def reason(address: str, why: str) -> str:
 
 
 def temporary_directory() -> tuple[str, str]:
-    """Where Ray keeps its files: the variable that says so, and the directory."""
+    """The environment variable that decides where Ray keeps its files, and that directory."""
     for variable in ("RAY_TMPDIR", "TMPDIR"):
         if variable in os.environ:
             return variable, os.environ[variable]
@@ -116,7 +117,7 @@ def temporary_directory() -> tuple[str, str]:
 
 
 def check_temporary_directory() -> None:
-    """Refuse a directory that Ray cannot keep its files and sockets in; raises UserError."""
+    """Raise UserError if Ray cannot keep its files and sockets in its directory."""
     variable, directory = temporary_directory()
     name = f"{variable}={directory}" if variable in os.environ else directory
     if not os.path.isabs(directory):
@@ -143,12 +144,12 @@ def check_temporary_directory() -> None:
 
 
 def check_token() -> None:
-    """Refuse a home that Ray can neither read its token in nor write it to; raises UserError."""
+    """Raise UserError if Ray can neither read its token in the home directory nor write it there."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     home = os.environ.get("HOME")
     if home is None:
-        return  # Ray asks the system for the user's
+        return  # Ray then asks the system for the user's home
     token = Path(home) / ".ray" / "auth_token"
     try:
         if not token.is_absolute():
@@ -163,9 +164,9 @@ def check_token() -> None:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that is none, or where no Ray answers; raises UserError.
+    """Raise UserError if an address is invalid, or no Ray answers there.
 
-    Asked by Python's gRPC: Ray's own client prints what its C++ thinks of every try, and does not end for a signal.
+    This uses Python's gRPC, because Ray's own client prints log lines for every attempt and ignores signals.
     """
     try:
         client = address.startswith("ray://")

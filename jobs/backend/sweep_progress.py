@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: the ledger of its results, lines of progress, and how it stops."""
+"""Keeps the ledger and prints progress while a sweep runs, and stops it at Ctrl-C."""
 
 import contextlib
 import threading
@@ -20,13 +20,13 @@ from jobs.backend.halving import METRIC, Halving
 from jobs.backend.one_trial import TRIES, Settings, T, Work, unfinished_row
 
 SAY_S = 30.0
-"""Seconds between two lines about runs that go on."""
+"""Seconds between two lines about running trials."""
 PATIENCE_S = 30.0
-"""For Tune to stop after Ctrl-C."""
+"""Seconds to wait for Tune to stop after Ctrl-C."""
 
 
 class Interruption(ray.tune.Stopper):
-    """Ends Tune from another thread. Tune pickles it, so what it looks at is the module's."""
+    """Ends Tune from another thread. Tune pickles this object, so its event is global (a class attribute)."""
 
     asked = threading.Event()
 
@@ -38,16 +38,16 @@ class Interruption(ray.tune.Stopper):
 
 
 def interruptible(sweep: Callable[[], T]) -> T:
-    """Run a function that calls `run_trials` in a thread, and at Ctrl-C let it end what it does: every run has the state of its last epoch.
+    """Run a function that calls `run_trials` in a thread; at Ctrl-C, let Tune stop in order, with every run's last epoch saved.
 
-    In the main thread Tune would take Ctrl-C for itself, and say nothing of it.
+    In the main thread Tune would handle Ctrl-C itself, silently.
     """
     Interruption.asked.clear()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(sweep)
         try:
             return future.result()
-        except (KeyboardInterrupt, SystemExit):  # the latter is what Ray makes of SIGTERM, by which `ray job stop` asks
+        except (KeyboardInterrupt, SystemExit):  # `ray job stop` sends SIGTERM, which Ray turns into SystemExit
             Interruption.asked.set()
             wait([future], timeout=PATIENCE_S)
             raise
@@ -57,7 +57,7 @@ def interruptible(sweep: Callable[[], T]) -> T:
 
 
 class Keeper(ray.tune.Callback):
-    """Keeps the ledger while Tune runs, and says in lines what happens."""
+    """A callback of Tune that keeps the ledger and prints a line for each event."""
 
     def __init__(self, ledger: Ledger, work: Work, halving: Halving | None) -> None:
         self.ledger, self.work, self.halving = ledger, work, halving
@@ -68,7 +68,7 @@ class Keeper(ray.tune.Callback):
         cell = self.work.cell_of(settings_of_trial(trial))
         out = self.work.here / cell.config.out
         self.histories[trial.trial_id] = []
-        with contextlib.suppress(UserError):  # there is none, or it is damaged, which the run itself will say
+        with contextlib.suppress(UserError):  # there is no history, or it is damaged, which the run itself will report
             self.histories[trial.trial_id] = read_history(out)
         self.ledger.status.running[cell.name] = len(self.histories[trial.trial_id])
         self.ledger.status.epochs[cell.name] = cell.config.epochs
@@ -122,7 +122,7 @@ class Keeper(ray.tune.Callback):
             self.say(", ".join(f"{name} at epoch {n} of {status.epochs[name]}" for name, n in sorted(status.running.items())))
 
     def say(self, line: str, end: str | None = None) -> None:
-        """A line with how far all is."""
+        """Print a line, followed by the sweep's progress."""
         status, rows = self.ledger.status, self.ledger.rows
         left, done = remaining_seconds(status, rows), len(status.done(rows))
         end = f" ({done} of {status.total}{f', {duration(left)} left' if left else ''})" if end is None else end
@@ -131,23 +131,23 @@ class Keeper(ray.tune.Callback):
 
 
 def headline(row: Mapping[str, Any]) -> str:
-    """The accuracies of a row in words."""
+    """A row's accuracies as text."""
     validation = f"validation {row['history'][-1][METRIC]:.1%}" if row["history"] else "no epoch"
     return f"{validation}, test {row['test']['accuracy']:.1%}" if "test" in row else validation
 
 
 def settings_of_trial(trial: Trial) -> Settings:
-    """What Tune gave a trial."""
+    """The settings of a Tune trial."""
     return {k: v for k, v in trial.config.items()}
 
 
 def _last_line(trial: Trial) -> str:
-    """The last line of a trial's last error, which says what went wrong."""
+    """The last line of a trial's last error, which has the error's message."""
     try:
         text = Path(trial.error_file or "").read_text().strip()
     except OSError:
         text = ""
-    if "OutOfMemoryError" in text:  # Ray's last line is its manual
+    if "OutOfMemoryError" in text:  # here the last line is Ray's advice
         return "its process was killed because the node had too little memory; free some, or run fewer at a time"
     lines = text.splitlines()
     return lines[-1].strip() if lines else "unknown, its process is gone"

@@ -25,8 +25,8 @@ from jobs.backend.runtime import fetched, fit, one_sentence, start_ray
 
 @one_sentence()
 def train_worker(loop_config: dict[str, Any]) -> None:
-    """One worker of a run: build the task, go on from the last checkpoint, report every epoch with a checkpoint."""
-    logging.disable(logging.INFO)  # Ray Train says in many words what `progress` says in few
+    """One worker of a run: build the task, resume from the last checkpoint, report every epoch with a checkpoint."""
+    logging.disable(logging.INFO)  # Ray Train logs at length what `progress` prints in one line
     task: Task = loop_config["task"]()
     if "unseen" in loop_config:
         task = dataclasses.replace(task, test=functools.partial(fetched, loop_config["unseen"]))
@@ -69,33 +69,33 @@ def run_training(
     unseen: Callable[[], Unseen | None] = lambda: None,
     teacher_parameters: int | None = None,
 ) -> dict[str, Any]:
-    """Train under `config.out`, or go on there, and write checkpoint and result.
+    """Train in the directory `config.out`, or resume there, and write checkpoint and result.
 
     Args:
-        name: of the job, for messages and in the result.
-        config: its configuration, with `out`, `seed` and `workers`.
-        task: builds what to train on, in every worker; local paths in it must be absolute.
-        fingerprints: what identifies the run besides its configuration.
+        name: the job's name, for messages and the result.
+        config: the job's settings, with `out`, `seed` and `workers`.
+        task: builds the task in every worker; local paths in it must be absolute.
+        fingerprints: what identifies the run besides its settings.
         made: further entries of the result row.
-        stream: makes the data set of training images, where the task has none in memory.
-        unseen: reads the images that the network is judged by at the end.
-        teacher_parameters: of a student's teacher.
+        stream: makes the data set of training images, if the task does not have them in memory.
+        unseen: reads the test images that the network is evaluated on at the end.
+        teacher_parameters: number of parameters of a student's teacher.
 
     Returns:
         the result row, also in OUT/result.json; the network is OUT/model.safetensors and OUT/model.json.
 
     Raises:
-        UserError: the directory is that of another configuration, or another job is training there.
+        UserError: the directory belongs to another configuration, or another job is training there.
     """
     out, started = Path(config.out), provenance.now()
     finished = run_directory.claim(out, config, fingerprints)
     if finished is None:
         with hold(str(out)):
-            finished = run_directory.claim(out, config, fingerprints)  # again: another job may have ended while we waited
+            finished = run_directory.claim(out, config, fingerprints)  # again: another job may have just ended
             if finished is None:
                 loop_config = {"task": task, "name": made.get("name", name), "elastic": config.min_workers is not None}
                 loop_config |= {"out": str(out.resolve())}
-                found = unseen()  # before the first epoch: what is wrong with them should not be said after the last
+                found = unseen()  # read them before the first epoch, so that errors in them are found early
                 if found is not None:
                     tell(found)
                     start_ray()
@@ -111,13 +111,13 @@ def run_training(
 
 
 def tell(unseen: Unseen) -> None:
-    """Say which test images cannot be used."""
+    """Print which test images cannot be used."""
     for sentence in unseen.left_out:
         print(f"test images: {sentence}", flush=True)
 
 
 def headline(row: dict[str, Any]) -> str:
-    """The accuracy of a run in words: on the test images, or on the validation split where it read none."""
+    """A run's accuracy as text: on the test images, or on the validation split if there are none."""
     if "test" in row:
         return f"test accuracy {row['test']['accuracy']:.1%} on {row['test']['count']} images"
     return f"validation accuracy {row['history'][-1]['validation_accuracy']:.1%} on {row['images']['validation']} images"

@@ -1,7 +1,7 @@
-"""Running many students on Ray Tune: one process a run, as many at a time as fit, with a ledger of what is done.
+"""Runs many students on Ray Tune, one process each, as many at a time as fit, with a ledger of what is done.
 
-Tune places the runs, retries them, stops those that lag and logs them for TensorBoard. What is done is known from the run directories
-alone, not from Tune's snapshots: these are some seconds old when a driver is killed, and are pickles.
+Tune schedules the runs, retries them, stops those that fall behind and logs them for TensorBoard. Which runs are done is known from the run
+directories alone, not from Tune's snapshots: these may be some seconds old when a driver is killed, and are pickles.
 """
 
 import datetime
@@ -38,15 +38,15 @@ def run_trials(
     samples: int = 1,
     at_once: int | None = None,
 ) -> None:
-    """Run what Tune says until all is done, or until the time is up.
+    """Run trials until all are done, or until the time is up.
 
     Args:
-        space: Tune's space, a grid; or what proposes settings from a space of its own.
-        resources: of one run.
-        seconds: after which all runs are stopped; their states are those of their last epochs.
-        halving: stops what lags behind.
-        samples: how many settings to propose.
-        at_once: how many of them before the first results are known.
+        space: a grid in Tune's form, or a searcher that proposes settings.
+        resources: resources of one run.
+        seconds: time after which all runs are stopped, with the states of their last epochs saved.
+        halving: the scheduler that stops runs that fall behind.
+        samples: number of settings to propose.
+        at_once: number of trials at a time.
     """
     trainable = ray.tune.with_parameters(train_cell, work=work)
     ray.tune.Tuner(
@@ -58,7 +58,7 @@ def run_trials(
             num_samples=samples,
             max_concurrent_trials=at_once,
             time_budget_s=seconds,
-            reuse_actors=False,  # a process that has had one run keeps gigabytes of it: torch's threads come and go with their memory
+            reuse_actors=False,  # a process that is used again keeps gigabytes of its last run
             trial_dirname_creator=lambda trial: work.cell_of(settings_of_trial(trial)).name,
         ),
         run_config=ray.tune.RunConfig(
@@ -73,10 +73,10 @@ def run_trials(
 
 
 def persist(attempt: Callable[[], None]) -> None:
-    """Run Tune, and again for what is left where a run was killed for its memory, which Tune 2.60 takes for its own end.
+    """Run Tune, and run it again if a run was killed for its memory, after which Tune 2.60 ends.
 
     Raises:
-        UserError: it happened too often.
+        UserError: that happened too often.
     """
     for n in range(1, TRIES + 1):
         try:
@@ -85,12 +85,12 @@ def persist(attempt: Callable[[], None]) -> None:
             if not isinstance(error.__cause__ or error.__context__, ray.exceptions.OutOfMemoryError):
                 raise
             print(f"sweep: a run was killed because the node has too little memory (time {n} of {TRIES})", flush=True)
-        gc.collect()  # the controller's actors
+        gc.collect()  # ends the controller's actors
     raise UserError("the nodes have too little memory for so many runs at a time; give Ray fewer processors, or --runs-per-gpu less")
 
 
 def mlflow_logger(experiment: str) -> list[ray.tune.Callback]:
-    """Tune's logger for MLflow, where it is installed and MLFLOW_TRACKING_URI says where to log."""
+    """Tune's logger for MLflow, if it is installed and MLFLOW_TRACKING_URI is set; else an empty list."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri or importlib.util.find_spec("mlflow") is None:
         return []
