@@ -1,1 +1,1 @@
-"""From rows of results to pages."""
+"""HTML pages, charts and tables made from rows of results."""

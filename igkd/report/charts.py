@@ -1,4 +1,4 @@
-"""The pictures of a report: arrays to PNG data URIs, numbers to inline SVG.
+"""The pictures of a report: turns arrays into PNG data URIs, and numbers into inline SVG.
 
 The SVG names its colours as CSS variables of the page that holds it (`CSS_COLOURS`), so one drawing serves light, dark and
 print; its text is text, in the page's font.
@@ -22,25 +22,25 @@ from PIL import Image
 
 INK, SOFT, RULE = "#1a1a1a", "#666666", "#d9d9d9"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, "#f0e442")
-"""Okabe and Ito's colours, told apart by colour-blind readers; the ink is their black."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish; `INK` stands for their black."""
 
 CSS_COLOURS = {**{colour: f"c{place}" for place, colour in enumerate(PALETTE)}, INK: "ink", SOFT: "soft", RULE: "rule"}
-"""Colour in a drawing to the CSS variable that takes its place."""
+"""Colour in a drawing -> the CSS variable that replaces it."""
 
 MARKERS = "osD^vP*X"
 DASHED = (0, (3.5, 2))
 WIDTH = 5.0
-"""Inches of a chart: 10-point text is still legible when a phone shrinks it."""
+"""Width of a chart in inches: 10-point text is still legible when a phone shrinks it."""
 
 LABEL = 26
-"""Characters of an arm's name beside a chart."""
+"""Most characters of an arm's name beside a chart."""
 
 LONGEST = 96
-"""Pixels; larger pictures of a gallery are shrunk to this side."""
+"""Longest side of a gallery's pictures in pixels; larger ones are shrunk."""
 
 
 def image_uri(image: NDArray[Any], longest: int = LONGEST) -> str:
-    """RGB picture (H, W, 3), uint8 or float in [0, 1], to a PNG data URI of at most `longest` pixels a side."""
+    """A PNG data URI, at most `longest` pixels a side, of an RGB picture (H, W, 3), uint8 or float in [0, 1]."""
     if image.dtype != np.uint8:
         image = (np.nan_to_num(image.astype(np.float64)).clip(0, 1) * 255).round().astype(np.uint8)
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -49,10 +49,9 @@ def image_uri(image: NDArray[Any], longest: int = LONGEST) -> str:
 
 
 def map_uri(values: NDArray[Any], longest: int = LONGEST) -> str:
-    """Map (H, W) to a PNG data URI of at most `longest` pixels a side: dark at its minimum, bright from its 99th percentile on, grey where
-    it is not finite.
+    """A PNG data URI, at most `longest` pixels a side, of a map (H, W).
 
-    A constant map is dark throughout.
+    It is dark at the map's minimum, bright from its 99th percentile on, and grey where it is not finite. A constant map is dark.
     """
     picture = Image.fromarray(np.where(np.isfinite(values), values, np.nan).astype(np.float32))
     picture.thumbnail((longest, longest), Image.Resampling.BOX)
@@ -60,7 +59,7 @@ def map_uri(values: NDArray[Any], longest: int = LONGEST) -> str:
     finite = np.isfinite(values)
     low, high = (values[finite].min(), np.quantile(values[finite], 0.99)) if finite.any() else (0.0, 0.0)
     if high <= low and finite.any():
-        high = values[finite].max()  # fewer than one pixel in a hundred stands out
+        high = values[finite].max()  # the 99th percentile is the minimum: fewer than 1 % of the pixels are larger
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     levels = np.where(finite, np.nan_to_num(scaled).clip(0, 1) * 254, 255).round().astype(np.uint8)
     colours = matplotlib.colormaps["inferno"](np.linspace(0, 1, 255))[:, :3]
@@ -70,7 +69,7 @@ def map_uri(values: NDArray[Any], longest: int = LONGEST) -> str:
 
 
 def outline(mask: NDArray[np.bool_]) -> str:
-    """Border of a mask (H, W) as the data of an SVG path in a view box of W by H: every pixel edge between inside and outside."""
+    """Data of an SVG path along the border of a mask (H, W), in a view box of W by H: every pixel edge between inside and outside."""
     padded = np.pad(mask.astype(bool), 1)
     upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
     level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])
@@ -80,13 +79,13 @@ def outline(mask: NDArray[np.bool_]) -> str:
 def curves(
     lines: dict[str, dict[int, list[float]]], teacher: float | None = None, name: str = "curves", places: Sequence[int] | None = None
 ) -> str:
-    """Accuracy by epoch as SVG: one line a label, the mean of its values, in a band from the least to the greatest.
+    """Accuracy by epoch as SVG: for each label a line with the mean, in a band from minimum to maximum.
 
     Args:
-        lines: label to epoch to the accuracies of its seeds, in the order of the palette.
-        teacher: an accuracy to draw as a dashed line across.
-        name: what the drawing's ids start with; two drawings of a page need two.
-        places: of the lines in the palette, where they are not its first.
+        lines: label -> epoch -> the accuracies of its seeds, in the order of the palette.
+        teacher: an accuracy to draw as a dashed line.
+        name: start of the drawing's ids; must differ between drawings of one page.
+        places: indices of the lines' colours in the palette; by default 0, 1, 2, ...
     """
     longest = max((len(label) for label in lines), default=0)
     figure, axes = chart(height=max(2.3, 0.2 * (len(lines) + 1)), left=0.09, right=1 - (34 + 5.4 * min(longest, LABEL)) / (72 * WIDTH))
@@ -113,11 +112,11 @@ def curves(
 
 
 def bars(rows: Sequence[tuple[str, float, float, float]], colours: Sequence[int | None], reference: float | None = None) -> str:
-    """Shares in [0, 1] as SVG: a bar for every (label, share, low, high) from the top down, and a whisker from low to high.
+    """Shares in [0, 1] as SVG: for every (label, share, low, high) a bar with a whisker from low to high, from top to bottom.
 
     Args:
-        colours: places in the palette; None is the ink, for what is no arm.
-        reference: a share to draw as a dashed line through all of them.
+        colours: indices into the palette; None is `INK`, for rows that are not arms.
+        reference: a share to draw as a dashed line through all bars.
     """
     longest = max((len(row[0]) for row in rows), default=0)
     figure, axes = chart(height=0.3 * len(rows), left=(12 + 5.4 * min(longest, LABEL)) / (72 * WIDTH), right=0.93)
@@ -139,7 +138,7 @@ def bars(rows: Sequence[tuple[str, float, float, float]], colours: Sequence[int 
 
 
 def chart(height: float, left: float, right: float) -> tuple[Figure, Axes]:
-    """An empty chart whose axes are `height` inches tall, with room above for a line of text and below for two."""
+    """An empty chart whose axes are `height` inches tall, with space for one line of text above and two below."""
     figure = Figure(figsize=(WIDTH, height + 0.75), dpi=72)
     axes = figure.add_axes((left, 0.45 / (height + 0.75), right - left, height / (height + 0.75)))
     for side, spine in axes.spines.items():
@@ -150,17 +149,17 @@ def chart(height: float, left: float, right: float) -> tuple[Figure, Axes]:
 
 
 def pen(place: int) -> dict[str, Any]:
-    """Colour, marker and dash of a line: no two alike in the first 24, and the first eight differ in more than colour."""
+    """Colour, marker and dash of a line: all different for the first 24 lines; the first eight differ in more than colour."""
     dash = ("-", (0, (5, 2)), (0, (1.5, 1.5)))[place // len(PALETTE) % 3]
     return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)], "linestyle": dash}
 
 
 def label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
-    """Write (height, label, place) to the right of the axes in ascending order, moved apart where they would touch."""
+    """Write labels to the right of the axes, moved apart where they would overlap; `ends` has (height, label, index of the colour)."""
     if not ends:
         return
     bottom, top = axes.get_ylim()
-    gap = (top - bottom) * 14 / axes.get_window_extent().height  # points: the height of a line of text
+    gap = (top - bottom) * 14 / axes.get_window_extent().height  # 14 points is the height of a line of text
     heights = [height for height, _, _ in ends]
     for _ in range(200):
         heights[0], heights[-1] = max(heights[0], bottom), min(heights[-1], top)
@@ -176,18 +175,18 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
 
 
 def plain(label: str) -> str:
-    """At most `LABEL` characters, each of them printable (XML holds no others)."""
+    """A label of at most `LABEL` characters, all printable (XML allows no others)."""
     return squeezed("".join(letter if letter.isprintable() else " " for letter in label), LABEL)
 
 
 def squeezed(text: str, longest: int) -> str:
-    """A label by its beginning and its end, since it is the end that tells the labels of one sweep apart."""
+    """Shorten a label in its middle, since labels of one sweep differ at their ends."""
     head = longest // 3
     return text if len(text) <= longest else f"{text[:head]}…{text[len(text) - longest + head + 1 :]}"
 
 
 def svg(figure: Figure, name: str) -> str:
-    """Inline SVG: colours as CSS variables, ids that start with `name`, and no style sheet, metadata or namespace of its own."""
+    """Convert a figure to inline SVG: colours as CSS variables, ids that start with `name`, no style sheet, metadata or namespace."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -201,7 +200,7 @@ def svg(figure: Figure, name: str) -> str:
         element.attrib = {key.split("}")[-1]: _attribute(key, value, name) for key, value in element.attrib.items()}
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    root.attrib["aria-hidden"] = "true"  # described by the element that holds it
+    root.attrib["aria-hidden"] = "true"  # the element around it has the description
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -1,7 +1,7 @@
-"""Draw what networks look at: igkd explain --checkpoint DIR --images SRC --out page.html
+"""Draw attribution maps of networks: igkd explain --checkpoint DIR --images SRC --out page.html
 
-Teacher's and student's maps and answers side by side, for some images of a source or for any picture file, as one HTML page. Where the
-class of an image is known, both maps are the evidence for it; where it is not, each network's is for its own answer.
+The HTML page has maps and answers of teacher and student side by side, for some images of a source or for any picture file. If an image's
+class is known, both maps explain it; if not, each network's map explains its own answer.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ from igkd.report import html
 
 KINDS = ("cifar10", "shapes", "parquet", "folder")
 LONGEST = 224
-"""Pixels of a picture's side on the page; larger ones are shrunk to it."""
+"""Longest side of a picture on the page, in pixels; larger ones are shrunk."""
 
 
 def open_any(text: str) -> ImageSource:
-    """Open --images: what `open_images` knows, or pictures without classes, which then have the label -1.
+    """Open --images: a source of `open_images`, or a path to pictures without classes, which get the label -1.
 
     Raises:
-        UserError: nothing is there.
+        UserError: there is no such source or path.
     """
     if text.partition(":")[0] in KINDS:
         return open_images(text)
@@ -54,14 +54,14 @@ def open_any(text: str) -> ImageSource:
 
 
 def choose(labels: NDArray[np.int64], ids: Sequence[int] | None, limit: int, source: str) -> NDArray[np.int64]:
-    """The ids of the images to draw, int64 (N,), in the order asked for.
+    """The ids of the images to draw, int64 (N,), in the user's order.
 
     Args:
-        labels: int64, of all images there are.
-        source: the images in messages.
+        labels: int64, the labels of all images.
+        source: the source's name in messages.
 
     Raises:
-        UserError: there is no image of such an id.
+        UserError: there is no image with such an id.
     """
     if ids is None:
         return np.flatnonzero(stratified_choice(labels, min(limit, len(labels)), 0, "limit"))
@@ -72,10 +72,10 @@ def choose(labels: NDArray[np.int64], ids: Sequence[int] | None, limit: int, sou
 
 
 def own_teacher(config: ExplainConfig, card: Mapping[str, Any], model: Classifier) -> tuple[Classifier, dict[str, Any], str] | None:
-    """The teacher to draw beside a network, its card and its name: as the user or the network's card says; None where nobody does.
+    """The teacher to draw beside a network, its card and its name: from --teacher or the network's card; None if neither names one.
 
     Raises:
-        UserError: it is not there, or does not fit the network.
+        UserError: the teacher does not exist, or does not fit the network.
     """
     name = f"the checkpoint {config.checkpoint}"
     if config.teacher is not None:
@@ -92,19 +92,19 @@ def own_teacher(config: ExplainConfig, card: Mapping[str, Any], model: Classifie
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """All that the page shows."""
+    """The content of the page."""
 
     title: str
     source: str
-    """Which images these are, in words."""
+    """Description of the images."""
     classes: list[str]
     chosen: Chosen
     looks: dict[str, Looks]
-    """By network, the teacher first: "teacher" and "student", or "network" alone."""
+    """Logits and maps by network: "teacher" and "student", or only "network"."""
     networks: dict[str, dict[str, Any]]
-    """By network: path, parameters and sha256."""
+    """Path, parameters and sha256 by network."""
     row: dict[str, Any]
-    """How it was made."""
+    """Provenance: how the page was made."""
 
     @property
     def labelled(self) -> bool:
@@ -112,25 +112,25 @@ class Explanation:
 
     @property
     def likeness(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """As the function of this name gives it; empty without a teacher."""
+        """The result of `map_samples.likeness`; empty without a teacher."""
         return likeness(self.looks["student"], self.looks["teacher"]) if "teacher" in self.looks else {}
 
     def right(self, name: str) -> int:
-        """How many images a network is right about."""
+        """Number of images that a network classifies correctly."""
         return int((self.looks[name].logits.argmax(1) == self.chosen.samples.labels).sum())
 
     @property
     def agreement(self) -> int:
-        """How many images both networks give the same answer to."""
+        """Number of images to which both networks give the same answer."""
         answers = [looks.logits.argmax(1) for looks in self.looks.values()]
         return int((answers[0] == answers[-1]).sum())
 
 
 def explain(config: ExplainConfig) -> Explanation:
-    """Find networks and images, and look; writes nothing.
+    """Open networks and images and compute their maps; writes nothing.
 
     Raises:
-        UserError: a checkpoint or the images are not there or damaged, or do not fit one another.
+        UserError: a checkpoint or the images are missing or damaged, or do not fit each other.
     """
     started, device = provenance.now(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, card = open_teacher(config.checkpoint)
@@ -172,7 +172,7 @@ def explain(config: ExplainConfig) -> Explanation:
 
 
 def cards(found: Explanation) -> list[dict[str, Any]]:
-    """What the page shows of each image, in order.
+    """The page's content for each image, in order.
 
     Returns:
         id, name and label (None where they are not known), image uint8 (H, W, 3), scaled (the (height, width) it was scaled from, or None),
@@ -204,18 +204,18 @@ def cards(found: Explanation) -> list[dict[str, Any]]:
 
 
 def summary(found: Explanation) -> list[tuple[str, float, float, int]]:
-    """(measure, mean, mean of the control, images) of the maps' likeness; NaN where there is nothing to take a mean of."""
+    """(measure, mean, mean of the control, number of images) of the maps' similarity; means of nothing are NaN."""
     return [(name, mean(own), mean(control), int(np.isfinite(own).sum())) for name, (own, control) in found.likeness.items()]
 
 
 def mean(values: NDArray[np.float64]) -> float:
-    """Of those that are numbers; NaN if none is."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else math.nan
 
 
 def render(found: Explanation) -> str:
-    """The page, as HTML that stands alone."""
+    """The page as HTML that needs no other file."""
     made = html.provenance([found.row], [])
     shas = {f"{name}’s sha256": network["sha256"][:16] for name, network in found.networks.items()}
     return (
@@ -236,7 +236,7 @@ def render(found: Explanation) -> str:
 
 
 def table(found: Explanation) -> str:
-    """The essence, for a terminal."""
+    """The main figures as text for a terminal."""
     count = len(found.chosen.samples)
     lines = [f"{name:17} right about {found.right(name)} of {count}" for name in found.looks if found.labelled]
     lines += [f"same answer       to {found.agreement} of {count}"] * ("teacher" in found.looks)
@@ -247,15 +247,15 @@ def table(found: Explanation) -> str:
 
 
 def write_page(config: ExplainConfig) -> tuple[Explanation, int]:
-    """Look, and write the page; gives what it shows and its bytes.
+    """Compute and write the page; gives its content and its size in bytes.
 
     Raises:
-        UserError: as `explain` does; or the page could not be written, which is said before anything is computed.
+        UserError: as for `explain`; or the page cannot be written, which is checked before anything is computed.
     """
     out = Path(config.out)
     check_writable(out)
     found = explain(config)
-    data = render(found).encode(errors="replace")  # names of files may be no text
+    data = render(found).encode(errors="replace")  # names of files may contain bytes that are not valid text
     write_bytes(out, data)
     return found, len(data)
 

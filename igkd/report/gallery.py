@@ -1,4 +1,4 @@
-"""From finished runs to what the report shows: pictures, where the maps fall, latencies."""
+"""Computes what the pipeline's report shows of finished runs: pictures with maps, overlap of maps with masks, latencies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -27,7 +27,7 @@ ROUNDS = 3
 
 
 def load_students(rows: Sequence[Mapping[str, Any]], directories: Sequence[Path]) -> dict[str, Classifier]:
-    """One student an arm, of the first seed."""
+    """One student of each arm, that of the first seed."""
     students: dict[str, Classifier] = {}
     for row, directory in zip(rows, directories, strict=True):
         if row["name"] not in students:
@@ -36,7 +36,7 @@ def load_students(rows: Sequence[Mapping[str, Any]], directories: Sequence[Path]
 
 
 class Showcase:
-    """Some validation images of a store, the same number of each class, and what every model makes of them."""
+    """Some validation images of a store, equally many of each class, and every model's maps of them."""
 
     def __init__(self, store: Store, teacher: Classifier, students: Mapping[str, Classifier], per_class: int) -> None:
         samples, validation = store.samples()
@@ -60,7 +60,7 @@ class Showcase:
             check_finite(found.ig.numpy(), self.samples.ids, f"the student {arm}")
 
     def gallery(self) -> list[GalleryRow]:
-        """One row a class; the teacher's map is the store's own, so that a misplaced one would be seen."""
+        """One row for each class. The teacher's map is read from the store, so that a map of another image would be noticed."""
         classes = self.store.plan.classes
         assert self.samples.ig is not None and self.samples.logits is not None
         pixels = self.samples.pixels.float() / 255
@@ -86,7 +86,7 @@ class Showcase:
         return gallery
 
     def focus(self) -> list[Focus]:
-        """Where the maps fall relative to the ground-truth masks; empty where there are none."""
+        """Overlap of the maps with the ground-truth masks; empty if there are no masks."""
         if self.masks is None:
             return []
         assert self.samples.ig is not None
@@ -95,7 +95,7 @@ class Showcase:
         rows = []
         for name, values in maps.items():
             mean, low, high = t_interval(mass_inside(values, self.masks).tolist())
-            # A uniform map has no peak: what a random pixel would hit.
+            # A uniform map has no maximum: use the hit rate of a random pixel.
             hits = self.masks.mean() if name == "uniform map" else pointing_hits(values, self.masks).mean()
             rows.append(Focus(model=name, inside=mean, low=low, high=high, hits=float(hits), images=len(values)))
         return rows
@@ -106,12 +106,12 @@ class Showcase:
 
 
 def warm_latencies(teacher: Classifier, students: Iterable[Classifier]) -> list[Latency]:
-    """What `igkd latency` tells, of the networks at hand, in this process and by one thread.
+    """Latencies as `igkd latency` measures them, but in this process and with one thread.
 
-    Students of one network are alike, so one of them stands for all.
+    Students with the same network have the same latency, so only one of them is timed.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several would wait for one another where other processes are at work
+    torch.set_num_threads(1)  # several threads would wait for one another if other processes are running
     try:
         return _latencies(teacher, students)
     finally:

@@ -1,4 +1,4 @@
-"""What the pages of results have in common: their templates' environment, how figures are written, and where rows came from."""
+"""Shared by all pages: the environment of the templates, the format of figures, and the provenance of rows."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from igkd.report import charts
 
 
 def environment() -> jinja2.Environment:
-    """The templates of this package, with the filters that they use."""
+    """The jinja2 environment with this package's templates and the filters that they use."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -25,7 +25,7 @@ def environment() -> jinja2.Environment:
 
 
 def provenance(rows: Sequence[dict[str, Any]], commands: Iterable[str]) -> dict[str, Any]:
-    """Commands in order without repeats, and versions, commits and machines: as a rule one of each."""
+    """The distinct commands, versions, commits and machines of rows, in order; usually one of each."""
     sources = [row.get("provenance", {}) for row in rows]
     names = dict.fromkeys(name for source in sources for name in source.get("versions", {}))
     facts = {
@@ -38,7 +38,7 @@ def provenance(rows: Sequence[dict[str, Any]], commands: Iterable[str]) -> dict[
 
 
 def source_name(images: str) -> str:
-    """What a data set is called in a title: the last part of its path, or the kind of source."""
+    """A data set's name for titles: the last part of its path, or the kind of source."""
     kind, _, rest = images.partition(":")
     return rest.rstrip("/").rsplit("/", 1)[-1] if kind in ("parquet", "folder") else kind
 
@@ -52,14 +52,14 @@ def millions(count: int) -> str:
 
 
 def figure(value: Any) -> str:
-    """A value of any kind, as text: grouped digits for an integer, four significant ones for a fraction."""
+    """Any value as text: integers with grouped digits, fractions with four significant digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _mapped_arms(gallery: Sequence[Any]) -> list[str]:
-    """The arms that a gallery has maps of, in order of appearance."""
+    """The arms that have maps in a gallery, in order of appearance."""
     return list(dict.fromkeys(arm for row in gallery for arm in row.student_maps))
 
 

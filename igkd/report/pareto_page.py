@@ -1,4 +1,4 @@
-"""The report of jobs.search: accuracy on the validation split against times as fast as the teacher, and the Pareto front of the two."""
+"""The report of jobs.search: validation accuracy against speed relative to the teacher, with the Pareto front."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,34 +21,34 @@ class Student:
     row: Mapping[str, Any]
     measured: Measured
     accuracy: float
-    """On the validation split after its last epoch, finite."""
+    """Accuracy on the validation split after the last epoch; finite."""
     front: bool = False
-    """A candidate that no other is better than: as fast and as accurate, and better in one."""
+    """Whether it is a candidate on the Pareto front: no other is at least as fast and accurate, and better in one."""
     number: int = 0
-    """In chart and table, from the fastest down."""
+    """Its number in chart and table; the fastest student is first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontReport:
-    """All that the page shows."""
+    """The content of the page."""
 
     title: str
     progress: str
-    """How many students are trained, stopped, failed."""
+    """A line that says how many students are trained, stopped and failed."""
     failures: Mapping[str, Mapping[str, Any]]
-    """Name of a run that failed to its `tries` and last `error`."""
+    """Name of a failed run -> its number of `tries` and last `error`."""
     command: str
     rows: list[dict[str, Any]]
     latencies: Latencies
     teacher: Mapping[str, Any]
-    """The card of its checkpoint."""
+    """The card of the teacher's checkpoint."""
     best: str | None
-    """The architecture in OUT/best.json."""
+    """The network's name in OUT/best.json."""
     note: str = ""
 
     @property
     def students(self) -> list[Student]:
-        """Those trained to the end, the fastest first; the front is of candidates."""
+        """The students that were trained to the end, the fastest first; only candidates can be on the front."""
         known = {one.network: one for one in self.latencies.measured}
         found = []
         for row in self.rows:
@@ -66,7 +66,7 @@ class FrontReport:
 
 
 def render(report: FrontReport) -> str:
-    """The page, as HTML that stands alone."""
+    """The page as HTML that needs no other file."""
     students, timed = report.students, sorted(report.latencies.measured, key=lambda one: -one.times_as_fast)
     trained = {row["network"] for row in report.rows}
     spots = [
@@ -95,7 +95,7 @@ def render(report: FrontReport) -> str:
 
 
 def summary(report: FrontReport) -> str:
-    """The essence as plain text: the students that are on the front, and the one they are compared with."""
+    """The main figures as text: the students on the front, and the one they are compared with."""
     lines = [report.progress, "", f"{'student':34}  times as fast  {'(as eager)':>10}  parameters  validation"]
     for one in report.students:
         if one.front or not one.measured.candidate:
@@ -107,7 +107,7 @@ def summary(report: FrontReport) -> str:
 
 
 def best_row(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The finished candidate of the highest accuracy on the validation split."""
+    """The finished candidate with the highest validation accuracy; None if there is none."""
     done = [
         row for row in rows if row["state"] == "done" and family_of(row["network"]) == "lean" and math.isfinite(accuracy(row, "validation"))
     ]

@@ -1,6 +1,6 @@
-"""One run of the pipeline as one HTML page: no script, nothing fetched, readable on a phone, in the dark and on paper.
+"""One run of the pipeline as one HTML page: without scripts or other files, readable on a phone, in dark mode and on paper.
 
-Every figure comes from the result rows and pictures in a `Report`. `summary_table` says the essence in a terminal.
+Every figure comes from the result rows and pictures in a `Report`. `summary_table` gives the main figures as text for a terminal.
 """
 
 import math
@@ -18,7 +18,7 @@ from igkd.report import charts, html
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryRow:
-    """One picture and what each model looks at in it."""
+    """One picture and each model's map of it."""
 
     label: str
     image: NDArray[np.uint8]
@@ -26,26 +26,26 @@ class GalleryRow:
     teacher_map: NDArray[np.floating[Any]]
     """(H, W), any scale"""
     overlay: NDArray[np.floating[Any]]
-    """(H, W, 3) in [0, 1]: picture and teacher's map as a student is shown them"""
+    """(H, W, 3) in [0, 1]: the picture overlaid with the teacher's map, as students see it"""
     student_maps: dict[str, NDArray[np.floating[Any]]]
-    """Arm to (H, W), any scale; an arm may be missing."""
+    """Arm -> map (H, W), any scale; an arm may be missing."""
     mask: NDArray[np.bool_] | None
-    """(H, W): the pixels of the object, where they are known"""
+    """(H, W), True on the object; None if that is not known"""
     teacher_prediction: str
     student_predictions: dict[str, str]
-    """Arm to class name."""
+    """Arm -> name of the class that it predicts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Focus:
-    """How much of a model's map falls on the object; the model "uniform map" is the control that looks everywhere alike."""
+    """How much of a model's maps lies on the object; the model "uniform map" is a control with the same value everywhere."""
 
     model: str
     inside: float
     """Mean share of the map's mass inside the mask, in [0, 1]."""
     low: float
     high: float
-    """Its 95 % interval."""
+    """`low` and `high`: its 95 % interval."""
     hits: float
     """Share of images whose brightest pixel lies inside the mask (the pointing game)."""
     images: int
@@ -53,7 +53,7 @@ class Focus:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Warm inference time of one model at one batch size, on the processor."""
+    """Warm inference time of one model at one batch size, on the CPU."""
 
     model: str
     parameters: int
@@ -62,25 +62,25 @@ class Latency:
     threads: int
     p50: float
     p95: float
-    """Milliseconds: percentiles over warm calls."""
+    """p50 and p95: percentiles over warm calls, in milliseconds."""
     times_as_fast: float
-    """As the teacher at the same batch."""
+    """Speed relative to the teacher at the same batch size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that the page shows; `teacher` and `students` are result rows as the jobs write them."""
+    """The content of the page; `teacher` and `students` are result rows as the jobs write them."""
 
     title: str
     summary_note: str
     teacher: dict[str, Any]
     students: list[dict[str, Any]]
-    """Rows of the same arm and network are repeats, one a seed."""
+    """Rows with the same arm and network are repeats with different seeds."""
     gallery: list[GalleryRow]
     focus: list[Focus]
     latency: list[Latency]
     store: dict[str, Any]
-    """Whatever figures the store gives of itself."""
+    """Figures of the store, from `igkd.store.check.describe`."""
     commands: list[str]
 
 
@@ -101,23 +101,23 @@ class _Line:
 
     @property
     def digits(self) -> int:
-        """Decimals of an accuracy in per cent: none that a single test image could not move."""
+        """Decimals of an accuracy in per cent: only those that a single test image can change."""
         return 2 if self.first["test"]["count"] >= 10_000 else 1
 
     @property
     def validation(self) -> float:
-        """Mean over the runs of the last epoch's accuracy; NaN where there was no epoch."""
+        """Mean of the runs' validation accuracies after the last epoch; NaN without an epoch."""
         return fmean(run["history"][-1]["validation_accuracy"] if run["history"] else math.nan for run in self.runs)
 
     @property
     def test(self) -> tuple[float, float, float]:
-        """Accuracy and its 95 % interval: over seeds where there are several, else over test images."""
+        """Test accuracy and its 95 % interval: over seeds if there are several, else over test images."""
         if len(self.runs) > 1:
             return t_interval([run["test"]["accuracy"] for run in self.runs])
         return self.first["test"]["accuracy"], *wilson_interval(self.first["test"]["correct"], self.first["test"]["count"])
 
     def mean(self, *path: str) -> float:
-        """Mean over the runs of a figure of the test's evaluation; NaN where a run has none."""
+        """Mean over the runs of a figure of the evaluation on test images; NaN if a run lacks it."""
         values = []
         for run in self.runs:
             found: Any = run["test"]
@@ -128,7 +128,7 @@ class _Line:
 
 
 def render(report: Report) -> str:
-    """The page, as HTML that stands alone."""
+    """The page as HTML that needs no other file."""
     lines = _lines(report)
     arms = lines[1:]
     return (
@@ -151,7 +151,7 @@ def render(report: Report) -> str:
 
 
 def summary_table(report: Report) -> str:
-    """The headline as plain text of at most 80 columns."""
+    """The main table as text of at most 80 columns."""
     rows = [("model", "arm", "parameters", "smaller", "test", "95 % interval", "seeds")]
     for line in _lines(report):
         accuracy, low, high = (html.percent(share, line.digits) for share in line.test)
@@ -180,7 +180,7 @@ def _lines(report: Report) -> list[_Line]:
 
 
 def _history(arm: _Line) -> dict[int, list[float]]:
-    """Epoch to the validation accuracies of its runs, for the epochs that all of them reached."""
+    """Epoch -> the runs' validation accuracies, for the epochs that all runs reached."""
     histories = [{entry["epoch"]: float(entry["validation_accuracy"]) for entry in run["history"]} for run in arm.runs]
     return {epoch: [history[epoch] for history in histories] for epoch in sorted(set.intersection(*map(set, histories)))}
 
@@ -194,7 +194,7 @@ def _bars(focus: list[Focus], arms: list[str]) -> str:
 
 
 def _scale(lines: list[_Line]) -> tuple[float, float]:
-    """Least and greatest end of all intervals: the axis of the small whiskers in the table."""
+    """The lowest and highest end of all intervals: the range of the whiskers' axis in the table."""
     ends = [end for line in lines for end in line.test if math.isfinite(end)] or [0.0, 1.0]
     return min(ends), max(max(ends), min(ends) + 1e-6)
 

@@ -19,18 +19,18 @@ from igkd.report.charts import DASHED, INK, LABEL, PALETTE, RULE, SOFT, WIDTH, c
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}")
 COLOURS = "viridis"
 SMOOTHING = 0.02
-"""Of thin-plate splines over a unit square: the surface passes near the dots, not through them, since an accuracy has its luck."""
+"""Smoothing of thin-plate splines over a unit square: the surface passes near the dots, not through them, since accuracies are noisy."""
 GOLDEN = 0.6180339887
-"""Multiples of it, modulo 1, spread dots evenly however many there are."""
+"""Golden ratio: its multiples modulo 1 spread any number of dots evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dots:
-    """A row of a chart of dots: the values of an arm, their mean and a range, all shares. NaN is not drawn."""
+    """A row of a chart of dots: an arm's values, their mean and a range, all as shares. NaN is not drawn."""
 
     label: str
     place: int
-    """In the palette: an arm keeps its own in all charts."""
+    """Index of the arm's colour in the palette, the same in all charts."""
     values: Sequence[float]
     mean: float
     low: float
@@ -39,7 +39,7 @@ class Dots:
 
 @dataclass(frozen=True, kw_only=True)
 class Trend:
-    """A line of a chart of accuracy over something else: (x, mean, low, high), and points to compare with."""
+    """A line in a chart of accuracy over another quantity: points (x, mean, low, high), and single points to compare with."""
 
     label: str
     place: int
@@ -49,22 +49,22 @@ class Trend:
 
 @dataclass(frozen=True, kw_only=True)
 class Spot:
-    """A network in a chart of accuracy against speed; finite numbers."""
+    """A network in a chart of accuracy against speed; all numbers are finite."""
 
     x: float
     y: float
     label: str
     front: bool
-    """No other is better; the rest are faint."""
+    """Whether it is on the Pareto front; the others are drawn faint."""
     hollow: bool
-    """Of another family, to compare with."""
+    """Whether it is only there to compare with."""
 
 
 def dots(rows: Sequence[Dots], title: str, name: str, *, box: bool = False) -> str:
-    """Every value as a small dot, the mean as a large one, a whisker over the range; from the top down.
+    """A chart with a row for each arm: values as small dots, the mean as a large dot, the range as a whisker.
 
     Args:
-        box: shade the middle half of the values.
+        box: shade the range from the first to the third quartile.
     """
     longest = max((len(row.label) for row in rows), default=0)
     figure, axes = chart(height=0.3 * max(len(rows), 1), left=(12 + 5.4 * min(longest, LABEL)) / (72 * WIDTH), right=0.9)
@@ -97,11 +97,11 @@ def dots(rows: Sequence[Dots], title: str, name: str, *, box: bool = False) -> s
 def trends(
     lines: Sequence[Trend], axis: str, title: str, name: str, *, log: bool = False, teacher: tuple[float, float] | None = None
 ) -> str:
-    """Accuracy over compression or time: one line an arm with whiskers; hollow points beside it, unconnected.
+    """A chart of accuracy over compression or time: one line with whiskers for each arm; its single points are hollow.
 
     Args:
-        log: logarithmic axis, with a tick at every x that a line has.
-        teacher: a point by itself.
+        log: use a logarithmic axis, with a tick at every x of a line.
+        teacher: the teacher's (x, accuracy), drawn as a single point.
     """
     longest = max((len(line.label) for line in lines), default=0)
     height = max(2.6, 0.2 * (len(lines) + 1))
@@ -110,7 +110,7 @@ def trends(
     span = (xs[-1] / xs[0] if log else xs[-1] - xs[0] or xs[0]) if xs else 1.0
     ends: list[tuple[float, str, int]] = []
     for order, line in enumerate(lines):
-        shift = 0.045 * (order - (len(lines) - 1) / 2) / max(len(lines) - 1, 1)  # whiskers beside each other, not on top
+        shift = 0.045 * (order - (len(lines) - 1) / 2) / max(len(lines) - 1, 1)  # so that whiskers do not cover each other
         points = sorted(point for point in line.points if math.isfinite(point[1]))
         x, mean, low, high = (np.array([point[i] for point in points], dtype=float) for i in range(4))
         x = x * span**shift if log else x + span * shift
@@ -140,11 +140,11 @@ def trends(
 
 
 def front(spots: Sequence[Spot], budget: float) -> str:
-    """Accuracy against times as fast: the front as a line of numbered dots, what is behind it faint, what it is compared with hollow.
+    """A chart of accuracy against speed: the front as a line with numbered dots, others faint, networks to compare with hollow.
 
     Args:
         spots: at least one.
-        budget: drawn as a line upright.
+        budget: speed at which to draw a vertical line.
     """
     figure, axes = chart(height=3.0, left=0.09, right=0.97)
     axes.axvline(budget, color=SOFT, linewidth=1, linestyle=DASHED, zorder=0)
@@ -166,12 +166,12 @@ def front(spots: Sequence[Spot], budget: float) -> str:
 
 
 def surface(trials: NDArray[np.float64], stopped: NDArray[np.float64], names: tuple[str, str]) -> str:
-    """Validation accuracy over two settings: a dot a trial, coloured by its accuracy, on a smooth interpolation between the dots.
+    """A chart of validation accuracy over two settings: each trial as a dot, coloured by its accuracy, on a smooth interpolation.
 
     Args:
-        trials: (N, 3): first setting, second setting, accuracy of a finished trial; at least one.
-        stopped: (M, 2): settings of trials that were stopped early, drawn as crosses.
-        names: of the settings; the first has a logarithmic axis where all its values are above 0.
+        trials: (N, 3), first setting, second setting and accuracy of the finished trials; N at least 1.
+        stopped: (M, 2), settings of trials that were stopped early, drawn as crosses.
+        names: names of the settings; the first has a logarithmic axis if all its values are above 0.
     """
     figure, axes = chart(height=3.0, left=0.1, right=0.82)
     axes.use_sticky_edges = False
@@ -202,7 +202,7 @@ def surface(trials: NDArray[np.float64], stopped: NDArray[np.float64], names: tu
 
 
 def shares(values: Mapping[str, float], title: str, name: str) -> str:
-    """Shares that add up to 1, as bars from the top down."""
+    """A chart of shares that add up to 1, as bars from top to bottom."""
     longest = max((len(label) for label in values), default=0)
     figure, axes = chart(height=0.3 * max(len(values), 1), left=(12 + 5.4 * min(longest, LABEL)) / (72 * WIDTH), right=0.92)
     for y, value in enumerate(values.values()):
@@ -218,7 +218,7 @@ def shares(values: Mapping[str, float], title: str, name: str) -> str:
 
 
 def trial_curves(finished: Sequence[Mapping[int, float]], stopped: Sequence[Mapping[int, float]], best: Mapping[int, float] | None) -> str:
-    """Accuracy by epoch of many trials: thin lines, fainter and ended by a cross where stopped early, and the best one thick."""
+    """A chart of many trials' accuracy by epoch: thin lines; stopped ones fainter, with a cross at the end; the best one thick."""
     figure, axes = chart(height=2.6, left=0.09, right=0.86)
     for trial in stopped:
         axes.plot(list(trial), list(trial.values()), color=SOFT, linewidth=0.8, alpha=0.5, marker="x", markersize=4, markevery=[-1])
@@ -237,7 +237,7 @@ def trial_curves(finished: Sequence[Mapping[int, float]], stopped: Sequence[Mapp
 
 
 def _factors(xs: Sequence[float]) -> list[str]:
-    """Labels of a logarithmic axis at these ascending places; empty where one would touch the one before it."""
+    """Labels of a logarithmic axis at these ascending positions; "" where a label would overlap the previous one."""
     labels, last = [], 0.0
     for x in xs:
         apart = last == 0 or math.log(x / last) > 0.16 * math.log(xs[-1] / xs[0])
@@ -247,7 +247,7 @@ def _factors(xs: Sequence[float]) -> list[str]:
 
 
 def _interpolated(trials: NDArray[np.float64], log: bool) -> tuple[NDArray[np.float64], ...] | None:
-    """Grid (x, y), a smooth surface on it, and the polygon around the dots; None of fewer than 6, or where all lie on one line."""
+    """Grid (x, y), a smooth surface on it, and the polygon around the dots; None if there are fewer than 6 or all lie on one line."""
     where, index = np.unique(trials[:, :2], axis=0, return_inverse=True)
     if len(where) < 6:
         return None
@@ -256,7 +256,7 @@ def _interpolated(trials: NDArray[np.float64], log: bool) -> tuple[NDArray[np.fl
     low, extent = flat.min(axis=0), np.ptp(flat, axis=0)
     if not extent.all():
         return None
-    flat = (flat - low) / extent  # as the eye sees the dots: both axes of one length
+    flat = (flat - low) / extent  # scale both axes to the same length, as they are drawn
     try:
         hull = where[ConvexHull(flat).vertices]
         height = RBFInterpolator(flat, mean, smoothing=SMOOTHING)

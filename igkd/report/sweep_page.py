@@ -31,29 +31,29 @@ PUBLISHED: dict[str, dict[float, float]] = {
 """Hernandez, Chang, Nordling (arXiv 2503.13008): arm to compression to accuracy, the best of ten runs, chosen on the test set."""
 
 SHOWN = 10
-"""Trials in the table of the best, and commands that are written out."""
+"""Number of trials in the table of the best, and of commands that are shown."""
 MEANING = {"test": "test accuracy, %", "validation": "validation accuracy, %"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """All that the page shows."""
+    """The content of the page."""
 
     title: str
     kind: Literal["ablation", "tuning"]
     rows: list[dict[str, Any]]
-    """Result rows with `cell` (name of the run), `share` (of the training set that it saw) and `state`: "done", "pruned" or "diverged"."""
+    """Result rows with `cell` (the run's name), `share` (of the training set that it used) and `state`: "done", "pruned" or "diverged"."""
     failures: list[dict[str, Any]]
-    """`cell`, `tries` and `error` of every run that has no row."""
+    """`cell`, `tries` and `error` of every run without a row."""
     planned: int
     commands: list[str]
     note: str = ""
     """A sentence under the title."""
     teacher: dict[str, Any] | None = None
-    """Its result row; its accuracies may be NaN."""
+    """The teacher's result row; its accuracies may be NaN."""
     gallery: list[GalleryRow] = field(default_factory=list)
     latency: list[Latency] = field(default_factory=list)
-    """Of "teacher" and "student, NETWORK"."""
+    """Latencies of "teacher" and of each "student, NETWORK"."""
     best: dict[str, Any] | None = None
     """The settings that a tuning chose."""
 
@@ -84,18 +84,18 @@ class SweepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a report's rows amount to: groups of repeats, comparisons, trials from the best down."""
+    """A report's rows in order: groups of repeats, comparisons, and trials with the best first."""
 
     groups: list[Group]
-    """Of an ablation's finished runs on the whole training set."""
+    """Groups of an ablation's finished runs on the whole training set."""
     partial: list[Group]
-    """Of those on shares of it."""
+    """Groups of an ablation's finished runs on shares of the training set."""
     families: list[Family]
     trials: list[dict[str, Any]]
-    """A tuning's finished trials with an accuracy."""
+    """A tuning's finished trials that have an accuracy."""
     tuned: list[str]
     lost: list[str]
-    """Cells of runs that diverged, or are finished and have an accuracy that is no number."""
+    """Cells of runs that diverged, or whose accuracy is not a number."""
 
 
 def view_of(report: SweepReport) -> View:
@@ -122,7 +122,7 @@ def view_of(report: SweepReport) -> View:
 
 
 def render(report: SweepReport) -> str:
-    """The page, as HTML that stands alone."""
+    """The page as HTML that needs no other file."""
     view, measure = view_of(report), report.measure
     places = {arm: i for i, arm in enumerate(dict.fromkeys(group.arm for group in [*view.groups, *view.partial]))}
     by_network: dict[str, list[Group]] = {}
@@ -171,7 +171,7 @@ def render(report: SweepReport) -> str:
 
 
 def differences_of(view: View) -> dict[str, dict[str, Comparison]]:
-    """Label to "student" or "kd" to the comparison with it."""
+    """Label -> "student" or "kd" -> the comparison with that arm."""
     found: dict[str, dict[str, Comparison]] = {group.label: {} for group in view.groups}
     for family in view.families:
         for (arm, reference), comparison in zip(family.pairs, family.comparisons, strict=True):
@@ -181,13 +181,13 @@ def differences_of(view: View) -> dict[str, dict[str, Comparison]]:
 
 
 def _importance(weights: Mapping[str, float]) -> Markup:
-    """The chart of how much each setting matters; empty where nothing was found."""
+    """The chart of the settings' importance; empty if nothing was found."""
     named = {name.replace("_", " "): share for name, share in weights.items()}
     return Markup(sweep_charts.shares(named, "share of the importance, %", "importance") if named else "")
 
 
 def _best(report: SweepReport) -> dict[str, str]:
-    """The settings that a tuning chose, in words."""
+    """The settings that a tuning chose, as text."""
     return {name: ", ".join(map(html.figure, v if isinstance(v, list | tuple) else [v])) for name, v in (report.best or {}).items()}
 
 
@@ -232,7 +232,7 @@ def _speed(report: SweepReport, groups: Sequence[Group], places: Mapping[str, in
 
 
 def _epochs(group: Group) -> dict[int, list[float]]:
-    """Epoch to the validation accuracies of its runs, for the epochs that all of them reached."""
+    """Epoch -> the runs' validation accuracies, for the epochs that all runs reached."""
     histories = [found for row in group.rows if (found := history(row))]
     common = sorted(set.intersection(*map(set, histories))) if histories else []
     return {epoch: [found[epoch] for found in histories] for epoch in common}
@@ -250,7 +250,7 @@ def _trial_curves(view: View, report: SweepReport) -> str:
 
 
 def _points(view: View, pruned: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3) alpha, temperature and accuracy of the finished trials, (M, 2) of those stopped; nothing unless both were tuned."""
+    """(N, 3) alpha, temperature and accuracy of finished trials, (M, 2) of stopped ones; both empty unless both settings were tuned."""
     if not {"alpha", "temperature"} <= set(view.tuned):
         return np.empty((0, 3)), np.empty((0, 2))
     finished = [[(own := settings(row))["alpha"], own["temperature"], accuracy(row, "validation")] for row in view.trials]
@@ -259,7 +259,7 @@ def _points(view: View, pruned: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray
 
 
 def _sizes(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """A row of each network."""
+    """One row of each network."""
     sized = sorted((row for row in rows if "parameters" in row), key=lambda row: -int(row["parameters"]))
     return list({row["network"]: row for row in sized}.values())
 

@@ -9,7 +9,7 @@ from igkd.report.sweep_page import MEANING, SHOWN, SweepReport, cell_of, differe
 
 
 def markdown(report: SweepReport) -> str:
-    """The arms of an ablation, or the best trials of a tuning, as a Markdown table; then what may be said of them, sentence by sentence."""
+    """The arms of an ablation, or the best trials of a tuning, as a Markdown table, followed by a sentence for each comparison."""
     view = view_of(report)
     if report.kind == "tuning":
         head = ["trial", "validation, %", *view.tuned]
@@ -32,7 +32,7 @@ def markdown(report: SweepReport) -> str:
 
 
 def summary_table(report: SweepReport) -> str:
-    """The essence as plain text of at most 80 columns."""
+    """The main figures as text of at most 80 columns."""
     view = view_of(report)
     rows: list[tuple[str, ...]]
     if report.kind == "tuning":
@@ -77,6 +77,6 @@ def _short(text: str, longest: int) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that is no markup in Markdown or HTML, and stays in its cell."""
+    """The text with everything escaped that is markup in Markdown or HTML, or would end a table's cell."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return "".join("\\" + letter if letter in "\\|`*_[]" else letter for letter in text)
