@@ -1,4 +1,4 @@
-"""Integrated gradients: Captum in two ways against our engines, and what Ray Data costs on top."""
+"""Speed of integrated gradients: Captum in two ways against our engines, and the overhead of Ray Data."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -31,25 +31,25 @@ from jobs.backend.runtime import WORKER_ENVIRONMENT
 
 BASELINE = "captum, internal_batch_size=50"
 FEW = 96
-"""Images on which autograd, Captum's and ours, is compared: it takes most of the time and is not what has to be proven."""
+"""Number of images for the comparisons of plain autograd (Captum's and ours), which are slow and least in doubt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Images a second, peak memory, and agreement with a reference of 300 steps."""
+    """Measure images a second, peak memory, and agreement with a reference of 300 steps."""
 
     teacher: str = "assets/cifar10-teacher"
     images: str = "shapes"
-    """Its test split is attributed."""
+    """The source; maps of its test split are computed."""
     rounds: int = 3
-    """Times that each engine is measured, taking turns; the median counts. 0 leaves speed out."""
+    """Measurements of each engine, in turns; the median counts. 0 leaves speed out."""
     batch: int = 16
-    """Images of one measurement."""
+    """Number of images in one measurement."""
     steps: int = 50
     compared: int = 16
-    """Images whose maps are compared with the reference."""
+    """Number of images whose maps are compared with the reference."""
     ray: int = 0
-    """Images that go through jobs.precompute on 1 and 2 processors, against the bare loop; 0 leaves this out."""
+    """Number of images to compute through jobs.precompute on 1 and 2 CPUs, compared with a plain loop; 0 leaves this out."""
     out: str | None = None
     """JSON file for the figures."""
 
@@ -64,7 +64,7 @@ def captum(model: Classifier, pixels: Tensor, labels: Tensor, steps: int, batch:
 
 
 def engines(steps: int) -> dict[str, tuple[str, int]]:
-    """Name to (kind, steps)."""
+    """Name -> (kind, steps)."""
     found = {
         "captum, published setting (batch 8)": ("published", steps),
         BASELINE: ("internal", steps),
@@ -78,7 +78,7 @@ def engines(steps: int) -> dict[str, tuple[str, int]]:
 
 
 def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, teacher: str, threads: int) -> None:
-    """A process that computes maps with one engine: gets (pixels, labels), gives (maps, completeness errors, seconds, peak MiB)."""
+    """Main loop of a process with one engine: receives (pixels, labels), sends (maps, completeness errors, seconds, peak MiB)."""
     torch.set_num_threads(threads)
     model, _ = open_teacher(teacher)
     ours = attributor(model, "ig", kind, steps) if kind in FAST_ENGINES else None
@@ -95,7 +95,7 @@ def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, te
 
 
 class Worker:
-    """An engine in a process of its own, so that its peak memory is its own; ours has the environment that our jobs give it."""
+    """An engine in its own process, so that its peak memory can be measured; with the environment of our jobs' workers for our engines."""
 
     def __init__(self, kind: str, steps: int, teacher: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -122,7 +122,7 @@ def load_images(config: Config, count: int) -> tuple[Tensor, Tensor]:
 
 
 def measure_speed(config: Config) -> dict[str, dict[str, float]]:
-    """Images a second and peak memory of every engine, taking turns."""
+    """Images a second and peak memory of every engine, measured in turns."""
     pixels, labels = load_images(config, config.batch)
     threads = torch.get_num_threads()
     running = {name: Worker(*how, config.teacher, threads) for name, how in engines(config.steps).items()}
@@ -131,7 +131,7 @@ def measure_speed(config: Config) -> dict[str, dict[str, float]]:
     for turn in range(config.rounds + 1):
         for name, engine in running.items():
             _, _, took, memory[name] = engine.ask(pixels, labels)
-            if turn:  # the first turn warms up and compiles
+            if turn:  # the first turn is a warm-up, which includes compiling
                 seconds[name].append(took)
     for engine in running.values():
         engine.close()
@@ -140,9 +140,9 @@ def measure_speed(config: Config) -> dict[str, dict[str, float]]:
 
 
 def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
-    """Cosine and largest difference of every engine's maps to those of 300 midpoint nodes on the same images.
+    """Cosine and largest difference of every engine's maps to maps with 300 midpoint nodes of the same images.
 
-    Captum's maps do not depend on its batch: they are computed once.
+    Captum's maps do not depend on the batch size, so they are computed once.
     """
     pixels, labels = load_images(config, config.compared)
     threads = torch.get_num_threads()
@@ -170,7 +170,7 @@ def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
                 "lowest_cosine": cosine.min().item(),
                 "largest_difference": torch.cat(differences[name]).max().item(),
             } | ({"median_completeness_error": error.median().item()} if len(error) else {})
-        if config.out:  # so that a long comparison that is stopped is worth what it did
+        if config.out:  # keeps the results so far if a long comparison is stopped
             write_json(Path(config.out), {"agreement": found})
         print(f"compared {found[name]['images']}/{len(pixels)} images", flush=True)
     for engine in (reference, *running.values()):
@@ -182,7 +182,7 @@ def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
 
 
 def measure_ray(config: Config) -> dict[str, float]:
-    """Images a second through jobs.precompute on 1 and 2 processors, from the first finished part to the last, over the bare loop's."""
+    """Images a second of jobs.precompute on 1 and 2 CPUs, from the first finished part to the last, and of the plain loop."""
     context = multiprocessing.get_context("spawn")
     rates = {}
     for processors in (1, 2):

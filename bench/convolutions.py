@@ -1,4 +1,4 @@
-"""Whether torch still needs networks.convolutions.StridedDepthwise: forward and backward pass of the plain layer against ours, in turns."""
+"""Tells whether torch still needs `networks.convolutions.StridedDepthwise`, by timing forward and backward pass with and without it."""
 
 import copy
 import statistics
@@ -15,7 +15,7 @@ CHANNELS, SIDE, BATCH, ROUNDS = 144, 32, 128, 7
 
 
 def step(layer: nn.Module, x: Tensor) -> float:
-    """Seconds of a forward and backward pass in bfloat16 autocast."""
+    """Seconds of one forward and backward pass under bfloat16 autocast."""
     begin = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)

@@ -1,4 +1,4 @@
-"""What an image costs by its size, the teacher and the number of steps: the figures that docs/scaling.md starts from."""
+"""Time and memory of an image's map by image size, teacher and number of steps: the figures that docs/scaling.md is based on."""
 
 import statistics
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ CASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Seconds and memory of one image, the fast engine against Captum with internal_batch_size=50, taking turns."""
+    """Measure seconds and memory of one image, with the fast engine and with Captum (internal_batch_size=50), in turns."""
 
     rounds: int = 3
-    """Measurements of each; the median counts."""
+    """Measurements of each engine; the median counts."""
     out: str | None = None
     """JSON file for the figures."""
 
 
 def measure(teacher: str, side: int, steps: int, rounds: int) -> dict[str, float | str]:
-    """Seconds an image and peak MiB of both engines on as many random pictures as fill some passes."""
-    count = max(8, 32 * 32 * 32 // side**2)  # so many that the last pass, filled up, does not count
+    """Seconds an image and peak MiB of both engines, on enough random pictures to fill several passes."""
+    count = max(8, 32 * 32 * 32 // side**2)  # enough that the padding of the last pass does not matter
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
     labels = torch.arange(count) % 10
@@ -46,7 +46,7 @@ def measure(teacher: str, side: int, steps: int, rounds: int) -> dict[str, float
     for turn in range(rounds + 1):
         for kind, worker in workers.items():
             _, _, took, memory[kind] = worker.ask(pixels, labels)
-            if turn:  # the first turn warms up and compiles
+            if turn:  # the first turn is a warm-up, which includes compiling
                 seconds[kind].append(took / count)
     for worker in workers.values():
         worker.close()

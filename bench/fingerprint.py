@@ -1,4 +1,4 @@
-"""What the jobs make, as hashes: a change that claims to alter nothing shows the same hashes before and after it, on one machine.
+"""Hashes of what the jobs make. A change that claims to alter nothing must give the same hashes before and after it, on one machine.
 
 python -m bench.fingerprint --out before.json      (at the commit before)
 python -m bench.fingerprint --out after.json --compare before.json
@@ -30,21 +30,21 @@ STUDENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Make a teacher, a store, three students and a tiny sweep of built-in pictures, and hash what came out."""
+    """Make a teacher, a store, three students and a tiny sweep from built-in pictures, and hash the results."""
 
     out: str
-    """JSON file of the hashes."""
+    """JSON file to write the hashes to."""
     compare: str | None = None
-    """Such a file from another commit; exit status 1 where the two differ."""
+    """A file of hashes from another commit; the exit status is 1 if they differ."""
 
 
 def run(job: str, *flags: str) -> None:
-    """Run a job as a user would."""
+    """Run a job by its command line."""
     subprocess.run([sys.executable, "-m", f"jobs.{job}", *flags], check=True)
 
 
 def hash_of(value: bytes) -> str:
-    """The first half of a sha256."""
+    """The first half of the sha256, in hexadecimal."""
     return hashlib.sha256(value).hexdigest()[:32]
 
 
@@ -66,12 +66,12 @@ def columns(uri: str) -> dict[str, str]:
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a run, without its seconds."""
+    """The figures of a run, without times."""
     return {"history": [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in row["history"]], "test": row["test"]["accuracy"]}
 
 
 def results(root: Path) -> dict[str, Any]:
-    """Everything that is compared."""
+    """Run the jobs in a directory; gives all hashes and figures that are compared."""
     teacher, store = root / "teacher", str(root / "store")
     run("teacher", "--images", IMAGES, "--out", str(teacher), *TEACHER)
     run("precompute", "--images", IMAGES, "--teacher", str(teacher), "--store", store, "--limit", "100", "--steps", "8", "--views", "all",

@@ -1,4 +1,4 @@
-"""A teacher, a cut and a lean student by torch and by ONNX Runtime in float32 and static int8, timed in turns as igkd latency does."""
+"""Latency of a teacher, a cut and a lean student, by torch and by ONNX Runtime in float32 and static int8, in turns as in igkd latency."""
 
 import statistics
 import tempfile
@@ -21,29 +21,29 @@ from igkd.networks import checkpoint as checkpoints
 from igkd.networks.network import build
 
 RUNTIMES: dict[Literal["onnx", "onnx-int8"], str] = {"onnx": "ONNX Runtime, float32", "onnx-int8": "ONNX Runtime, int8"}
-"""What runs a file of each format."""
+"""The runtime of each format."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Latency and memory of teacher and students in each runtime; students are untrained, which does not change how long they take."""
+    """Measure latency and memory of teacher and students in each runtime. Students are untrained: that does not change latency."""
 
     teacher: str = "assets/cifar10-teacher"
     """Directory of a checkpoint."""
     student: str = "mobilenet:cut=5"
-    """Of the first student; 5 has 4.1 times fewer parameters."""
+    """Network of the first student; cut 5 has 4.1 times fewer parameters than the teacher."""
     lean: str = "lean:4:32x2,48x2,96x2"
-    """Architecture of the second."""
+    """Network of the second student."""
     images: str | None = None
-    """The teacher's training images: its files are then checked, int8's accuracy, too. By default int8 is calibrated on drawn shapes."""
+    """The teacher's training images, to check its files with; by default int8 is calibrated on drawn shapes, and nothing is checked."""
     rounds: int = 20
-    """Turns of each model, of 5 passes each."""
+    """Rounds, of 5 passes of each model."""
     out: str | None = None
     """JSON file for the figures."""
 
 
 def built_models(config: Config, directory: Path) -> tuple[dict[str, tuple[str, str]], dict[str, Any]]:
-    """All models: network and runtime of each path, the teacher by torch first; and the checks of its files where there are images."""
+    """Path -> (network, runtime) of all models, the teacher by torch first; and the checks of the teacher's files, if there are images."""
     teacher = checkpoints.load(config.teacher)
     samples, _ = load_samples(open_images("shapes"), "train", np.arange(CALIBRATION), teacher.spec.image_shape, resize=True)
     networks = {
@@ -72,7 +72,7 @@ def built_models(config: Config, directory: Path) -> tuple[dict[str, tuple[str, 
 
 
 def against_teacher(rows: list[dict[str, Any]]) -> None:
-    """Add to each row how many times as fast it is as the teacher in the same runtime: the median over rounds."""
+    """Add to each row its speed relative to the teacher in the same runtime: the median over rounds."""
     key = ("runtime", "batch", "threads")
     teachers = {tuple(row[k] for k in key): row for row in rows if row["network"] == "teacher"}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Lean students, untrained, against a teacher in the same runtime: ONNX Runtime int8, one image a pass, one thread, in turns."""
+"""Latency of untrained lean students relative to a teacher: ONNX Runtime int8, one image a pass, one thread, in turns."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +13,17 @@ from igkd.sweeps.speed_search import measured_latencies
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What jobs.search does before it trains, without training: no Ray, no runs."""
+    """Do the first half of jobs.search, the timing of candidates, without Ray and without training."""
 
     store: str
-    """Of any images of the teacher's size: int8's ranges are taken from them."""
+    """A store with images of the teacher's size, which int8 is calibrated on."""
     out: str
-    """Directory for latencies.json; the same command goes on."""
+    """Directory for latencies.json; the same command resumes."""
     teacher: str = "assets/cifar10-teacher"
     """Directory of a checkpoint."""
     candidates: int = 24
     rounds: int = 20
-    """Turns of each model, of 5 passes each."""
+    """Rounds, of 5 passes of each model."""
     seed: int = 0
 
 

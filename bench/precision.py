@@ -1,4 +1,4 @@
-"""What it costs to store maps rounder: fidelity against bytes, float32 being the baseline."""
+"""Fidelity and bytes of maps stored with less precision than float32."""
 
 import io
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ Maps = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Cosine, rank correlation and bytes of maps kept as float16 or as uint8 with a scale for each map."""
+    """Measure cosine, rank correlation and bytes of maps stored as float16 or as uint8 with a scale for each map."""
 
     teacher: str = "assets/cifar10-teacher"
     images: str = "shapes"
-    """Its test split is attributed."""
+    """The source; maps of its test split are computed."""
     count: int = 500
-    """Images."""
+    """Number of images."""
     steps: int = 50
     out: str | None = None
     """JSON file for the figures."""
 
 
 def ranks(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Ranks within each row of (N, P), ties sharing their mean, as Spearman's coefficient wants them."""
+    """Ranks within each row of (N, P); equal values get their mean rank, as for Spearman's coefficient."""
     out = np.empty(values.shape)
     for row, ranked in zip(values, out, strict=True):
         _, place, count = np.unique(row, return_inverse=True, return_counts=True)
@@ -64,7 +64,7 @@ def parquet_bytes(flat: NDArray[np.generic]) -> int:
 
 
 def formats(flat: Maps) -> dict[str, tuple[NDArray[np.generic], Maps]]:
-    """Name to what is stored of maps (N, P), and what is read back."""
+    """Name of a format -> what is stored of maps (N, P), and the maps that are read back."""
     scale = flat.max(axis=1, keepdims=True) / 255
     linear = np.rint(flat / scale).astype(np.uint8)
     root = np.rint(np.sqrt(flat / scale / 255) * 255).astype(np.uint8)

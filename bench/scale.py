@@ -1,4 +1,4 @@
-"""How planning, the driver's memory and the pace of the store grow with its rows, all but the attribution itself being real."""
+"""Time and memory of a store by its number of rows, with everything real except the attribution."""
 
 import json
 import os
@@ -36,21 +36,21 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Fill a store by the real pipeline with images and maps that cost nothing, kill the driver halfway, go on, verify."""
+    """Fill a store by the real pipeline, with images and maps that cost nothing; kill the driver halfway, resume, and verify."""
 
     rows: tuple[int, ...] = (10_000, 100_000)
-    """Images of each store."""
+    """Number of images of each store."""
     cpus: int | None = None
-    """Processors of Ray; all by default."""
+    """Number of CPUs for Ray; by default all."""
     scratch: str | None = None
-    """Directory for the stores, about 3 KB a row; a temporary one by default."""
+    """Directory for the stores, about 3 KB a row; by default a temporary one."""
     out: str | None = None
     """JSON file for the figures."""
 
 
 @dataclass(frozen=True)
 class TinyImages(ImageSource):
-    """Ten pictures of 8x8 pixels, over and over."""
+    """Ten pictures of 8x8 pixels, repeated."""
 
     rows: int
     classes: tuple[str, ...] = tuple("0123456789")
@@ -70,7 +70,7 @@ class TinyImages(ImageSource):
 
 
 class NoAttribution(Attribute):
-    """Rows of the right shape that say whose they are; no model is asked."""
+    """Fills rows with values of the right shape that depend on the image's id, without running a model."""
 
     def attributed(self, rows: Rows) -> Rows:
         ids = np.asarray(rows["image_id"])
@@ -91,13 +91,13 @@ def memory(name: str) -> int:
 
 
 def fill(rows: int, uri: str, cpus: int | None) -> dict[str, Any]:
-    """A driver: plan a store, compute what is missing of it; gives seconds, and MB by which its memory grew at the most."""
+    """A driver: plan a store and compute its missing parts; gives seconds, and the peak growth of its memory in MB."""
     start_ray(num_cpus=cpus)
     source = TinyImages(rows)
     spec = NetworkSpec(classes=source.classes, image_shape=(SIDE, SIDE), name="mobilenet:width=0.35")
     model = build(spec, 0).eval()
     config = PrecomputeConfig(images=str(source), teacher="none", store=uri)
-    compute.make_plan(config, TinyImages(100), model, "none")  # what comes with the first call: not of the rows
+    compute.make_plan(config, TinyImages(100), model, "none")  # a first call, so that its one-time costs are not counted
     before, begin = memory("VmRSS"), time.monotonic()
     plan, selection = compute.make_plan(config, source, model, "none")
     planned, missing = time.monotonic(), plan.parts
@@ -117,17 +117,17 @@ def fill(rows: int, uri: str, cpus: int | None) -> dict[str, Any]:
 
 
 def check(uri: str) -> dict[str, Any]:
-    """Verify a store; gives seconds and MB."""
+    """Verify a store; gives seconds and memory in MB."""
     before, begin = memory("VmRSS"), time.monotonic()
     problems = store.verify(uri)
     return {"verify_seconds": time.monotonic() - begin, "verify_megabytes": memory("VmHWM") - before, "problems": len(problems)}
 
 
 def process(call: str, log: Path) -> "subprocess.Popen[bytes]":
-    """A process of its own that writes what a function of this module gives to log.json."""
+    """Start a process that calls a function of this module and writes its result to LOG.json."""
     program = f"import bench.scale as s, json; from pathlib import Path; Path({str(log) + '.json'!r}).write_text(json.dumps(s.{call}))"
     with log.open("ab") as out:
-        environment = {**os.environ, "RAY_ADDRESS": "local"}  # never somebody else's cluster
+        environment = {**os.environ, "RAY_ADDRESS": "local"}  # never connect to another cluster
         return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
 
@@ -139,7 +139,7 @@ def result(running: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:
 
 
 def measure(rows: int, scratch: Path, cpus: int | None) -> dict[str, Any]:
-    """Fill a store, the first driver being killed when half of the parts are there, and verify it."""
+    """Fill a store, killing the first driver when half of the parts exist, and verify it."""
     uri, log = str(scratch / f"store-{rows}"), scratch / f"log-{rows}"
     parts = -(-rows // compute.MAX_ROWS_PER_FILE)
     first = process(f"fill({rows}, {uri!r}, {cpus})", log)

@@ -1,4 +1,4 @@
-"""Training: the published loop, per-sample transforms in a DataLoader, against ours, batched on the device."""
+"""Speed of training: the published loop (transforms of single images in a DataLoader) against ours (batched on the device)."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -42,19 +42,19 @@ class Config:
     """Images a second of a training step of the paper's recipe, arm kd+ig, for the teacher's network, cut 5 and a residual student."""
 
     images: str = "shapes"
-    """Its test split is trained on; maps and logits are noise, which costs the same."""
+    """The source, whose test split is trained on; maps and logits are noise, which costs the same."""
     count: int = 2000
-    """Images."""
+    """Number of images."""
     steps: int = 12
-    """Steps of one measurement."""
+    """Training steps in one measurement."""
     rounds: int = 5
-    """Measurements of each loop, taking turns; the median counts."""
+    """Measurements of each loop, in turns; the median counts."""
     out: str | None = None
     """JSON file for the figures."""
 
 
 def samples_of(config: Config) -> Samples:
-    """Pictures, with noise for what the teacher would say."""
+    """Pictures, with noise in place of the teacher's maps and logits."""
     samples, _ = load_samples(open_images(config.images), "test", np.arange(config.count))
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(len(samples), *samples.shape, generator=generator)
@@ -62,7 +62,7 @@ def samples_of(config: Config) -> Samples:
 
 
 class Published(Dataset[tuple[Tensor, int, Tensor]]):
-    """The published data set, written anew: each image by itself through torchvision's transforms, and every tenth overlaid."""
+    """The published data set, rewritten: applies torchvision's transforms to each image, and overlays every tenth."""
 
     def __init__(self, samples: Samples) -> None:
         assert samples.ig is not None and samples.logits is not None
@@ -83,7 +83,7 @@ class Published(Dataset[tuple[Tensor, int, Tensor]]):
 
 
 def published(model: Classifier, samples: Samples, device: torch.device) -> Iterator[int]:
-    """Train by the published loop; gives the images of each step."""
+    """Train by the published loop; yields the number of images of each step."""
     loader = DataLoader(Published(samples), batch_size=64, shuffle=True, num_workers=2, persistent_workers=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     while True:
@@ -100,7 +100,7 @@ def published(model: Classifier, samples: Samples, device: torch.device) -> Iter
 
 
 def ours(model: Classifier, samples: Samples, device: torch.device, precision: Precision, compiled: bool) -> Iterator[int]:
-    """Train by igkd.training.loop's step; gives the images of each step."""
+    """Train by the step of igkd.training.loop; yields the number of images of each step."""
     config = distill_config("paper", store="", test_images="", out="", precision=precision)
     model.to(memory_format=torch.channels_last)
     feed = Resident(samples, config.training, config.objective, 0, device)
@@ -121,7 +121,7 @@ def ours(model: Classifier, samples: Samples, device: torch.device, precision: P
 
 
 def serve(pipe: multiprocessing.connection.Connection, loop: str, network: NetworkSpec, config: Config, threads: int) -> None:
-    """A process that trains: gets a number of steps, gives (images, seconds, peak MiB)."""
+    """Main loop of a process that trains: receives a number of steps, sends (images, seconds, peak MiB)."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = samples_of(config)
@@ -139,7 +139,7 @@ def serve(pipe: multiprocessing.connection.Connection, loop: str, network: Netwo
 
 
 def loops() -> list[str]:
-    """What is measured on this machine."""
+    """Names of the loops that can be measured on this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if multiplies_in_bfloat16(device):
         return [BASELINE, "float32", "bfloat16", COMPILED]
@@ -148,7 +148,7 @@ def loops() -> list[str]:
 
 
 def measure(network: NetworkSpec, config: Config) -> dict[str, dict[str, float]]:
-    """Every loop with one network, taking turns, each in a process of its own."""
+    """Measure every loop with one network, in turns, each loop in its own process."""
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for loop in loops():
@@ -164,7 +164,7 @@ def measure(network: NetworkSpec, config: Config) -> dict[str, dict[str, float]]
             pipe.send(config.steps)
             images, seconds, memory[loop] = pipe.recv()
             now[loop] = images / seconds
-        if turn:  # the first turn warms up and compiles
+        if turn:  # the first turn is a warm-up, which includes compiling
             for loop, rate in now.items():
                 rates[loop].append(rate)
                 ratios[loop].append(rate / now[BASELINE])

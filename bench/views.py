@@ -1,4 +1,4 @@
-"""The logits of crops: how fast they are computed, and what they save a student's run against asking the teacher in training."""
+"""Speed of computing the logits of crops, and how much faster a student trains with them than with a live teacher."""
 
 import dataclasses
 import statistics
@@ -29,17 +29,17 @@ CROPS = 162
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Crops a second by each engine, and images a second of training cut 5 with stored and with live logits, taking turns."""
+    """Measure crops a second by each engine, and images a second of training cut 5 with stored and with live logits, in turns."""
 
     teacher: str = "assets/cifar10-teacher"
     images: str = "shapes"
-    """Its test split is answered and trained on."""
+    """The source, whose test split is used."""
     crops: int = 640
-    """Of one measurement of an engine."""
+    """Number of crops in one measurement of an engine."""
     steps: int = 4
-    """Training steps of one measurement."""
+    """Training steps in one measurement."""
     rounds: int = 3
-    """The median counts, of rates and of ratios within a round."""
+    """Number of rounds; medians of rates, and of ratios within a round, count."""
     out: str | None = None
     """JSON file for the figures."""
 
@@ -49,7 +49,7 @@ def rate(count: int, begin: float) -> float:
 
 
 def measure_engines(teacher: Classifier, pixels: torch.Tensor, rounds: int) -> dict[str, float]:
-    """Crops a second, and the largest difference of a logit from torch's."""
+    """Crops a second of each engine, and the largest difference of a logit from torch's."""
     engines: list[Forwards] = ["torch", "openvino", *(["openvino-bf16"] if has_bfloat16() else [])]  # type: ignore[list-item]
     answers = {engine: views.answering(teacher, engine) for engine in engines}
     exact = answers["torch"](pixels)
@@ -66,7 +66,7 @@ def measure_engines(teacher: Classifier, pixels: torch.Tensor, rounds: int) -> d
 
 
 def measure_training(teacher: Classifier, config: Config) -> dict[str, float]:
-    """Images a second of a student's steps, and the ratio."""
+    """Images a second of training with stored and with live logits, and their ratio."""
     settings = distill_config("strong", store="", out="", arm="kd")
     recipe = settings.training
     samples, _ = load_samples(open_images(config.images), "test", np.arange(min(1000, 4 * recipe.batch_size)))
