@@ -1,10 +1,9 @@
 """Attention maps: where in the image a layer's activations are large."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igkd.images.views import View
+from igkd.images.views import View, warp
 
 
 def attention_map(features: Tensor) -> Tensor:
@@ -42,10 +41,4 @@ def moved_attention(maps: Tensor, view: View, image_shape: tuple[int, int]) -> T
     Returns:
         float (B, h, w).
     """
-    view = view.to(maps.device)
-    theta = torch.zeros(len(maps), 2, 3, device=maps.device)
-    theta[:, 0, 0], theta[:, 1, 1] = torch.where(view.flip, -1.0, 1.0), 1.0
-    theta[:, 0, 2] = view.dx * 2.0 / image_shape[1]
-    theta[:, 1, 2] = view.dy * 2.0 / image_shape[0]
-    grid = F.affine_grid(theta.to(maps), [len(maps), 1, *maps.shape[1:]], align_corners=False)
-    return normalise_map(F.grid_sample(maps.unsqueeze(1), grid, align_corners=False).squeeze(1))
+    return normalise_map(warp(maps, view.to(maps.device).affine(image_shape)))

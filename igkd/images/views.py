@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +30,19 @@ class View:
     def to(self, device: torch.device) -> "View":
         """The views with their tensors on a device."""
         return View(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def affine(self, image_shape: tuple[int, int]) -> Tensor:
+        """The views as affine transformations, float32 (B, 2, 3): from a place in what is seen to its place in the image, both in
+        [-1, 1] from edge to edge, x first, as `torch.nn.functional.affine_grid` takes them.
+
+        Args:
+            image_shape: (H, W) in pixels of the images.
+        """
+        theta = torch.zeros(len(self.dy), 2, 3, device=self.dy.device)
+        theta[:, 0, 0], theta[:, 1, 1] = torch.where(self.flip, -1.0, 1.0), 1.0
+        theta[:, 0, 2] = self.dx * 2.0 / image_shape[1]
+        theta[:, 1, 2] = self.dy * 2.0 / image_shape[0]
+        return theta
 
 
 def draw_view(seed: int, epoch: int, ids: NDArray[np.int64], padding: int) -> View:
@@ -82,3 +96,19 @@ def crop_flip(images: Tensor, view: View) -> Tensor:
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     picked = images[batch, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]  # (B, H, W, C)
     return (picked * inside[..., None]).permute(0, 3, 1, 2)
+
+
+def warp(images: Tensor, theta: Tensor) -> Tensor:
+    """Apply affine transformations, bilinearly; `crop_flip` is the exact path for whole pixels.
+
+    Args:
+        images: float (B, C, H, W) or maps (B, H, W), of any resolution.
+        theta: float (B, 2, 3), as `View.affine` gives.
+
+    Returns:
+        same shape and dtype; what moves in from outside is 0.
+    """
+    if images.dim() == 3:
+        return warp(images.unsqueeze(1), theta).squeeze(1)
+    grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)

@@ -15,7 +15,7 @@ from igkd.attribution.overlay import layer_of, minmax, overlay, sharpen
 from igkd.base.choices import Content
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
-from igkd.images.views import View, crop_flip, draw_view
+from igkd.images.views import View, crop_flip, draw_view, warp
 from igkd.training.augment import augment, cutout, deranged, draw, draw_overlay, overlay_probability, pixel_order
 
 IDS = np.arange(20_000)
@@ -187,6 +187,17 @@ def test_attention_moves_by_half_a_cell_to_the_mean_of_two() -> None:
     # The last row or column mixes with what is outside; proportions of the others stay.
     torch.testing.assert_close(moved[0, :-1] / moved[0, 0, 0], down / down[0, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(moved[1, :, :-1] / moved[1, 0, 0], right / right[0, 0], rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5), st.booleans()), min_size=1, max_size=4),
+    st.integers(3, 12),
+    st.integers(3, 12),
+)
+def test_a_view_as_an_affine_transformation_is_the_exact_one(moves: list[tuple[int, int, bool]], height: int, width: int) -> None:
+    images, view = noise(len(moves), 3, height, width), view_of(moves)
+    torch.testing.assert_close(warp(images, view.affine((height, width))), crop_flip(images, view), rtol=0, atol=1e-5)
 
 
 def test_mirrored_and_unmoved_attention() -> None:
