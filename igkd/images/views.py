@@ -32,11 +32,12 @@ class View:
         return View(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     def affine(self, image_shape: tuple[int, int]) -> Tensor:
-        """The views as affine transformations, float32 (B, 2, 3): from a place in what is seen to its place in the image, both in
-        [-1, 1] from edge to edge, x first, as `torch.nn.functional.affine_grid` takes them.
+        """The views as affine matrices, float32 (B, 2, 3), for `torch.nn.functional.affine_grid`.
+
+        They map a position in the view to its position in the image; both are (x, y) in [-1, 1] from edge to edge.
 
         Args:
-            image_shape: (H, W) in pixels of the images.
+            image_shape: (H, W) of the images in pixels.
         """
         theta = torch.zeros(len(self.dy), 2, 3, device=self.dy.device)
         theta[:, 0, 0], theta[:, 1, 1] = torch.where(self.flip, -1.0, 1.0), 1.0

@@ -1,1 +1,1 @@
-"""Networks: build, name, count, save, load. Trains nothing."""
+"""Networks: building, naming, counting, saving, loading and tapping them. Trains nothing."""

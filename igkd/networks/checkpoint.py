@@ -1,6 +1,6 @@
 """Checkpoints: a directory of `model.safetensors` and `model.json`. Nothing is ever unpickled.
 
-The JSON holds the specification that rebuilds the network, and whatever its maker wants to say about how it was made.
+The JSON holds the specification that rebuilds the network, and how it was made.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from igkd.networks.network import Classifier, NetworkSpec, multiply_adds, parame
 
 
 def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool = False) -> None:
-    """Write `model.safetensors` and, last, `model.json`; each appears whole or not at all.
+    """Write `model.safetensors` and then `model.json`, each atomically.
 
     Args:
-        model: the network; its spec goes into the JSON.
+        model: the network; its spec is written into the JSON.
         directory: created if missing.
         made: how it was made (JSON values): command, seed, accuracies.
-        half: store floating-point tensors as float16, half the size; `load` gives float32 again.
+        half: store floating-point tensors as float16, at half the size; `load` converts them to float32 again.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
     if half:
@@ -47,7 +47,7 @@ def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool
 
 
 def load(directory: Path | str) -> Classifier:
-    """Read a checkpoint in evaluation mode.
+    """Load a checkpoint; the network is in evaluation mode.
 
     Raises:
         UserError: there is no checkpoint, it is damaged, or its tensors do not fit its spec.
@@ -62,7 +62,7 @@ def load(directory: Path | str) -> Classifier:
         raise UserError(f"{directory}/model.safetensors does not match the sha256 in model.json: it was damaged or replaced")
     try:
         spec, state = NetworkSpec.from_json(card["spec"]), safetensors.torch.load(weights)
-        with torch.device("meta"):  # where a network of any size takes no memory
+        with torch.device("meta"):  # on the device "meta" a network of any size takes no memory
             expected = {name: tensor.shape for name, tensor in Classifier(spec).network.state_dict().items()}
         if wrong := sorted(name for name in expected.keys() | state.keys() if name not in state or state[name].shape != expected.get(name)):
             raise ValueError(f"{len(wrong)} tensor(s) do not fit its spec, such as {short(wrong[0])}")

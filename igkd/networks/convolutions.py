@@ -1,6 +1,6 @@
-"""Convolutions whose backward pass oneDNN, which computes them on processors, does badly; the same function, by another way.
+"""Replacements for convolutions whose backward pass is wrong or slow in oneDNN, which torch uses on CPUs.
 
-Both have the weights, and in evaluation the operations, of the plain layer: checkpoints and exported files do not know them.
+They have the weights of the plain layers and, in evaluation, the same operations, so checkpoints and exported files do not depend on them.
 """
 
 import torch
@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 
 class Shortcut(nn.Conv2d):
-    """A 1x1 convolution with a stride, which has the pixels between left out before it when there may be a backward pass.
+    """A 1x1 convolution with a stride. If there may be a backward pass, the skipped pixels are dropped first and the stride is 1.
 
-    oneDNN's backward pass of the plain one, channels last and from fewer than 16 channels, writes beyond its memory: the process dies or
+    oneDNN's backward pass of the plain layer, channels last with fewer than 16 channels, writes outside its memory: the process dies or
     hangs (https://github.com/uxlfoundation/oneDNN/issues/6035; seen in torch 2.15). Without gradients, as in exported files, this is
-    the plain one.
+    the plain layer.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -24,10 +24,10 @@ class Shortcut(nn.Conv2d):
 
 
 class StridedDepthwise(nn.Conv2d):
-    """A depthwise convolution with a stride, which is computed in float32 where the rest of the network is in bfloat16 on a processor.
+    """A depthwise convolution with a stride that stays in float32 when the rest of the network is in bfloat16 on a CPU.
 
-    oneDNN has no fast backward pass of it in bfloat16 and takes its reference code: 131 ms instead of 15 ms in float32 for one layer of a
-    MobileNet-V2, a third of a training step (seen with AMX in torch 2.15). GPUs, and processors in float32, run the plain one.
+    oneDNN has no fast backward pass for it in bfloat16 and uses its reference code: 131 ms instead of 15 ms in float32 for one layer of a
+    MobileNet-V2, a third of a training step (seen with AMX in torch 2.15). On GPUs, and in float32, this is the plain layer.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class StridedDepthwise(nn.Conv2d):
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """Turn every `StridedDepthwise` of a network back into the plain layer, in place, for tools that know layers by type; gives it."""
+    """Turn every `StridedDepthwise` of a network into the plain layer, in place, for tools that check types; returns the network."""
     for module in network.modules():
         if type(module) is StridedDepthwise:
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
@@ -46,7 +46,7 @@ def plain(network: nn.Module) -> nn.Module:
 
 
 def avoid_slow_kernels(network: nn.Module) -> nn.Module:
-    """Turn every strided depthwise convolution of a network into a `StridedDepthwise`, in place; gives the network."""
+    """Turn every strided depthwise convolution of a network into a `StridedDepthwise`, in place; returns the network."""
     for module in network.modules():
         if type(module) is nn.Conv2d and module.groups > 1 and module.groups == module.in_channels and max(module.stride) > 1:
             module.__class__ = StridedDepthwise

@@ -1,6 +1,6 @@
-"""The registry of families of networks. A network's name is FAMILY, or FAMILY:OPTIONS, and says all about its architecture.
+"""The registry of families of networks. A network's name, FAMILY or FAMILY:OPTIONS, determines its architecture.
 
-A new family is one module with the functions of `Family`, and one line here.
+To add a family, write one module with the functions of `Family`, and add one entry to `FAMILIES`.
 """
 
 from typing import Protocol
@@ -13,26 +13,26 @@ from igkd.networks import lean, mobilenet, torchvision
 
 
 class Family(Protocol):
-    """What a family's module offers; `options` is what stands behind the colon of a name."""
+    """The functions of a family's module; `options` is the part of a name after the first colon."""
 
     def canonical(self, options: str) -> str:
-        """The same options as every name of this network has them; raises UserError where they name none."""
+        """The options in their canonical spelling, so that a network has one name; raises UserError if they are invalid."""
 
     def build(self, options: str, classes: int) -> nn.Module:
-        """Freshly initialised by torch's generator: float (B, 3, H, W), normalised, to logits (B, classes)."""
+        """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
 
     def tap(self, options: str) -> str | None:
-        """Path of the layer at which a teacher of this family and this student are compared by attention transfer; None without one."""
+        """Path of the layer where attention transfer compares this student with a teacher of this family; None if there is none."""
 
     def student(self, options: str, teacher: str | None, side: int) -> str:
-        """A student's options with what they leave open: see `student_name`."""
+        """A student's options, with those that the user left open filled in; see `student_name`."""
 
 
 FAMILIES: dict[str, Family] = {"mobilenet": mobilenet, "lean": lean, "torchvision": torchvision}
 
 
 def family_of(name: str) -> str:
-    """The family that a name begins with."""
+    """The part of a name before the first colon."""
     return name.partition(":")[0]
 
 
@@ -44,31 +44,31 @@ def _split(name: str) -> tuple[Family, str]:
 
 
 def canonical_name(name: str) -> str:
-    """The one name of a network.
+    """A network's name in its canonical spelling.
 
     Raises:
-        UserError: the name is no network's.
+        UserError: the name is invalid.
     """
     family, options = _split(name)
     return ":".join(filter(None, [family_of(name), family.canonical(options)]))
 
 
 def build_named(name: str, classes: int) -> nn.Module:
-    """A network by its name, freshly initialised by torch's generator: float (B, 3, H, W), normalised, to logits (B, classes)."""
+    """The network with this name, freshly initialised; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
     family, options = _split(name)
     return family.build(options, classes)
 
 
 def student_name(name: str, teacher: str, image_shape: tuple[int, int]) -> str:
-    """The full name of a student: what its name leaves open is as the teacher has it, if that is of the same family.
+    """The full name of a student: options that the user left open are copied from a teacher of the same family.
 
     Args:
-        name: as the user gave it, such as mobilenet:cut=5.
+        name: the name that the user gave, such as mobilenet:cut=5.
         teacher: the teacher's name, such as mobilenet:width=0.5.
         image_shape: (height, width) in pixels of the images.
 
     Raises:
-        UserError: the name is no network's.
+        UserError: the name is invalid.
     """
     family, options = _split(name)
     like = teacher.partition(":")[2] if family_of(teacher) == family_of(name) else None
@@ -76,6 +76,6 @@ def student_name(name: str, teacher: str, image_shape: tuple[int, int]) -> str:
 
 
 def tap_of(student: str, teacher: str) -> str | None:
-    """Path of the layer at which this student and its teacher are compared by attention transfer; None where no layers correspond."""
+    """Path of the layer where attention transfer compares this student with its teacher; None if no layers correspond."""
     family, options = _split(student)
     return family.tap(options) if family_of(student) == family_of(teacher) else None

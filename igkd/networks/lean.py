@@ -1,9 +1,9 @@
-"""The family `lean`: plain residual networks that a processor runs fast, beside the cut MobileNet-V2.
+"""The family `lean`: plain residual networks that are fast on a CPU.
 
-A cut student keeps its teacher's early layers, which see the image at full resolution and are most of the time. A lean one reduces the
+A cut MobileNet-V2 keeps its teacher's early layers, which work at full resolution and take most of the time. A lean network reduces the
 resolution at once, is narrow early and wide late, and has plain convolutions instead of depthwise ones, which move much memory for
-little arithmetic. `lean:2:32x1,64x1,96x2` has a first convolution of stride 2 and three stages of WIDTHxBLOCKS, each after the first at
-half the resolution of the one before it.
+little arithmetic. `lean:2:32x1,64x1,96x2` has a first convolution of stride 2 and three stages of WIDTHxBLOCKS; each stage after the
+first halves the resolution.
 """
 
 import re
@@ -26,28 +26,28 @@ _NAME = re.compile(f"[{''.join(map(str, STEMS))}]:{_STAGE}(?:,{_STAGE}){{0,{MAX_
 
 @dataclass(frozen=True)
 class Lean:
-    """An architecture."""
+    """The architecture of a lean network."""
 
     stem: int
     """Stride of the first convolution: 1, 2 or 4."""
     stages: tuple[tuple[int, int], ...]
-    """(width, blocks) of each, 1 to MAX_STAGES of them; widths are 1 to MAX_WIDTH channels, blocks 1 to MAX_BLOCKS."""
+    """(width, blocks) of 1 to MAX_STAGES stages; widths are 1 to MAX_WIDTH channels, blocks 1 to MAX_BLOCKS."""
 
     def __str__(self) -> str:
         return f"{self.stem}:{','.join(f'{width}x{blocks}' for width, blocks in self.stages)}"
 
     @property
     def kernel(self) -> int:
-        """Side of the stem's kernel: so wide that there are no pixels, between its steps or at the edge, which the network never sees."""
+        """Side of the stem's kernel in pixels: large enough that no pixel is skipped, neither between its steps nor at the edge."""
         return max(3, 2 * self.stem - 1)
 
     @property
     def last_width(self) -> int:
-        """Channels of what it gives."""
+        """Channels of the last stage."""
         return self.stages[-1][0]
 
     def parameters(self, classes: int) -> int:
-        """Trainable scalars of the whole classifier, without building it."""
+        """Number of trainable scalars of the whole classifier, computed without building it."""
         before = self.stages[0][0]
         total = 3 * self.kernel**2 * before + 2 * before
         for stage, (width, blocks) in enumerate(self.stages):
@@ -60,12 +60,12 @@ class Lean:
 
 
 def parse(text: str) -> Lean:
-    """The architecture that a string names; `str` of it is the same string again.
+    """The architecture for a name's options; `str` is the inverse.
 
     Raises:
-        UserError: it names none, or one beyond all bounds.
+        UserError: the options are malformed or out of range.
     """
-    if _NAME.fullmatch(text) is not None:  # whose length is bounded, and so is every number in it
+    if _NAME.fullmatch(text) is not None:  # the pattern bounds the text's length and every number in it
         stem, _, rest = text.partition(":")
         stages = tuple((int(width), int(blocks)) for width, blocks in (stage.split("x") for stage in rest.split(",")))
         if all(width <= MAX_WIDTH and blocks <= MAX_BLOCKS for width, blocks in stages):
@@ -77,14 +77,14 @@ def parse(text: str) -> Lean:
 
 
 def features(lean: Lean) -> nn.Sequential:
-    """The network before the classifier: float (B, 3, H, W) to (B, last_width, h, w), freshly initialised by torch's generator."""
+    """The layers before the classifier, freshly initialised: they map float (B, 3, H, W) to (B, last_width, h, w)."""
     width = lean.stages[0][0]
     first = nn.Conv2d(3, width, lean.kernel, lean.stem, lean.kernel // 2, bias=False)
     stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
     layers: list[nn.Module] = [stem, *_blocks(lean, width)]
     network = nn.Sequential(*layers)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):  # as torchvision's residual networks are
+        if isinstance(module, nn.Conv2d):  # the initialisation of torchvision's residual networks
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network
 
@@ -101,20 +101,20 @@ def _blocks(lean: Lean, before: int) -> Iterator[nn.Module]:
 
 
 def canonical(options: str) -> str:
-    """The options as every name of this network has them."""
+    """The options in their canonical spelling."""
     return str(parse(options))
 
 
 def build(options: str, classes: int) -> nn.Module:
-    """Freshly initialised by torch's generator: float (B, 3, H, W) to logits (B, classes)."""
+    """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
     return Pooled(features(parse(options)), classes)
 
 
 def tap(options: str) -> str | None:
-    """None: no layer corresponds to one of a teacher's."""
+    """Always None: no layer corresponds to one of a teacher."""
     return None
 
 
 def student(options: str, teacher: str | None, side: int) -> str:
-    """The options, which leave nothing open."""
+    """The options in their canonical spelling; they leave nothing open."""
     return canonical(options)

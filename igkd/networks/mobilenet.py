@@ -1,7 +1,7 @@
 """The family `mobilenet`: the paper's MobileNet-V2 for small images, whole or without its last layers.
 
-`mobilenet` is the whole network; `mobilenet:cut=5,width=0.5,stride=2` lacks its last 5 feature layers, has half the channels, and a first
-convolution of stride 2. What has its default is left out of a name: cut=0, width=1, stride=1.
+`mobilenet` is the whole network; `mobilenet:cut=5,width=0.5,stride=2` lacks the last 5 feature layers, has half the channels, and a first
+convolution of stride 2. A name omits options that have their defaults: cut=0, width=1, stride=1.
 """
 
 import re
@@ -22,7 +22,7 @@ CUTS = (0, 3, 5, 7, 9, 11, 13, 15, 17)
 """Numbers of trailing `features` entries that may be removed; 0 is the whole network."""
 ATTENTION_DIVIDER = {3: 2, 5: 2, 7: 2, 9: 4, 11: 4, 13: 4, 15: 8, 17: 20}
 LARGE = 64
-"""Pixels of an image's side, above which a student of another kind of teacher has a first convolution of stride 2."""
+"""If the teacher is of another family, a student for images with a longer side than this, in pixels, gets stride 2."""
 _SETTINGS = {"cut": "[0-9]{1,2}", "width": r"[0-9]{1,2}(?:\.[0-9]{1,4})?", "stride": "[1-9][0-9]{0,3}"}
 
 
@@ -34,14 +34,14 @@ class MobileNet:
     width: float = 1.0
     """Width multiplier of every layer (Sandler et al. 2018)."""
     stride: int = 1
-    """Of the first convolution: 1 for images of about 32 pixels a side, 2 for larger ones, a quarter of the work."""
+    """Stride of the first convolution: 1 for images of about 32 pixels a side; 2, with a quarter of the work, for larger ones."""
 
 
 def parse(options: str) -> MobileNet:
-    """The network that a name's options stand for, such as "cut=5,stride=2".
+    """The network for a name's options, such as "cut=5,stride=2".
 
     Raises:
-        UserError: they name none.
+        UserError: the options are malformed or out of range.
     """
     given = dict(part.partition("=")[::2] for part in options.split(",")) if options else {}
     sound = all(name in _SETTINGS and re.fullmatch(_SETTINGS[name], value) for name, value in given.items())
@@ -56,14 +56,14 @@ def parse(options: str) -> MobileNet:
 
 
 def canonical(options: str) -> str:
-    """The same options as every name of this network has them: in one order, without those that have their defaults."""
+    """The options in their canonical spelling: in a fixed order, without those that have their defaults."""
     found, usual = parse(options), MobileNet()
     differing = [name for name in _SETTINGS if getattr(found, name) != getattr(usual, name)]
     return ",".join(f"{name}={getattr(found, name):g}" for name in differing)
 
 
 def build(options: str, classes: int) -> nn.Module:
-    """Freshly initialised by torch's generator: float (B, 3, H, W) to logits (B, classes)."""
+    """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
     found = parse(options)
     whole = MobileNetV2(
         num_classes=classes,
@@ -78,17 +78,17 @@ def build(options: str, classes: int) -> nn.Module:
 
 
 def tap(options: str) -> str | None:
-    """Path of the layer at which teacher and this student are compared by attention transfer (PAPER: layer 19 // divider of the cut)."""
+    """Path of the layer where attention transfer compares this student with its teacher (paper: layer 19 // divider of the cut)."""
     cut = parse(options).cut
     return f"features.{FEATURES // ATTENTION_DIVIDER[cut]}" if cut in ATTENTION_DIVIDER else None
 
 
 def student(options: str, teacher: str | None, side: int) -> str:
-    """A student's options, with the width and the stride that they leave open: those of its teacher.
+    """A student's options; width and stride, if left open, are the teacher's.
 
     Args:
-        teacher: options of the teacher, if that is of this family.
-        side: pixels of an image's longer side, which decides the stride where the teacher is of another family.
+        teacher: options of the teacher, if it is of this family.
+        side: longer side of the images in pixels; decides the stride if the teacher is of another family.
     """
     like = MobileNet(stride=2 if side > LARGE else 1) if teacher is None else parse(teacher)
     defaults = [f"width={like.width:g}"] * ("width=" not in options) + [f"stride={like.stride}"] * ("stride=" not in options)

@@ -1,4 +1,4 @@
-"""What a network is here: its specification, the classifier that takes pixels, and its sizes."""
+"""A network's specification, the classifier that takes pixels, and counts of parameters and multiply-adds."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from igkd.images.codec import Interpolation, Scaling
 from igkd.networks.families import build_named, canonical_name
 
 MAX_SIDE = 8192
-"""Pixels of an image's side."""
+"""Longest allowed side of an image, in pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """All that is needed to rebuild a network and to feed it."""
+    """All that is needed to rebuild a network and to prepare its input."""
 
     name: str = "mobilenet"
-    """Its architecture, as `networks.families` names it: mobilenet:cut=5, lean:2:32x1,64x1, torchvision:resnet18."""
+    """The network's name (see `networks.families`): mobilenet:cut=5, lean:2:32x1,64x1, torchvision:resnet18."""
     classes: tuple[str, ...]
     """Class names; a label is an index into them."""
     image_shape: tuple[int, int]
     """(height, width) in pixels of the images it was trained on."""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """Subtracted from pixels in [0, 1], per channel, before the network sees them."""
+    """For each channel, subtracted from pixels in [0, 1]."""
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    """Divides the pixels after that, per channel."""
+    """For each channel, divides the pixels after the mean was subtracted."""
     short_side: int = 0
-    """Where pictures are scaled to `image_shape`: the pixels of their shorter side before the crop, as `codec.Scaling` has it."""
+    """With `interpolation`, how pictures are scaled to `image_shape`; see `codec.Scaling`."""
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
@@ -38,12 +38,12 @@ class NetworkSpec:
 
     @property
     def scaling(self) -> Scaling:
-        """How pictures of another size are made the network's size."""
+        """How pictures are scaled to the network's size."""
         return Scaling(self.short_side, self.interpolation)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "NetworkSpec":
-        """What a checkpoint says; raises TypeError, ValueError or UserError if that is no network."""
+        """The spec from a checkpoint's JSON; raises TypeError, ValueError or UserError if it is invalid."""
         if "name" not in data:
             raise ValueError("its spec has no name: an older igkd made it; train it anew")
         spec = typed(cls, data)
@@ -61,8 +61,8 @@ class NetworkSpec:
 class Classifier(nn.Module):
     """A network of any family that takes pixels in [0, 1] and normalises them itself.
 
-    `forward(pixels)` maps float (B, 3, H, W) in [0, 1] to logits (B, classes); `from_normalised` starts behind the
-    normalisation, which is where integrated gradients have their baseline.
+    `forward(pixels)` maps float (B, 3, H, W) in [0, 1] to logits (B, classes). `from_normalised` takes normalised pixels, the space in
+    which integrated gradients are computed.
     """
 
     mean: Tensor
@@ -70,8 +70,8 @@ class Classifier(nn.Module):
 
     def __init__(self, spec: NetworkSpec, network: nn.Module | None = None) -> None:
         """Args:
-        network: float (B, 3, H, W), normalised, to logits (B, classes); without one, that of the spec's name, freshly initialised by
-            torch's generator.
+        network: maps float (B, 3, H, W), normalised, to logits (B, classes); by default the network of the spec's name, freshly
+            initialised by torch's generator.
         """
         super().__init__()
         self.spec = spec
@@ -80,17 +80,20 @@ class Classifier(nn.Module):
         self.network = build_named(spec.name, len(spec.classes)) if network is None else network
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Float (B, 3, H, W) pixels in [0, 1] to the network's own scale, same shape."""
+        """Normalise float pixels (B, 3, H, W) in [0, 1] by the network's mean and std."""
         return (pixels - self.mean) / self.std
 
     def from_normalised(self, x: Tensor) -> Tensor:
-        """Normalised float (B, 3, H, W) to logits (B, classes)."""
+        """Logits (B, classes) of normalised float (B, 3, H, W)."""
         logits: Tensor = self.network(x)
         return logits
 
     def forward(self, pixels: Tensor, taps: tuple[str, ...] = ()) -> Any:
-        """Logits (B, classes); with `taps`, paths of layers in `network` such as "features.9", (logits, their outputs by path), from the
-        same pass."""
+        """Logits (B, classes) of pixels float (B, 3, H, W) in [0, 1]; with `taps`, (logits, outputs of the tapped layers by path).
+
+        Args:
+            taps: paths of layers in `network`, such as "features.9"; their outputs come from the same pass.
+        """
         if not taps:
             return self.from_normalised(self.normalise(pixels))
         seen: dict[str, Tensor] = {}
@@ -103,7 +106,7 @@ class Classifier(nn.Module):
 
 
 def _keep_output(network: nn.Module, path: str, seen: dict[str, Tensor]) -> torch.utils.hooks.RemovableHandle:
-    """Have a layer put what it gives into `seen`, until the handle's `remove`."""
+    """Register a hook that stores a layer's output in `seen[path]`, until `remove` of the returned handle is called."""
 
     def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
         seen[path] = output
@@ -112,7 +115,7 @@ def _keep_output(network: nn.Module, path: str, seen: dict[str, Tensor]) -> torc
 
 
 class Deployed(nn.Module):
-    """A network that takes pixels as they are decoded and a device has them: uint8 (B, H, W, 3) to logits float32 (B, classes)."""
+    """A network for export: takes decoded pixels, uint8 (B, H, W, 3), and gives logits float32 (B, classes)."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -123,20 +126,20 @@ class Deployed(nn.Module):
 
 
 def build(spec: NetworkSpec, seed: int) -> Classifier:
-    """A freshly initialised network; the same seed gives the same weights, and the global generator is left alone."""
+    """A freshly initialised network; the same seed gives the same weights, and torch's global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(spec)
 
 
 def values_a_channel(spec: NetworkSpec, scale: float = 1.0) -> int:
-    """Pixels of the smallest feature maps that a batch normalisation of this network sees of one image.
+    """Number of pixels of the smallest feature maps, of one image, that a batch normalisation of this network gets.
 
     Args:
         scale: factor on the image's sides.
     """
     found: list[int] = []
-    with torch.device("meta"), torch.no_grad():  # shapes alone
+    with torch.device("meta"), torch.no_grad():  # only shapes are computed
         network = Classifier(spec).eval()
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -151,7 +154,7 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def multiply_adds(model: Classifier) -> int:
-    """Multiply-adds of one image's convolutions and linear layers, at the image shape of its spec."""
+    """Number of multiply-adds of convolutions and linear layers for one image of the spec's shape."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device

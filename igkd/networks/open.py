@@ -1,4 +1,4 @@
-"""From what the user names to a trained network: a checkpoint's directory, or a network of torchvision."""
+"""Opens a trained network that the user names: a checkpoint's directory, or a network of torchvision."""
 
 import hashlib
 import re
@@ -14,15 +14,15 @@ from igkd.networks.network import Classifier, NetworkSpec, multiply_adds, parame
 
 
 def open_teacher(text: str) -> tuple[Classifier, dict[str, Any]]:
-    """A teacher in evaluation mode and its card: sha256 of the weights, parameters, multiply_adds, how it was made.
+    """Open a teacher; gives it in evaluation mode, and its card: sha256 of the weights, parameters, multiply_adds, how it was made.
 
     Args:
-        text: the directory of a checkpoint; or torchvision:NAME with the default weights, which are downloaded;
-            torchvision:NAME,weights=none,seed=N has random ones. Size, scaling, mean and deviation of torchvision's images are those
-            of its default weights' own transforms, also where the weights are random.
+        text: the directory of a checkpoint; or torchvision:NAME with the default weights, which are downloaded; or
+            torchvision:NAME,weights=none,seed=N with random weights. Image size, scaling, mean and deviation are those of the default
+            weights' transforms, also if the weights are random.
 
     Raises:
-        UserError: there is no such teacher, or its weights cannot be had.
+        UserError: there is no such teacher, or its weights cannot be downloaded.
     """
     if not text.startswith("torchvision:"):
         return checkpoint.load(text), checkpoint.checkpoint_card(text)
@@ -52,10 +52,10 @@ def open_teacher(text: str) -> tuple[Classifier, dict[str, Any]]:
 
 
 def torchvision_spec(name: str, transform: Any, classes: tuple[str, ...]) -> NetworkSpec:
-    """How a network of torchvision is fed.
+    """The spec of a network of torchvision.
 
     Args:
-        name: in torchvision.
+        name: the network's name in torchvision.
         transform: `weights.transforms()`, an ImageClassification.
     """
     (side,), (short_side,) = transform.crop_size, transform.resize_size

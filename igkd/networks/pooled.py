@@ -1,4 +1,4 @@
-"""What networks of this project have in common: feature layers, the mean over all positions, and one linear layer."""
+"""The common structure of our own networks: feature layers, the mean over all positions, and one linear layer."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class Pooled(nn.Module):
-    """A classifier of float (B, 3, H, W) to logits (B, classes)."""
+    """A classifier that maps float (B, 3, H, W) to logits (B, classes)."""
 
     def __init__(self, features: nn.Sequential, classes: int) -> None:
         """Args:
-        features: float (B, 3, H, W) to (B, C, h, w), with a batch normalisation of C channels as its last.
+        features: maps float (B, 3, H, W) to (B, C, h, w); its last batch normalisation has C channels.
         """
         super().__init__()
         self.features = features

@@ -1,4 +1,4 @@
-"""Networks whose classes are in another order than the images'."""
+"""Matches a network's classes with those of images or of another network, and reorders its logits."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ class Reordered(nn.Module):
 
     def __init__(self, network: nn.Module, order: NDArray[np.int64]) -> None:
         """Args:
-        order: int64 (classes,), the network's number of each class in the new order.
+        order: int64 (classes,), the network's label of each class in the new order.
         """
         super().__init__()
         self.network = network
@@ -31,23 +31,23 @@ class Reordered(nn.Module):
 
 
 def class_numbers(model: Classifier, name: str, others: str, classes: tuple[str, ...], remedy: str) -> NDArray[np.int64]:
-    """A network's number of each class of images or of another network, int64 (len(classes),).
+    """The network's label for each of `classes`, int64 (len(classes),).
 
     Args:
-        name, others: the network and the others in messages.
-        classes: of the others.
-        remedy: what to do where they are not the same.
+        name, others: for messages, the network and who has the other classes.
+        classes: class names of images or of another network.
+        remedy: for messages, what to do if the classes differ.
 
     Raises:
-        UserError: they are not the same.
+        UserError: the classes differ.
     """
     return renumbering(model.spec.classes, classes, name, others, remedy, imagenet=family_of(model.spec.name) == "torchvision")
 
 
 def renumbered(model: Classifier, name: str, others: str, classes: tuple[str, ...], remedy: str) -> Classifier:
-    """The network with its logits in the order of another's classes; itself if they are.
+    """The network with its logits in the order of `classes`; the same object if they are in this order already.
 
-    Args and errors are those of `class_numbers`.
+    Arguments and errors are those of `class_numbers`.
     """
     order = class_numbers(model, name, others, classes, remedy)
     if np.array_equal(order, np.arange(len(order))):

@@ -12,15 +12,15 @@ from torch import nn
 
 from igkd.base.errors import UserError
 
-# torchvision unpickles what it finds in $TORCH_HOME without looking at its hash. This makes torch load tensors and nothing else.
+# torchvision unpickles files in $TORCH_HOME without checking their hash. This setting makes torch load nothing but tensors.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 
 def canonical(options: str) -> str:
-    """The network's name in torchvision.
+    """The network's name in torchvision, checked.
 
     Raises:
-        UserError: torchvision has none of that name.
+        UserError: torchvision has no classifier of that name.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if options not in known:
@@ -29,33 +29,33 @@ def canonical(options: str) -> str:
 
 
 def build(options: str, classes: int) -> nn.Module:
-    """Freshly initialised by torch's generator: float (B, 3, H, W) to logits (B, classes)."""
+    """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # inception_v3 and googlenet announce other random weights
+        warnings.simplefilter("ignore", FutureWarning)  # inception_v3 and googlenet warn that their initialisation will change
         network: nn.Module = torchvision.models.get_model(canonical(options), weights=None, num_classes=classes)
     return network
 
 
 def tap(options: str) -> str | None:
-    """None: no layer corresponds to one of a teacher's."""
+    """Always None: no layer corresponds to one of a teacher."""
     return None
 
 
 def student(options: str, teacher: str | None, side: int) -> str:
-    """The options, which leave nothing open."""
+    """The options, which leave nothing open for a teacher to fill in."""
     return canonical(options)
 
 
 def default_weights(options: str) -> Any:
-    """The entry of torchvision's best weights for ImageNet, with `meta["categories"]` and `transforms()`."""
+    """torchvision's entry of its default weights for ImageNet, with `meta["categories"]` and `transforms()`."""
     return torchvision.models.get_model_weights(canonical(options)).DEFAULT
 
 
 def pretrained(options: str) -> nn.Module:
-    """The network with these weights, downloaded where $TORCH_HOME does not have them.
+    """The network with its default weights, which are downloaded unless $TORCH_HOME has them.
 
     Raises:
-        UserError: they cannot be had.
+        UserError: the weights cannot be downloaded or read.
     """
     try:
         network: nn.Module = torchvision.models.get_model(options, weights=default_weights(options))
