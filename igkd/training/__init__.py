@@ -1,1 +1,1 @@
-"""From a batch to weights. Knows nothing of Ray."""
+"""Training of teachers and students, from batches to weights. Does not use Ray."""

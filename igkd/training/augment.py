@@ -1,6 +1,6 @@
 """Random crop, flip, overlay and cutout, as batched tensor operations that move image and map together.
 
-`draw` decides, `augment` does it: `augment(samples, draw(...), recipe, objective)`.
+`draw` makes the random choices, `augment` applies them.
 """
 
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ from igkd.store.signals import SIGNALS
 
 
 def logits_of_crops(views: Tensor, draws: "Draws") -> Tensor:
-    """What the teacher says of the crops that are seen.
+    """The teacher's stored logits of the crops that are drawn.
 
     Args:
         views: (B, 2p + 1, 2p + 1, 2, classes) with p at least the padding of the draws, or (B, K, classes).
@@ -37,7 +37,7 @@ def logits_of_crops(views: Tensor, draws: "Draws") -> Tensor:
 def draw_overlay(
     seed: int, epoch: int, ids: NDArray[np.int64], probability: float, exponents: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Which images are overlaid, bool (B,), and with which exponent, float (B,), log-uniform: a function of (seed, epoch, id)."""
+    """Whether each image is overlaid, bool (B,), and its exponent, float (B,), log-uniform: functions of (seed, epoch, id)."""
     chosen = uniform(seed, f"epoch {epoch} overlay", ids) < probability
     low, high = np.log(exponents)
     exponent = np.exp(low + (high - low) * uniform(seed, f"epoch {epoch} exponent", ids))
@@ -46,31 +46,31 @@ def draw_overlay(
 
 @dataclass(frozen=True)
 class Draws:
-    """All random choices about B images in one epoch; every tensor has shape (B,)."""
+    """All random choices for B images in one epoch; every tensor has shape (B,)."""
 
     view: View
     overlaid: Tensor
-    """bool."""
+    """bool: whether the image is overlaid."""
     exponent: Tensor
-    """float32."""
+    """float32: exponent of the overlay."""
     hidden_y: Tensor
     """int64: row of the centre of the cutout's square."""
     hidden_x: Tensor
-    """int64: its column."""
+    """int64: column of the centre of the cutout's square."""
     crop: Tensor
-    """int64: which of its few crops an image is seen at; 0 where they are not few."""
+    """int64: which of an image's K stored crops is used; 0 if crops are not restricted to some."""
 
     def select(self, index: Tensor) -> "Draws":
-        """Those at the given positions."""
+        """The draws at the given positions."""
         return Draws(self.view.select(index), *(getattr(self, field.name)[index] for field in fields(self)[1:]))
 
     def to(self, device: torch.device) -> "Draws":
-        """The same on a device."""
+        """The draws with their tensors on a device."""
         return Draws(self.view.to(device), *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)[1:]))
 
 
 def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], recipe: Recipe, objective: Objective) -> Draws:
-    """What is done with each image in one epoch: a function of (seed, epoch, id) alone, for any number of images at once.
+    """The random choices for each image in one epoch: a function of (seed, epoch, id) alone.
 
     Args:
         ids: int64 (B,).
@@ -92,7 +92,7 @@ def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], 
 
 
 def overlay_probability(objective: Objective, progress: float) -> float:
-    """The probability of the overlay at a fraction of the run; its mean over the run is `objective.overlay`."""
+    """The probability of the overlay when a fraction `progress` of the run is done; its mean over the run is `objective.overlay`."""
     if objective.overlay_schedule == "constant":
         return objective.overlay
     return 2 * objective.overlay * (progress if objective.overlay_schedule == "rising" else 1 - progress)
@@ -109,7 +109,7 @@ def cutout(pixels: Tensor, centre_y: Tensor, centre_x: Tensor, side: int) -> Ten
     Args:
         pixels: float (B, 3, H, W) in [0, 1].
         centre_y, centre_x: int64 (B,), anywhere in the image: part of a square may lie outside.
-        side: of the square, in pixels.
+        side: side of the square in pixels.
     """
     height, width = pixels.shape[2:]
     rows = torch.arange(height, device=pixels.device) - centre_y[:, None]
@@ -119,11 +119,11 @@ def cutout(pixels: Tensor, centre_y: Tensor, centre_x: Tensor, side: int) -> Ten
 
 
 def augment(samples: Samples, draws: Draws, recipe: Recipe, objective: Objective, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """What the student sees of a batch, and the same crop without overlay and cutout, which a live teacher sees.
+    """The student's input for a batch, and the same crops without overlay and cutout, for a live teacher.
 
     Args:
-        samples: B images, with `ig` (and `mask`) where the objective overlays.
-        draws: of the same images.
+        samples: B images; with signals `ig` (and `mask`) if the objective overlays them.
+        draws: the random choices for these images.
 
     Returns:
         two float (B, 3, H, W) in [0, 1].
@@ -149,9 +149,9 @@ def augment(samples: Samples, draws: Draws, recipe: Recipe, objective: Objective
 
 
 def deranged(count: int, seed: int, purpose: str) -> NDArray[np.int64]:
-    """For each of `count` images the position of another one, int64 (count,): a random cycle, so that none meets itself.
+    """For each of `count` images the position of another one, int64 (count,), by a random cycle, so that none is paired with itself.
 
-    A single image has no other and keeps itself.
+    A single image is paired with itself.
     """
     order = shuffled(seed, purpose, np.arange(count))
     partner = np.empty(count, np.int64)

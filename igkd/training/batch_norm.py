@@ -1,6 +1,6 @@
 """Batch normalisation over the images of all workers, so that a run does not depend on how many there are.
 
-torch's SyncBatchNorm is for GPUs only; this one takes any device that the process group does.
+torch's SyncBatchNorm is for GPUs only; this one works on any device that the process group supports.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from igkd.base.errors import UserError
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / std over the batches of all workers; gives mean, variance and count, too."""
+    """(x - mean) / std over the batches of all workers; also returns mean, variance and count."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -45,17 +45,17 @@ class _Normalise(torch.autograd.Function):
         dist.all_reduce(sums)
         mean, slope = (sums / count.float()).chunk(2)
         below = _wide(weight * factor, x) * (gradient - _wide(mean, x) - unit * _wide(slope, x))
-        bias, scale = local.chunk(2)  # data parallelism sums these up over the workers
+        bias, scale = local.chunk(2)  # data parallelism sums these over the workers
         return below.to(x.dtype), scale, bias, None
 
 
 def _wide(channels: Tensor, x: Tensor) -> Tensor:
-    """(C,) as something that multiplies (B, C, ...) by channel."""
+    """Reshape (C,) so that it broadcasts over (B, C, ...) by channel."""
     return channels.view(-1, *[1] * (x.dim() - 2))
 
 
 class SharedStatistics(_BatchNorm):
-    """What a batch normalisation of torch's becomes: its training statistics are those of all workers' batches together."""
+    """A batch normalisation whose training statistics are over the batches of all workers."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -67,7 +67,7 @@ class SharedStatistics(_BatchNorm):
         out, mean, variance, count = _Normalise.apply(input, weight, bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            # Without a momentum torch keeps the plain mean of all batches.
+            # Without a momentum, torch averages over all batches so far.
             momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.to(self.running_mean), momentum)
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), momentum)
@@ -88,7 +88,7 @@ class SharedBatchNorm3d(SharedStatistics, nn.BatchNorm3d):
 
 
 class SharedSyncBatchNorm(SharedStatistics, nn.SyncBatchNorm):
-    """torch's own, which refuses processors; evaluates as it does."""
+    """Replaces torch's SyncBatchNorm, which does not support CPUs; equal to it in evaluation."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
@@ -105,13 +105,13 @@ SHARED: dict[type[nn.Module], type[SharedStatistics]] = {
 
 
 def share_batch_norms(network: nn.Module) -> nn.Module:
-    """Make every batch normalisation of a network a shared one, in place, keeping its parameters and statistics; gives the network.
+    """Make every batch normalisation of a network share its statistics, in place, keeping parameters and statistics; returns the network.
 
-    Those of torch's are shared, and subclasses of them that compute nothing else. Layers without statistics of a batch are left alone:
-    frozen batch norms, layer and group norms.
+    This covers torch's batch norms and subclasses with the same forward pass. Layers without batch statistics (frozen batch norms, layer
+    norms, group norms) are not changed.
 
     Raises:
-        UserError: a layer has statistics of a batch in a way of its own: with several workers it would be another run than with one.
+        UserError: a layer computes batch statistics in another way, so that several workers would give another result than one.
     """
     for name, module in network.named_modules():
         if isinstance(module, SharedStatistics):
@@ -129,10 +129,10 @@ def share_batch_norms(network: nn.Module) -> nn.Module:
 
 
 def _why_not_shared(module: nn.Module, kind: type[nn.Module] | None) -> str:
-    """Why a layer's statistics of a batch cannot be shared, as the end of a sentence; "" if they can be, or if it has none."""
+    """Why a layer's batch statistics cannot be shared, as the end of a sentence; "" if they can be, or if it has none."""
     if kind is None:
-        # Others that keep statistics: torch's lazy batch norms, instance norms that track them, batch norms written from scratch. Frozen
-        # ones keep them, too, but as constants beside a weight that is none to be trained.
+        # Other layers with running statistics: torch's lazy batch norms, instance norms that track statistics, batch norms written from
+        # scratch. Frozen batch norms have running statistics, too, but as constants, and no trained weight.
         tracks = module._buffers.get("running_mean") is not None or isinstance(module, _BatchNorm)
         frozen = not any(True for _ in module.parameters(recurse=False)) and "num_batches_tracked" not in module._buffers
         return "keeps statistics in a way of its own" if tracks and not frozen else ""

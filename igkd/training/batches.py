@@ -1,4 +1,4 @@
-"""Where a training run's batches come from: all rows in memory, or a stream of them."""
+"""The batches of a training run, from rows in memory or from a stream."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -23,25 +23,25 @@ class Batch:
     samples: Samples
     draws: Draws
     size: int
-    """Images of the whole step, over all workers."""
+    """Number of images of the whole step, over all workers."""
 
 
 class Feed(Protocol):
     """The training images of one worker, epoch by epoch."""
 
     count: int
-    """Images of an epoch, over all workers."""
+    """Number of images of an epoch, over all workers."""
     steps: int
-    """Steps of an epoch."""
+    """Number of steps of an epoch."""
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 1, on the network's device."""
+        """The batches of an epoch (counted from 1), on the network's device."""
 
 
 class Resident:
-    """All training images on the device as bytes; the order is a function of (seed, epoch, id), whatever the number of workers.
+    """All training images on the device as uint8; their order is a function of (seed, epoch, id), for any number of workers.
 
-    Worker `rank` takes every world-th image of each batch, and every image is seen once an epoch.
+    Worker `rank` takes every world-th image of each batch; every image is used once an epoch.
     """
 
     def __init__(
@@ -62,20 +62,23 @@ class Resident:
 
 
 def epoch_batches(seed: int, epoch: int, ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Positions (int64) of each step's images: every image once, in an order fixed by (seed, epoch, ids), in batches as equal as can be."""
+    """Positions (int64) of each step's images: every image once, ordered by (seed, epoch, ids), in batches of nearly equal size."""
     order = shuffled(seed, f"epoch {epoch} order", ids)
     return np.array_split(order, steps_of(len(order), batch_size))
 
 
 def steps_of(count: int, batch_size: int) -> int:
-    """Batches in which `count` images are seen, at least one. None is of a single image, unless --batch-size 1 asks for that: batch
-    normalisation cannot train on one value a channel, all that a single image may have. So an odd number in twos has a batch of three."""
+    """Number of batches for `count` images, at least one.
+
+    No batch has a single image, unless --batch-size is 1: batch normalisation cannot train on one value a channel, and a single image may
+    have no more. So with batches of two, an odd number of images gives one batch of three.
+    """
     most = math.ceil(count / batch_size)
     return max(1, most if batch_size == 1 else min(most, count // 2))
 
 
 def joined(batches: Iterable[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Batches of a stream, as columns of one length; a last one of a single image goes with the one before it, unless that has one, too."""
+    """Batches of a stream, as columns of equal length. A last batch of one image is joined to the one before, unless that has one, too."""
     held: dict[str, NDArray[Any]] | None = None
     for batch in batches:
         if held is not None and len(batch["ids"]) == 1 < len(held["ids"]):
@@ -88,10 +91,10 @@ def joined(batches: Iterable[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDA
 
 
 def check_sizes(count: int, batch_size: int, world: int) -> None:
-    """Refuse training images too few, or batches too small, for the workers.
+    """Check that there are enough training images, and batches are large enough, for the workers.
 
     Raises:
-        UserError: saying what is needed.
+        UserError: they are not; the message says what is needed.
     """
     if count < max(2, world):
         raise UserError(f"{count} training image(s) are too few for {world} worker(s); it takes at least {max(2, world)}")
@@ -100,10 +103,10 @@ def check_sizes(count: int, batch_size: int, world: int) -> None:
 
 
 def check_validation(count: int, world: int) -> None:
-    """Refuse validation images too few for the workers.
+    """Check that there are enough validation images for the workers.
 
     Raises:
-        UserError: saying what is needed.
+        UserError: there are not; the message says what is needed.
     """
     if count < world:
         raise UserError(f"{count} validation image(s) are too few for {world} worker(s); it takes at least {world}")

@@ -1,4 +1,4 @@
-"""How a training step is computed on a device: in which precision, compiled or not. Neither changes what is computed, up to rounding."""
+"""How a training step is computed: its precision, and whether it is compiled. Neither changes results beyond rounding."""
 
 import logging
 import os
@@ -13,18 +13,18 @@ from igkd.base.choices import Precision
 from igkd.config.optimisation import Recipe
 
 Forward = Callable[..., Any]
-"""Calls a network: (pixels) or (pixels, taps)."""
+"""A network's forward pass, called with (pixels) or (pixels, taps)."""
 
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; without them it is emulated, at a tenth of the speed of float32 on a processor."""
+    """Whether a device has instructions for bfloat16; without them a CPU emulates it at a tenth of the speed of float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """What `auto` stands for on a device: bfloat16 where the device multiplies in it; the others as they are."""
+    """The precision that `auto` means on a device: bfloat16 if it has instructions for that, else float32; other values are returned."""
     if precision != "auto":
         return precision
     return "bfloat16" if multiplies_in_bfloat16(device) else "float32"
@@ -36,20 +36,20 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile would call on this machine; None where there is none."""
+    """The C++ compiler that torch.compile would call on this machine; None if there is none."""
     return next((name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)), None)
 
 
 class Compiled:
-    """A network's forward pass, compiled when it is first called; as it is, where that fails."""
+    """A network's forward pass, compiled at its first call; not compiled if that fails."""
 
     def __init__(self, network: nn.Module, progress: Callable[[str], None]) -> None:
         """Args:
-        progress: is told, once, why the network is not compiled.
+        progress: called once, with the reason, if the network cannot be compiled.
         """
         self._network, self._progress = network, progress
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where there is no GPU
-        # One graph for all sizes of a batch: an epoch has two of them, and each graph takes the better part of a minute.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns about missing CUDA on machines without a GPU
+        # One graph serves all batch sizes: an epoch has two of them, and compiling a graph takes almost a minute.
         self._compiled: Forward | None = torch.compile(network, dynamic=False)
         if next(network.parameters()).device.type == "cpu" and compiler() is None:
             self._give_up("there is no C++ compiler on this machine; install g++, or set CXX")
@@ -68,6 +68,6 @@ class Compiled:
             torch._dynamo.maybe_mark_dynamic(pixels, 0)
             try:
                 return self._compiled(pixels, *taps)
-            except Exception as error:  # whatever a compiler stumbles over; what is wrong with the network itself is raised again below
+            except Exception as error:  # compilers raise exceptions of any type; an error of the network itself is raised again below
                 self._give_up(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         return self._network(pixels, *taps)

@@ -1,4 +1,4 @@
-"""The images that a network is judged by at the end."""
+"""The test images that a network is evaluated on at the end of a run."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,18 +21,18 @@ TEST_SIZING = "test images must have the training images' size"
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen:
-    """A test split, decoded before the first epoch and looked at after the last."""
+    """A test split, decoded before the first epoch and used after the last."""
 
     samples: Samples
-    """Their labels number the classes of the training images."""
+    """Labels are indices into the classes of the training images."""
     left_out: tuple[str, ...]
     """A sentence for each image that cannot be used."""
     fingerprint: str
-    """Of the split."""
+    """Fingerprint of the split."""
 
 
 def unseen_by_teacher(config: TeacherConfig) -> Unseen:
-    """The images that a teacher is judged by.
+    """The test images of a teacher.
 
     Raises:
         UserError: there are none, or one cannot be used.
@@ -44,10 +44,10 @@ def unseen_by_teacher(config: TeacherConfig) -> Unseen:
 
 
 def unseen_by_student(config: DistillConfig, store: Store) -> Unseen | None:
-    """The images that a student is judged by; None where its configuration names none.
+    """The test images of a student; None if its settings name none.
 
     Raises:
-        UserError: there are none, they are of other classes than the store's, or one cannot be used.
+        UserError: there are no images, they have other classes than the store, or one cannot be used.
     """
     if config.test_images is None:
         return None
@@ -61,14 +61,14 @@ def unseen_by_student(config: DistillConfig, store: Store) -> Unseen | None:
 def read_unseen(
     images: str, classes: tuple[str, ...], shape: tuple[int, int], resize: bool, bad_images: BadImages, scaling: Scaling = FILL
 ) -> Unseen:
-    """The test split of a source; one process decodes the same images once.
+    """The test split of a source, decoded once in a process and then kept.
 
     Args:
-        classes: of the training images.
-        shape: (H, W) that every image must have, or with `resize` is scaled and cropped to, as `scaling` says.
+        classes: the classes of the training images.
+        shape: (H, W) that every image must have; with `resize`, images are scaled and cropped to it by `scaling`.
 
     Raises:
-        UserError: there are no images, they are of other classes, or one cannot be used.
+        UserError: there are no images, they have other classes, or one cannot be used.
     """
     source = open_images(images)
     tell(source)
@@ -83,7 +83,7 @@ def read_unseen(
 def decoded_test_split(
     images: str, fingerprint: str, shape: tuple[int, int], resize: bool, bad_images: BadImages, scaling: Scaling
 ) -> tuple[Samples, tuple[str, ...]]:
-    """The test split of a source, of this fingerprint."""
+    """The decoded test split and sentences on images left out; kept in memory, by source and fingerprint."""
     source = open_images(images)
     everything = np.arange(len(source.labels("test")))
     samples, left_out = load_samples(source, "test", everything, shape, resize, bad_images, TEST_SIZING, scaling)

@@ -1,4 +1,4 @@
-"""Which settings and data make two runs the same run, and what is decided once when a run begins."""
+"""Which settings and data identify a run, and which choices are made once, when a run starts."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -15,15 +15,15 @@ from igkd.networks.families import student_name
 from igkd.store import Store
 
 BYTES_PER_PIXEL = 8
-"""Of an image in memory: three of colour, four of its map, one to spare."""
+"""Bytes for each pixel of an image in memory: three for colour, four for its map, one spare."""
 
 
 def decided(config: DistillConfig, store: Store) -> DistillConfig:
-    """The configuration with what it leaves to store and machine decided: as its run began, if it has begun, be it on a machine with
-    another memory; else by what store and machine have now.
+    """The settings with `auto` values replaced: by those of the run's config.json if the run has started, perhaps on another machine; else
+    by what this store and machine have.
 
     Raises:
-        UserError: its directory's config.json is damaged, or a share of the rows cannot be streamed.
+        UserError: the run's config.json is damaged, or a share of the rows cannot be streamed.
     """
     config = replace(config, student=student_name(config.student, store.plan.teacher_network, store.plan.image_shape))
     earlier = Path(config.out) / "config.json"
@@ -41,10 +41,10 @@ def decided(config: DistillConfig, store: Store) -> DistillConfig:
 
 
 def fingerprints(config: DistillConfig) -> dict[str, str]:
-    """What identifies the runs of students of a store besides their settings. Test images do not: nothing is learned from them.
+    """The values that identify a student's run besides its settings. Test images are not among them: nothing is learned from them.
 
     Raises:
-        UserError: the store is not there.
+        UserError: the store does not exist.
     """
     store = Store.open(config.store)
     found = {"store_fingerprint": store.fingerprint()}
@@ -53,10 +53,10 @@ def fingerprints(config: DistillConfig) -> dict[str, str]:
 
 
 def judged_otherwise(rows: Iterable[tuple[Mapping[str, Any], TeacherConfig | DistillConfig]]) -> list[str]:
-    """A sentence for each finished run that was judged by other test images, or by maps of another number of them, than is asked for now.
+    """A sentence for each finished run that was evaluated with other test images, or with another --maps, than its settings name now.
 
     Args:
-        rows: result and configuration asked for, of each.
+        rows: result row and present settings of each run.
     """
     fingerprints: dict[str, str | None] = {}
     found = []
@@ -67,7 +67,7 @@ def judged_otherwise(rows: Iterable[tuple[Mapping[str, Any], TeacherConfig | Dis
         if images not in fingerprints:
             try:
                 fingerprints[images] = open_images(images).fingerprint("test")
-            except UserError:  # they were there when it was judged
+            except UserError:  # the images existed when the run was evaluated
                 fingerprints[images] = None
         asked, judged = (fingerprints[images], maps), (row.get("test", {}).get("images_fingerprint"), row.get("config", {}).get("maps", 0))
         if asked[0] is not None and asked != judged:
@@ -79,12 +79,12 @@ def judged_otherwise(rows: Iterable[tuple[Mapping[str, Any], TeacherConfig | Dis
 
 
 def identity(config: DistillConfig, found: dict[str, str]) -> dict[str, str]:
-    """Of what `fingerprints` found, what matters to a run: views may be added to a store without making others of those that use none."""
+    """The entries of `fingerprints` that identify this run: the views' only if it uses views, since views may be added to a store later."""
     return {name: value for name, value in found.items() if name != "views_fingerprint" or config.which_logits == "views"}
 
 
 def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "stream"]:
-    """How training images are read: as asked, else streamed if all rows in memory, once a worker, would take more than half of it."""
+    """How training images are read: as the settings say; with `auto`, streamed if all workers' copies would fill half of the memory."""
     if config.share < 1 and config.ingest == "stream":
         raise UserError("--share below 1 needs the rows in memory: choose --ingest resident")
     if config.ingest != "auto":

@@ -1,6 +1,6 @@
 """One training run, of a teacher or a student: step, epoch, schedule, evaluation, resumption.
 
-The loop knows nothing of Ray. It is an iterator of epochs, so its caller decides what happens between them (report, checkpoint, stop).
+The loop does not use Ray. It is an iterator of epochs, so that its caller decides what happens between them (report, checkpoint, stop).
 """
 
 import dataclasses
@@ -37,11 +37,12 @@ SAY_S = 15.0
 
 
 class Diverged(UserError):
-    """The loss is no longer a number."""
+    """The loss became NaN or infinite."""
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Learning rate at a fraction of the run: one cycle (Smith, Topin 2018) of linear warm-up over the first fifth, then a cosine to 0."""
+    """Learning rate when a fraction `progress` of the run is done: constant, or one cycle (Smith, Topin 2018): a linear warm-up over the
+    first fifth, then a cosine to 0."""
     if recipe.schedule == "constant":
         return recipe.learning_rate
     if progress < 0.2:
@@ -50,15 +51,15 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, terms: nn.Module | None = None) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters of a network and of the terms of its loss; its learning rate is set anew at every step."""
+    """The recipe's optimizer for the parameters of a network and of the terms of its loss; the learning rate is set at every step."""
     own = [] if terms is None else list(terms.parameters())
     return OPTIMIZERS[recipe.optimizer]([*model.parameters(), *own], lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
 def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
-    """The recipe's moving average of weights and buffers, if it has one.
+    """The recipe's moving average of weights and buffers; None if it has none.
 
-    The decay at step n is at most n / (n + 10), so that the random weights of the start are soon forgotten.
+    The decay at step n is at most n / (n + 10), so that the random initial weights are soon forgotten.
     """
     if not recipe.averaging:
         return None
@@ -76,7 +77,7 @@ def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
 
 @dataclasses.dataclass(kw_only=True)
 class Learner:
-    """A network in training, and all that its steps need."""
+    """A network in training, with all that its steps need."""
 
     model: nn.Module
     """A `Classifier`, possibly wrapped for data parallelism, on its device."""
@@ -85,17 +86,17 @@ class Learner:
     objective: Objective
     seed: int
     terms: nn.ModuleList | None = None
-    """Of the loss; those of the objective, if None. Where they have parameters, the optimizer has them, too."""
+    """Terms of the loss; None for those of the objective. Their parameters, if any, are the optimizer's, too."""
     average: AveragedModel | None = None
-    """Moving average of the weights, kept up to date; it is what is evaluated."""
+    """Moving average of the weights, updated at every step; it is the network that is evaluated."""
     teacher: nn.Module | None = None
-    """In evaluation mode on the same device, for a live objective."""
+    """The live teacher, in evaluation mode on the same device."""
     compiled: Forward | None = None
-    """The model's forward pass in training, where that is another than the model's own."""
+    """The compiled forward pass, used in training instead of the model's own."""
     rank: int = 0
     world: int = 1
     progress: Callable[[str], None] = print
-    """Is told a line now and then."""
+    """Called with lines of progress."""
 
     def __post_init__(self) -> None:
         if self.terms is None:
@@ -110,9 +111,9 @@ def compute_loss(learner: Learner, batch: Batch, epoch: int, scale: float = 1.0)
     """Augment one batch and compute the loss, the weighted sum of its terms: (1 - alpha) CE + alpha KD + gamma AT.
 
     Args:
-        batch: on the model's device; its samples have the signals of the teacher that the terms need.
-        scale: factor on the sides of the images that the student sees (progressive resizing), when overlay and cutout are on them. The
-            teacher always sees the whole crop: so live and stored views stay the same. Attention of another size is interpolated.
+        batch: on the model's device; its samples have the teacher's signals that the terms need.
+        scale: factor on the sides of the student's images (progressive resizing), applied after overlay and cutout. The teacher always
+            gets the unscaled crop, so that live and stored logits are of the same pixels. Attention of another size is interpolated.
 
     Returns:
         scalar loss (mean over the batch) and logits, both float32, logits (B, classes).
@@ -137,11 +138,11 @@ def compute_loss(learner: Learner, batch: Batch, epoch: int, scale: float = 1.0)
 
 
 def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]) -> tuple[Tensor | None, Tensor | None]:
-    """What the teacher says of the crops of a batch: logits float32 (B, classes) and attention float32 (B, h, w), where they are needed.
+    """The teacher's logits float32 (B, classes) and attention float32 (B, h, w) of a batch's crops; None for what is not needed.
 
     Args:
         clean: float (B, 3, H, W), the crops without overlay and cutout.
-        signals: what is needed, of "logits" and "attention".
+        signals: which of "logits" and "attention" are needed.
     """
     samples, draws, objective = batch.samples, batch.draws, learner.objective
     if not signals:
@@ -162,7 +163,7 @@ def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]
 
 
 def forward(model: Forward, pixels: Tensor, taps: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits and, where layers are tapped, their outputs by path."""
+    """Logits, and the outputs of tapped layers by path."""
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return model(pixels, taps) if taps else (model(pixels), {})
 
@@ -175,7 +176,7 @@ def _sum_over_workers(values: list[float], device: torch.device) -> list[float]:
 
 
 def evaluate_split(model: nn.Module, samples: Samples, rank: int = 0, world: int = 1, batch_size: int = 250) -> dict[str, float]:
-    """Mean cross-entropy and accuracy over samples, shared out among the workers; the model is left in the mode it was in."""
+    """Mean cross-entropy and accuracy over samples, divided among the workers; the model's training mode is restored."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -198,14 +199,14 @@ def train(learner: Learner, feed: Feed, validation: Samples, history: History) -
     Args:
         feed: this worker's batches.
         validation: validation images of all workers.
-        history: rows of the epochs done before; training goes on behind them.
+        history: rows of the epochs done so far; training continues after them.
 
     Yields:
         the history after each epoch, one row longer than the last.
 
     Raises:
         UserError: too few validation images for the workers.
-        Diverged: the loss is no longer a number.
+        Diverged: the loss became NaN or infinite.
     """
     check_validation(len(validation), learner.world)
     history, validation, epochs = list(history), validation.to(learner.device), learner.recipe.epochs
@@ -236,7 +237,7 @@ def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float,
     """Train one epoch; gives mean loss, accuracy in training, and images seen, over all workers.
 
     Raises:
-        Diverged: the loss is no longer a number.
+        Diverged: the loss became NaN or infinite.
     """
     device, recipe = learner.device, learner.recipe
     learner.model.train()
@@ -251,7 +252,7 @@ def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float,
         total += loss.detach() * len(batch.samples)
         correct += (logits.detach().argmax(1) == batch.samples.labels).sum()
         seen += batch.size
-        # Looking at a figure waits for the GPU.
+        # On a GPU, reading the loss waits for all its work, so it is checked only every 50 steps.
         if (device.type == "cpu" or step % 50 == 0 or step == feed.steps - 1) and not math.isfinite(total.item()):
             raise Diverged(f"the loss became {loss.item()} in epoch {epoch}, step {step + 1}; try a lower --learning-rate")
         if (now := time.monotonic()) - spoke > SAY_S:
@@ -265,13 +266,13 @@ def learn(learner: Learner, loss: Tensor, share: float) -> None:
     """One step of the optimizer, and of the average.
 
     Args:
-        share: of the whole step's images that this worker has, times the number of workers: gradients are averaged over workers, and
-            weighting by it makes that the mean over images.
+        share: this worker's share of the step's images, times the number of workers. Gradients are averaged over workers; with this
+            weight, that gives the mean over images.
     """
     learner.optimizer.zero_grad()
     (loss * share).backward()
     if learner.world > 1 and learner.terms is not None:
-        for parameter in learner.terms.parameters():  # those of the model are averaged by its wrapper
+        for parameter in learner.terms.parameters():  # the model's gradients are averaged by its wrapper
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= learner.world
@@ -281,5 +282,5 @@ def learn(learner: Learner, loss: Tensor, share: float) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, out of the wrapper for data parallelism if it is in one."""
+    """The network without its wrapper for data parallelism, if it has one."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -1,6 +1,6 @@
-"""One training run as an object: the network and all that goes with it, from its last state to its result row.
+"""One training run as an object, from its last saved state to its result row.
 
-`jobs.distill` and `jobs.teacher` drive one in every worker of a data-parallel run; a sweep drives many, one in each process.
+`jobs.distill` and `jobs.teacher` have one in every worker of a data-parallel run; a sweep has one in each of its processes.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from igkd.training.terms import terms_of
 
 
 class Trainer:
-    """The state of one worker's run of a task."""
+    """One worker's run of a task: network, optimizer, history."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class Trainer:
         progress: Callable[[str], None] = print,
     ) -> None:
         """Args:
-        prepare: puts the network on its device, and wraps it where there are several workers.
-        progress: is told a line now and then.
+        prepare: moves the network to its device, and wraps it if there are several workers.
+        progress: called with lines of progress.
 
         Raises:
-            UserError: the network cannot train on batches so small.
+            UserError: the batches are too small for this network.
         """
         check_batch_size(task.spec, task.recipe)
         network = build(task.spec, task.seed).to(memory_format=torch.channels_last)
@@ -56,7 +56,7 @@ class Trainer:
         self.average = make_average(unwrapped(self.model), task.recipe)
         self.teacher = None if task.teacher is None else task.teacher.to(self.device).eval()
         self.history: History = []
-        # Decided once, by the first worker, and kept wherever the run goes on: other rounding in mid-run would be another run.
+        # The first worker decides, and a resumed run keeps the choice: another rounding would make it another run.
         self.precision: Precision = _agreed(choose_precision(task.recipe.precision, self.device), world)
         self.compiled = None
         if task.recipe.compile and world > 1:
@@ -65,13 +65,13 @@ class Trainer:
             self.compiled = Compiled(self.model, progress)
 
     def load(self, directory: Path) -> None:
-        """Go on from what `save` wrote, in the precision with which the run began."""
+        """Resume from the state that `save` wrote, in the precision with which the run started."""
         decided = read_decided(directory)
         self.history = load_state(directory, unwrapped(self.model), self.optimizer, self.average, self.terms)
         self.precision = "bfloat16" if decided.get("precision") == "bfloat16" else "float32"
 
     def save(self, directory: Path) -> None:
-        """Write all that `load` needs, in one file that appears whole or not at all."""
+        """Write all that `load` needs, in one file, atomically."""
         decided = {"precision": self.precision}
         save_state(directory, unwrapped(self.model), self.optimizer, self.history, self.average, decided, self.terms)
 
@@ -80,7 +80,7 @@ class Trainer:
         return len(self.history) >= self.task.recipe.epochs
 
     def epochs(self, feed: Feed | None = None) -> Iterator[History]:
-        """Train what is left, epoch by epoch; gives the history after each. Without a feed, the task's own images are resident."""
+        """Train the remaining epochs; yields the history after each. Without a feed, the task's images are kept in memory."""
         task = self.task
         for sentence in task.left_out:
             self.progress(sentence)
@@ -102,17 +102,17 @@ class Trainer:
 
     @property
     def network(self) -> Classifier:
-        """What the run has made so far: the averaged network, if its recipe averages."""
+        """The network so far: the averaged one, if the recipe averages."""
         network = unwrapped(self.model) if self.average is None else self.average.module
         assert isinstance(network, Classifier)
         return network
 
     def write_snapshot(self, directory: Path, name: str) -> None:
-        """Write the network as it is after the last epoch, as a checkpoint."""
+        """Write the present network as a checkpoint."""
         checkpoint.save(self.network, directory, {"name": name, "history": self.history})
 
     def write_outcome(self, directory: Path) -> None:
-        """Write the finished network and its figures; here, and only here, it is judged by the test images, if the task has any."""
+        """Write the finished network and its figures. Only here it is evaluated on the test images, if the task has any."""
         task = self.task
         checkpoint.save(self.network, directory / "model", {})
         images = {"train": task.count, "validation": len(task.validation), "left_out": len(task.left_out)}
@@ -128,7 +128,7 @@ class Trainer:
 
 
 def _agreed(value: Precision, world: int) -> Precision:
-    """What the first worker says, for all."""
+    """The first worker's value, for all workers."""
     said: list[Precision] = [value]
     if world > 1 and dist.is_initialized():
         dist.broadcast_object_list(said, src=0)
@@ -145,16 +145,16 @@ def finish_run(
     made: Mapping[str, Any],
     teacher_parameters: int | None = None,
 ) -> dict[str, Any]:
-    """Turn what `write_outcome` left into the result of a run.
+    """Turn the files of `write_outcome` into the result of a run.
 
     Args:
-        name: of the job.
+        name: the job's name.
         config: the run's configuration, with `seed`.
         out: the run's directory.
-        outcome: the directory that `write_outcome` was given.
-        command: that made it, as typed.
+        outcome: the directory that `write_outcome` wrote to.
+        command: the command line, as typed.
         made: further entries of the row.
-        teacher_parameters: of the teacher that a student learned from; None for a teacher.
+        teacher_parameters: number of parameters of a student's teacher; None for a teacher.
 
     Returns:
         the result row, also in OUT/result.json, which is written last; the network is OUT/model.safetensors and OUT/model.json.

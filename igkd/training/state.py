@@ -1,4 +1,4 @@
-"""The state of a run on disk: all that is needed to go on after the last finished epoch."""
+"""The state of a run on disk: all that is needed to resume after the last finished epoch."""
 
 import contextlib
 import json
@@ -29,11 +29,11 @@ def save_state(
     decided: Mapping[str, str] | None = None,
     terms: nn.Module | None = None,
 ) -> None:
-    """Write everything that `load_state` needs to go on, as one safetensors file that appears whole or not at all.
+    """Write everything that `load_state` needs, as one safetensors file, atomically.
 
     Args:
-        decided: what was decided when the run began and stays so, wherever it goes on; `read_decided` gives it back.
-        terms: of the loss, which may have parameters of their own.
+        decided: choices that were made when the run started and stay when it is resumed; see `read_decided`.
+        terms: terms of the loss, which may have parameters of their own.
     """
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if average is not None:
@@ -47,7 +47,7 @@ def save_state(
 
 
 def read_decided(directory: Path) -> dict[str, str]:
-    """What was decided when the run began whose state is in a directory.
+    """The choices that were saved as `decided` in the state in a directory.
 
     Raises:
         UserError: there is no state, or it is damaged.
@@ -60,7 +60,7 @@ def read_decided(directory: Path) -> dict[str, str]:
 
 
 def read_history(directory: Path) -> History:
-    """The epochs done by the run whose state is in a directory.
+    """The history (one row for each finished epoch) in the state in a directory.
 
     Raises:
         UserError: there is no state, or it is damaged.
@@ -74,7 +74,7 @@ def read_history(directory: Path) -> History:
 
 @contextlib.contextmanager
 def _state_of(directory: Path) -> Iterator[None]:
-    """What is raised while a state is read, as a UserError: the file may be damaged, or anyone's."""
+    """Turns errors while reading a state into UserErrors: the file may be damaged, or come from anyone."""
     try:
         yield
     except (OSError, safetensors.SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -89,7 +89,7 @@ def load_state(
     average: AveragedModel | None = None,
     terms: nn.Module | None = None,
 ) -> History:
-    """Restore model, optimizer, average and terms in place; gives the history of the epochs done.
+    """Restore model, optimizer, average and terms in place; returns the history of the finished epochs.
 
     Raises:
         UserError: there is no state, or it is damaged.

@@ -1,4 +1,4 @@
-"""What a training job trains on: each worker builds the same task from the job's configuration."""
+"""A student's task, built from its store and settings; each worker builds the same."""
 
 from dataclasses import replace
 
@@ -25,10 +25,10 @@ from igkd.training.task import Moments, Task, check_batch_size, every
 
 
 def check_student(config: DistillConfig, store: Store) -> None:
-    """Refuse images too few, or batches too small, for a student's workers; reads no picture.
+    """Check, without reading pictures, that there are enough images, and batches are large enough, for a student's workers.
 
     Raises:
-        UserError: saying what is needed.
+        UserError: they are not; the message says what is needed.
     """
     validation = store.column("validation")
     check_sizes(round(config.share * int((~validation).sum())), config.batch_size, config.workers)
@@ -36,13 +36,13 @@ def check_student(config: DistillConfig, store: Store) -> None:
 
 
 def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows: tuple[Samples, NDArray[np.bool_]] | None = None) -> Task:
-    """The rows of a store; a student of the arm and network.
+    """The task of training a student: its network, and the rows of its store.
 
     Args:
-        rows: what `Store.samples` gives, if it is in memory already.
+        rows: the result of `Store.samples`, if it is in memory already.
 
     Raises:
-        UserError: the store is not there, unfinished, damaged, or lacks what the arm needs.
+        UserError: the store is missing, unfinished or damaged, or lacks what the arm needs.
     """
     store = _fitting_store(config)
     plan = store.plan
@@ -77,7 +77,7 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
 
 
 def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:
-    """The network of a student, for pixels as they are."""
+    """The spec of a student's network, without normalisation of pixels."""
     return NetworkSpec(
         name=student_name(config.student, plan.teacher_network, plan.image_shape), classes=plan.classes, image_shape=plan.image_shape,
         short_side=plan.short_side, interpolation=plan.interpolation,
@@ -85,23 +85,23 @@ def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:
 
 
 def crops_of(store: Store) -> FewCrops | None:
-    """The crops that students keep to, where a store has the logits of only some."""
+    """The crops that students are restricted to, if the store has logits of only some; else None."""
     plan = store.views
     return None if plan is None or plan.count is None else FewCrops(count=plan.count, seed=plan.seed)
 
 
 def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:
-    """The share of the training images that a run sees, stratified by class and drawn by its seed: bool (N,)."""
+    """The training images that a run with --share uses, stratified by class and drawn by its seed: bool (N,)."""
     return stratified_choice(train.labels.numpy(), round(config.share * len(train)), config.seed, "share")
 
 
 def for_workers(config: DistillConfig) -> DistillConfig:
-    """The configuration for processes with another working directory. Test images come to them decoded."""
+    """The settings for processes with another working directory: paths absolute, no test images, which are sent decoded."""
     return replace(config, store=absolute(config.store), test_images=None)
 
 
 def look_through(store: Store, step: int) -> tuple[Samples, Moments]:
-    """What a streamed run has to know before it begins: the validation images, and the sums over every `step`th training image."""
+    """What a streamed run needs before it starts: the validation images, and the sums over every `step`th training image."""
     held_out, moments, seen = [], Moments(), 0
     for part in range(store.plan.parts):
         samples, validation = store.samples([part])
@@ -114,8 +114,10 @@ def look_through(store: Store, step: int) -> tuple[Samples, Moments]:
 
 
 def training_rows(config: DistillConfig, store: Store, part: int) -> Samples:
-    """The training images of one part, as the controls want them: another image's map is that of one of the same part, or, where the
-    part has no other, of a later one."""
+    """The training images of one part, changed by `mixed_up` if the control needs that.
+
+    Another image's map is then that of an image of the same part or, if the part has only one, of a later part.
+    """
     train = _training(config, store, part)
     if len(train) != 1 or mixed_up(train, config) is train:
         return mixed_up(train, config)
@@ -132,8 +134,10 @@ def _training(config: DistillConfig, store: Store, part: int) -> Samples:
 
 
 def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
-    """The training images as the controls want them: with another image's map; or as the published code has them, whose two programs each
-    saved what they computed in a random order of their own, one the maps, the other logits and attention."""
+    """The training images with another image's map, for the control "other"; or mixed up as by the published code.
+
+    There, two programs saved their results, each in its own random order: one the maps, the other logits and attention.
+    """
     if config.aligned and config.content != "other":
         return samples
     partner = torch.from_numpy(deranged(len(samples), config.seed, "partner"))
@@ -147,11 +151,11 @@ def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
 
 
 def open_store(config: DistillConfig) -> Store:
-    """Open the store that a student learns from, where a run begins; reads no row.
+    """Open the store that a student learns from, at the start of a run; reads no rows.
 
     Raises:
-        UserError: it is not there, unfinished, lacks what the arm needs, or is not the one that the recipe was found with; or the student
-            cannot train on batches so small.
+        UserError: the store is missing, unfinished, lacks what the arm needs, or is not the one that the recipe was found with; or the
+            batches are too small for the student.
     """
     store = _fitting_store(config)
     check_batch_size(student_spec(config, store.plan), config.training)
@@ -165,7 +169,7 @@ def open_store(config: DistillConfig) -> Store:
 
 
 def _fitting_store(config: DistillConfig) -> Store:
-    """The same without the recipe, whose file a worker need not see."""
+    """Like open_store, but skips the check of the recipe: workers may not have its file."""
     store = Store.open(config.store)
     if "at" in config.arm.split("+"):
         check_attention(config, store.plan)
@@ -178,17 +182,17 @@ def _fitting_store(config: DistillConfig) -> Store:
 
 
 def attention_tap(config: DistillConfig, plan: Plan) -> str | None:
-    """Path of the layer at which a student and its teacher are compared by attention transfer; None where its arm has none."""
+    """Path of the layer where attention transfer compares a student with its teacher; None if its arm has no attention transfer."""
     if "at" not in config.arm.split("+"):
         return None
     return tap_of(student_spec(config, plan).name, plan.teacher_network)
 
 
 def check_attention(config: DistillConfig, plan: Plan) -> None:
-    """Refuse attention transfer without the teacher's attention of the right layer.
+    """Check that the store has the teacher's attention of the layer that the student needs.
 
     Raises:
-        UserError: saying what to do.
+        UserError: it has not; the message says what to do.
     """
     student, tap = student_spec(config, plan).name, attention_tap(config, plan)
     if tap is None:
@@ -204,10 +208,10 @@ def check_attention(config: DistillConfig, plan: Plan) -> None:
 
 
 def check_views(config: DistillConfig, store: Store) -> None:
-    """Refuse a student that would see crops of which its store has no logits.
+    """Check that the store has logits of the crops that the student will see.
 
     Raises:
-        UserError: saying which it has.
+        UserError: it has not; the message says which it has.
     """
     if config.which_logits != "views":
         return
@@ -225,10 +229,10 @@ def check_views(config: DistillConfig, store: Store) -> None:
 
 
 def open_teacher_of(config: DistillConfig) -> Classifier | None:
-    """The teacher that a student's configuration names, if it does.
+    """The teacher that a student's settings name; None if they name none.
 
     Raises:
-        UserError: it is needed and not named, cannot be opened, or is not the one that the store was made with.
+        UserError: a teacher is needed and not named, cannot be opened, or is not the one that the store was made with.
     """
     if config.maps == 1 or config.maps < 0:
         raise UserError(f"--maps {config.maps} is too few: a map is compared with its own image's and with another's; use 0, or at least 2")

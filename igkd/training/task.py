@@ -1,4 +1,4 @@
-"""What a training run is given: its network, its images, its settings."""
+"""The input of a training run: network, images, settings."""
 
 import math
 from collections.abc import Callable
@@ -20,9 +20,9 @@ class Task:
 
     spec: NetworkSpec
     train: Samples | None
-    """None where they are streamed."""
+    """The training images; None if they are streamed."""
     count: int
-    """Training images."""
+    """Number of training images."""
     validation: Samples
     left_out: tuple[str, ...] = ()
     """A sentence for each training image that cannot be used."""
@@ -30,26 +30,26 @@ class Task:
     objective: Objective
     seed: int
     teacher: Classifier | None = None
-    """Whose student this is, if it is at hand."""
+    """The student's teacher, if it is available."""
     keep_epochs: tuple[int, ...] = ()
-    """After which the network as it then is becomes a checkpoint of its own."""
+    """Epochs after which the network is saved as a separate checkpoint."""
     maps: int = 0
-    """Test images whose maps are compared with the teacher's at the end."""
+    """Number of test images whose maps are compared with the teacher's at the end."""
     test: Callable[[], "Unseen"] | None = None
-    """Gives the images that the network is judged by at the end; None where there are none, or they must not be read."""
+    """Gives the test images for the evaluation at the end; None if there are none, or they must not be read."""
 
 
 @dataclass
 class Moments:
-    """Sums over pixels, of which mean and standard deviation are made. They are whole numbers: in whatever parts the pixels come, the
-    result is the same to the last digit."""
+    """Sums over pixels for computing mean and standard deviation. The sums are whole numbers, so the result is exactly the same in
+    whatever parts the pixels are added."""
 
     count: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
     squares: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
 
     def add(self, pixels: Tensor) -> None:
-        """Take in uint8 (N, 3, H, W)."""
+        """Add pixels, uint8 (N, 3, H, W)."""
         for batch in pixels.split(256):
             whole = batch.to(torch.int64)
             self.count += whole[:, 0].numel()
@@ -67,10 +67,10 @@ class Moments:
 
 
 def check_batch_size(spec: NetworkSpec, recipe: Recipe) -> None:
-    """Refuse steps of one image of which a batch normalisation would see one value a channel, which has no variance.
+    """Check that no batch normalisation would get a single value a channel, which has no variance, from a batch of one image.
 
     Raises:
-        UserError: saying what is needed.
+        UserError: one would; the message says what is needed.
     """
     scale = 0.75 if recipe.low_resolution_epochs else 1.0
     if recipe.batch_size == 1 and values_a_channel(spec, scale) == 1:
@@ -82,5 +82,5 @@ def check_batch_size(spec: NetworkSpec, recipe: Recipe) -> None:
 
 
 def every(count: int) -> int:
-    """The step by which at most 10,000 of so many training images are looked at for mean and standard deviation of the pixels."""
+    """The step that selects at most 10,000 of `count` training images, for computing mean and standard deviation of the pixels."""
     return max(1, -(-count // 10_000))

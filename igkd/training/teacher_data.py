@@ -1,4 +1,4 @@
-"""What a teacher trains on: the training images of a source."""
+"""A teacher's task: the training images of a source."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from igkd.training.task import Moments, Task, check_batch_size, every
 
 
 def teacher_task(config: TeacherConfig) -> Task:
-    """All training images of a source but its validation split.
+    """The task of training a teacher on a source's training images without its validation split.
 
     Raises:
         UserError: there are no images, or one cannot be used.
@@ -44,10 +44,10 @@ def teacher_task(config: TeacherConfig) -> Task:
 
 
 def check_teacher(config: TeacherConfig) -> None:
-    """Find before any picture but the first is read what would end a teacher's run.
+    """Check a teacher's settings; reads no picture but the first.
 
     Raises:
-        UserError: there is no such network, there are no images, too few of them, or batches too small for the network or the workers.
+        UserError: there is no such network, there are no or too few images, or batches are too small for the network or the workers.
     """
     canonical_name(config.network)
     source = open_images(config.images)

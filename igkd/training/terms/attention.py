@@ -1,4 +1,4 @@
-"""The term `at`: attention transfer, between a layer of the student and the same one of the teacher."""
+"""The term `at`: attention transfer between corresponding layers of student and teacher."""
 
 import torch
 from torch import Tensor

@@ -8,7 +8,7 @@ from igkd.training.terms.term import Step, Term
 
 
 class CrossEntropy(Term):
-    """(1 - alpha) CE, with smoothed labels where the recipe says so (Szegedy et al. 2016)."""
+    """(1 - alpha) CE, with label smoothing (Szegedy et al. 2016) if the recipe says so."""
 
     def __init__(self, objective: Objective, recipe: Recipe) -> None:
         super().__init__(objective, recipe)

@@ -1,4 +1,4 @@
-"""What a term of the loss is given, and what it has to offer."""
+"""The interface of a term of the loss, and its input."""
 
 import abc
 from collections.abc import Mapping
@@ -11,29 +11,29 @@ from igkd.config.optimisation import Objective, Recipe
 
 @dataclass(frozen=True)
 class Step:
-    """What a student made of the B images of one step, and what is known about them."""
+    """A student's outputs for the B images of one step, with their labels and the teacher's signals."""
 
     logits: Tensor
-    """float32 (B, classes), of the student."""
+    """float32 (B, classes), the student's logits."""
     labels: Tensor
     """int64 (B,)."""
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
-    """(B, C, h, w) of the student's layers that terms tap, by path."""
+    """Outputs (B, C, h, w) of the student's tapped layers, by path."""
     teacher_logits: Tensor | None = None
-    """float32 (B, classes), where a term needs them."""
+    """float32 (B, classes); None if no term needs them."""
     teacher_attention: Tensor | None = None
-    """float32 (B, h, w), each of norm 1, in the student's view, where a term needs it."""
+    """float32 (B, h, w), each of norm 1, cropped and flipped like the student's images; None if no term needs it."""
 
 
 class Term(nn.Module, abc.ABC):
-    """One term of the loss. Parameters of its own are trained, averaged over workers and kept in the run's state."""
+    """One term of the loss. If it has parameters, they are trained, averaged over workers and saved in the run's state."""
 
     weight: float
     """Factor in the sum; 0 leaves the term out."""
     taps: tuple[str, ...] = ()
-    """Paths of the student's layers whose outputs it needs."""
+    """Paths of the student's layers whose outputs the term needs."""
     signals: tuple[str, ...] = ()
-    """What it needs of the teacher: "logits", "attention"."""
+    """The teacher's signals that the term needs: "logits", "attention"."""
 
     @abc.abstractmethod
     def __init__(self, objective: Objective, recipe: Recipe) -> None:
@@ -41,4 +41,4 @@ class Term(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, step: Step) -> Tensor:
-        """The term without its weight, a scalar: its mean over the batch."""
+        """The mean of the term over the batch, a scalar, without its weight."""
