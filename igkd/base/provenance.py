@@ -31,6 +31,9 @@ def provenance(command: str, seed: int, started: datetime.datetime) -> dict[str,
 
 def command() -> str:
     """The command line that starts this program again, quoted for a shell."""
+    typed = sys.orig_argv[1:]
+    if typed[:2] == ["-m", "igkd"] or (typed and Path(typed[0]).name == "igkd"):  # a subcommand, see igkd/__main__.py
+        return shlex.join(["igkd", *typed[2 if typed[0] == "-m" else 1 :]])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
     return shlex.join([*program, *sys.argv[1:]])

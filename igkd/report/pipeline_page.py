@@ -152,16 +152,14 @@ def render(report: Report) -> str:
 
 def summary_table(report: Report) -> str:
     """The main table as text of at most 80 columns."""
-    rows = [("model", "arm", "parameters", "smaller", "test", "95 % interval", "seeds")]
+    rows = [("model", "parameters", "smaller", "test", "95 % interval", "seeds")]
     for line in _lines(report):
         accuracy, low, high = (html.percent(share, line.digits) for share in line.test)
-        model, arm = (charts.squeezed(line.first["network"], 16), line.first["name"]) if "arm" in line.first else ("teacher", "")
-        arm = arm if len(arm) <= 16 else arm[:15] + "…"
         size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
-        rows.append((model, arm, *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
+        rows.append((charts.squeezed(line.label, 24), *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(cell.ljust(width) if i < 1 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     )
 

@@ -229,7 +229,7 @@ def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: s
         pixels = torch.from_numpy(np.array(rows["pixels"])[good]).permute(0, 3, 1, 2).float() / 255
         labels, ids = (torch.from_numpy(np.array(rows[name])[good]) for name in ("label", "image_id"))
         answers = Answers(model, pixels, attribute(pixels, labels, ids), plan)
-        for name, column in out.items():
+        for name, column in sorted(out.items(), key=lambda item: item[0] != "logits"):  # what is wrong with them spoils the others
             values = SIGNALS[name].compute(answers).numpy()
             column[good] = storable(name, values, column.dtype, [(rows["image_id"][i], rows["name"][i]) for i in good])
     return {name: column for name, column in rows.items() if name != "pixels"} | out

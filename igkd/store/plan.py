@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -120,6 +121,8 @@ class Plan(Layer):
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         plan = super().from_json(data)
         sizes = (*plan.image_shape, *plan.attention_shape, plan.short_side)
+        if plan.attention_layer is not None and not re.fullmatch(r"\w{1,80}(?:\.\w{1,80}){0,20}", plan.attention_layer):
+            raise ValueError(f"attention_layer cannot be {short(plan.attention_layer)}")
         if len(plan.attention_shape) != 2 or not all(0 <= side <= MAX_SIDE for side in sizes):
             raise ValueError("its sizes are impossible")
         if plan.precision not in ("float16", "float32"):

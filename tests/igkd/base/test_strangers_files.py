@@ -292,7 +292,7 @@ def write_safetensors(path: Path, found: dict[str, torch.Tensor], text: str) -> 
 
 # --- what would fill the memory
 
-READ = "from igkd.images import decode, open_images"
+READ = "from igkd.images.codec import decode; from igkd.images.open import open_images"
 LIMIT = 3 << 30
 """Bytes of memory in the test of a bomb, of which Python, torch and pyarrow take one: half of what the smallest bomb takes."""
 
@@ -555,13 +555,13 @@ ROWS = {
 
 @pytest.mark.parametrize("value", VALUES, ids=str)
 def test_any_json_for_a_result(value: Any, tmp_path: Path) -> None:
-    refused(lambda: read_rows(sweep(tmp_path, mine=value)), "delete it to have that run again|no JSON object")
+    refused(lambda: read_rows(sweep(tmp_path, mine=value)), "delete it and run again|no JSON object")
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_result_with_another_type(name: str, tmp_path: Path) -> None:
     assert len(read_rows(sweep(tmp_path / "sound", mine=result(test={"accuracy": float("nan"), "correct": 0, "count": 0})))) == 1
-    refused(lambda: read_rows(sweep(tmp_path, mine=result(**{name: ROWS[name]}))), "delete it to have that run again")
+    refused(lambda: read_rows(sweep(tmp_path, mine=result(**{name: ROWS[name]}))), "delete it and run again")
 
 
 def test_a_result_that_names_no_store(tmp_path: Path) -> None:

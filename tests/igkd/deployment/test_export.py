@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from igkd.base.choices import SUFFIXES
 from igkd.base.errors import UserError
 from igkd.base.random_draws import validation_mask
 from igkd.config.command_line import parse
@@ -62,7 +63,7 @@ def samples() -> Samples:
 def exported(student: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file of each format; of int8 whatever its accuracy is."""
     directory = tmp_path_factory.mktemp("exported")
-    files = {name: directory / f"{name}{suffix}" for name, suffix in formats.SUFFIXES.items()}
+    files = {name: directory / f"{name}{suffix}" for name, suffix in SUFFIXES.items()}
     for name, path in files.items():
         export(ExportConfig(checkpoint=student, format=name, out=str(path), max_drop=1.0))
     return files

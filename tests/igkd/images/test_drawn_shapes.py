@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igkd.images import drawn_shapes
+from tests.helpers.paths import ROOT
 
 PROGRAM = """
 import hashlib
-from igkd import shapes
+from igkd.images import drawn_shapes
 digest = hashlib.sha256()
 for index in range(20):
-    for array in shapes.draw(3, "train", index):
+    for array in drawn_shapes.draw(3, "train", index):
         digest.update(array.tobytes())
 print(digest.hexdigest())
 """
@@ -32,8 +32,7 @@ def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def in_a_fresh_process(hash_seed: str) -> str:
-    root = str(Path(drawn_shapes.__file__).parents[1])
-    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": root}
+    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True).stdout
 
 

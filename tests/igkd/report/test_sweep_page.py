@@ -54,7 +54,7 @@ def test_numbers_are_those_of_the_rows() -> None:
     p = stats.ttest_rel(kd, student).pvalue  # one comparison: Holm's correction leaves it
     interval = f"{100 * low:.2f} \u2013 {100 * high:.2f}"
     assert page.row("kd")[1:6] == [f"{100 * fmean(kd):.2f}", interval, "3", f"{100 * (fmean(kd) - fmean(student)):+.2f}", f"{p:.3f}"]
-    assert f"| kd | 5 | 4.12× | 91.83 | {interval} | 3 | +1.33 ({p:.3f}) | – |" in markdown(sweep(rows))
+    assert f"| kd | mobilenet:cut=5 | 4.12× | 91.83 | {interval} | 3 | +1.33 ({p:.3f}) | – |" in markdown(sweep(rows))
     assert summary_table(sweep(rows)).split()[-4:] == ["91.83", "%", f"{100 * low:.2f}-{100 * high:.2f}", "3"]
     chart = next(attributes["aria-label"] for _, attributes in page.tags if "dots" in (attributes.get("aria-label") or ""))
     assert chart is not None and "kd 91.83 %" in chart
@@ -146,7 +146,7 @@ def test_odd_rows_are_drawn(kind: Any, rows: list[dict[str, Any]]) -> None:
 def test_runs_without_an_accuracy_are_named_and_left_out() -> None:
     rows = [row("kd", 0, math.nan), row("kd", 1, 0.9), row("kd", 2, 0.92), *(row("student", seed, 0.8) for seed in (0, 1, 2))]
     page = checked(sweep(rows))
-    assert "Without an accuracy, and in no mean: kd-cut5-seed0." in page.text
+    assert "Without an accuracy, and in no mean: kd-mobilenet:cut=5-seed0." in page.text
     assert page.row("kd")[1] == "91.00" and page.row("kd")[3] == "2 of 3" and page.row("kd")[4] == "+11.00"
 
 
@@ -160,7 +160,7 @@ def test_a_run_that_diverged_is_named() -> None:
     sizes = ("parameters", "multiply_adds", "compression", "images", "test", "provenance")
     bare = {key: value for key, value in row("kd", 2, 0.1, state="diverged").items() if key not in sizes}
     page = checked(sweep([row("kd", 0, 0.9), row("kd", 1, 0.92), bare]))
-    assert page.row("kd")[1] == "91.00" and "2 of 3 runs done, 1 diverged" in page.text and "in no mean: kd-cut5-seed2." in page.text
+    assert page.row("kd")[1] == "91.00" and "2 of 3 runs done, 1 diverged" in page.text and "kd-mobilenet:cut=5-seed2." in page.text
     assert "there are 0" in words(tuning([bare])) and "0 stopped early" in render(tuning([trial(0, 0.5), bare]))
 
 
