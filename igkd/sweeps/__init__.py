@@ -1,6 +1,6 @@
 """Sweeps: many students of one store, as a grid (jobs.ablate) or as a search (jobs.tune).
 
-A sweep is a directory. `students/NAME` are run directories as jobs.distill makes them; a `result.json` in one is a finished run and the
-only record of it, so that whatever is killed, the same command knows what is done. `rows.jsonl` has the same results as one file, a
-line as soon as each exists; `status.json` is the driver's pulse (`igkd sweeps status DIR`).
+A sweep is a directory. `students/NAME` are run directories as jobs.distill makes them. A `result.json` in one means that the run is
+finished, and is its only record, so that after any kill the same command knows what is done. `rows.jsonl` has the same results in one file,
+with a line for each as soon as it exists. `status.json` is written regularly by the driver (`igkd sweeps status DIR` reads it).
 """

@@ -10,7 +10,7 @@ from igkd.sweeps.stages import describe_stages
 
 
 def main() -> int:
-    """Exit status: 0 if the sweep goes on or is finished, 1 if runs have failed or it stopped before its end."""
+    """Run the command; exit status 0 if the sweep is running or finished, 1 if runs have failed or it stopped before its end."""
     parser = argparse.ArgumentParser(prog="igkd sweeps", description="Look at a sweep.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="what is done, running and failed, and when it will end; exit status 1 if it needs you")
@@ -19,14 +19,14 @@ def main() -> int:
     report.add_argument("directory", metavar="DIR", type=Path, help="the sweep's --out")
     given = parser.parse_args()
     if given.command == "report":
-        from igkd.sweeps.publish import publish  # which imports torch, and the status is asked often
+        from igkd.sweeps.publish import publish  # imported here, since it imports torch, which `status` does not need
 
         print(publish(given.directory))
         return 0
     stages = describe_stages(given.directory)
     print(*map(printable, stages), sep="\n", end="\n" if stages else "")
     if stages and not (given.directory / STATUS).exists():
-        return 0  # of a pipeline whose students have not begun
+        return 0  # a pipeline whose students have not started
     pulse, now = read_status(given.directory), time.time()
     print(printable("\n".join(describe(pulse, read_rows(given.directory), now))))
     return 1 if pulse.failures or not (pulse.phase == "finished" or pulse.alive(now)) else 0

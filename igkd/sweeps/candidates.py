@@ -1,4 +1,4 @@
-"""Random lean architectures for a search."""
+"""Draws random lean architectures for jobs.search."""
 
 import numpy as np
 
@@ -6,28 +6,28 @@ from igkd.base.errors import UserError
 from igkd.networks.lean import MAX_STAGES, MAX_WIDTH, Lean
 
 LEAST_SHARE = 0.5
-"""Of the limit that a candidate's parameters may not fall below: a smaller network is not what is asked for."""
+"""Candidates have at least this share of the allowed parameters; smaller networks are not wanted."""
 STEP = 8
-"""Candidates' widths are multiples of it: what a processor computes side by side."""
+"""Candidates' widths are multiples of this, which suits a CPU's vector instructions."""
 LAST_MAP = (2, 8)
-"""Pixels a side of a candidate's last stage: the least and the most."""
+"""Smallest and largest side of the last stage's feature maps, in pixels."""
 TRIES = 5000
-"""Drawn, however many candidates are asked for, before it is said that there are no more."""
+"""Number of draws after which it is concluded that there are no more candidates; it does not depend on how many are wanted."""
 
 
 def candidates(limit: int, count: int, seed: int, classes: int, image_shape: tuple[int, int]) -> list[Lean]:
-    """Distinct random architectures that use 50 to 100 % of a limit of parameters, narrow early and wide late.
+    """Distinct random architectures with 50 to 100 % of the allowed parameters, narrow early and wide late.
 
-    More of them begin with the same ones.
+    With a larger `count`, the list begins with the same architectures.
 
     Args:
-        limit: parameters of the whole classifier, at most.
-        count: how many.
-        classes: that the classifier tells apart.
-        image_shape: (height, width) in pixels; the last stage sees it at 2 to 8 pixels a side.
+        limit: largest number of parameters of the whole classifier.
+        count: number of architectures.
+        classes: number of classes.
+        image_shape: (height, width) in pixels; the last stage's feature maps have 2 to 8 pixels a side.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are fewer than `count`.
     """
     rng, found = np.random.default_rng(seed), dict[Lean, None]()
     side = min(image_shape)
@@ -36,7 +36,7 @@ def candidates(limit: int, count: int, seed: int, classes: int, image_shape: tup
         for stem in (2, 4)
         for stages in range(2, MAX_STAGES + 1)
         if LAST_MAP[0] <= side // (stem * 2 ** (stages - 1)) <= LAST_MAP[1]
-    ] or [(1, 2)]  # of tiny images
+    ] or [(1, 2)]  # for tiny images
     for _ in range(TRIES):
         if len(found) == count:
             break
@@ -53,7 +53,7 @@ def candidates(limit: int, count: int, seed: int, classes: int, image_shape: tup
 
 
 def _widest(stem: int, growth: list[float], blocks: list[int], limit: float, classes: int) -> Lean | None:
-    """The widest network of these proportions within a limit of parameters."""
+    """The widest network with these proportions within a limit of parameters; None if there is none."""
     best = None
     for first in range(STEP, MAX_WIDTH + 1, STEP):
         widths = [STEP * round(first * factor / STEP) for factor in growth]

@@ -1,4 +1,4 @@
-"""How long a sweep takes, from steps measured on the machine that will run it."""
+"""Estimates the time of a sweep from training steps measured on the machine that will run it."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ from igkd.training.run import Trainer
 from igkd.training.student_data import distill_task
 
 STEPS = 8
-"""Of one measurement, after as many that warm up."""
+"""Number of steps in one measurement, after as many for warm-up."""
 DEVICES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What runs of the same speed have in common."""
+    """The settings that decide a run's speed; runs of one kind are measured once."""
 
     student: str
     live: bool
@@ -35,11 +35,11 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Seconds an image, on one run's share of the device."""
+    """Seconds for each image, on one run's share of the device."""
 
     train: float
     judge: float
-    """Forward passes of student and, where it is at hand, teacher."""
+    """Seconds of evaluation: forward passes of the student and, if it is available, the teacher."""
 
 
 def kind_of(config: DistillConfig) -> Kind:
@@ -55,12 +55,12 @@ def kind_of(config: DistillConfig) -> Kind:
 
 
 def measure(config: DistillConfig, teacher: Classifier | None, device: torch.device) -> Speed:
-    """Train some steps and judge some images; nothing is written, and no test image is read."""
+    """Measure some training steps and evaluate some images; writes nothing, and reads no test images."""
     store = Store.open(config.store)
     parts = range(min(store.plan.parts, -(-2 * STEPS * config.batch_size // store.plan.rows_per_file)))
     rows = store.samples(parts, views=config.which_logits == "views")
     samples = rows[0]
-    # All of them for both: how fast a step is does not depend on which images it sees.
+    # All images are used for both: the speed of a step does not depend on which images it uses.
     task = distill_task(replace(config, test_images=None, epochs=2, share=1.0), teacher, (samples, np.zeros(len(samples), np.bool_)))
     train = samples.select(np.arange(len(samples))[: STEPS * config.batch_size])
     task = replace(task, train=train, count=len(train), validation=train.select(np.arange(min(2, len(train)))))
@@ -77,9 +77,9 @@ def measure(config: DistillConfig, teacher: Classifier | None, device: torch.dev
 
 
 def seconds_of(config: DistillConfig, speed: Speed, train: int, validation: int, test: int) -> float:
-    """Of one run on its share of a device: its epochs, with a look at the validation images after each, and the test images at the end.
+    """Seconds of one run on its share of a device: training and validation in each epoch, and test images at the end.
 
-    Maps judged at the end (--maps) come on top.
+    The evaluation of maps at the end (--maps) is not included.
     """
     return config.epochs * (config.share * train * speed.train + validation * speed.judge) + test * speed.judge
 
@@ -91,10 +91,10 @@ def lines(
 
     Args:
         cells: the runs that are not done yet.
-        slots: runs that go on at the same time on all devices.
-        devices: GPUs, or processors where there are none, of the cluster at hand.
-        device: what one of them is called.
-        price: of an hour of one of them.
+        slots: number of runs at a time on all devices.
+        devices: number of GPUs of this cluster, or of CPUs if it has none.
+        device: what to call one of these.
+        price: price of an hour of one device.
     """
     held_out = int(store.column("validation").sum())
     train = int(store.manifest["rows"]) - held_out

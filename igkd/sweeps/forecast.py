@@ -1,4 +1,4 @@
-"""How long a pipeline takes on this machine, from steps, maps and forward passes measured on random images of the right size."""
+"""Estimates the time of a pipeline on this machine from training steps, maps and forward passes measured on random images."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +24,9 @@ from igkd.training.run import Trainer
 from igkd.training.task import Task
 
 STEPS = 3
-"""Training steps of one measurement, after as many that warm up."""
+"""Training steps of one measurement, after as many for warm-up."""
 MAPS, CROPS = 4, 512
-"""Images attributed, and crops answered, in one measurement."""
+"""Number of maps, and of crops' logits, computed in one measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class Stage:
 
     name: str
     images: int
-    """Images in all: of all epochs of a training, of all crops of views."""
+    """Total number of images: over all epochs of a training, or all crops of views."""
     rate: float
-    """Images a second, on the whole machine."""
+    """Images a second on the whole machine."""
     runs: int = 1
 
     @property
@@ -46,10 +46,10 @@ class Stage:
 
 
 def stages(pipeline: Pipeline) -> Iterator[Stage]:
-    """Measure every stage of a pipeline, one after the other; nothing is written.
+    """Measure every stage of a pipeline, one after the other; writes nothing.
 
     Raises:
-        UserError: the images or a given teacher are not there.
+        UserError: the images or a given teacher do not exist.
     """
     config = pipeline.precompute
     source = open_images(config.images)
@@ -75,13 +75,13 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
     for (label, name), group in groups.items():
         one = group[0]
         student = replace(spec, name=student_name(name, spec.name, spec.image_shape))
-        # The teacher's logits come from the store, be they of the image or of the crop: looking them up takes no time worth counting.
+        # The teacher's logits come from the store, of images or of crops; the time to look them up is negligible.
         objective = replace(one.objective, logits="image", gamma=0.0, tap=None)
         yield replace(_training(f"{label}, {student.name}", student, one.training, objective, train), runs=len(group))
 
 
 def _training(name: str, spec: NetworkSpec, recipe: Recipe, objective: Objective, count: int) -> Stage:
-    """A training of so many images an epoch: its rate is the mean over epochs of low and of full resolution."""
+    """A training with `count` images an epoch; its rate is the mean over epochs of low and of full resolution."""
     low = recipe.low_resolution_epochs / recipe.epochs
     seconds = sum(
         share * _seconds_an_image(spec, replace(recipe, epochs=2, low_resolution_epochs=2 if small else 0, compile=False), objective)
@@ -92,7 +92,7 @@ def _training(name: str, spec: NetworkSpec, recipe: Recipe, objective: Objective
 
 
 def _seconds_an_image(spec: NetworkSpec, recipe: Recipe, objective: Objective) -> float:
-    """Seconds of an image in a training step."""
+    """Seconds for each image in a training step."""
     count, (height, width) = STEPS * recipe.batch_size, spec.image_shape
     generator = torch.Generator().manual_seed(0)
     samples = Samples(
@@ -111,7 +111,7 @@ def _seconds_an_image(spec: NetworkSpec, recipe: Recipe, objective: Objective) -
 
 
 def _store(config: PrecomputeConfig, teacher: Classifier, count: int) -> Iterator[Stage]:
-    """Maps, and views if there are to be any."""
+    """The stages of precomputation: maps, and views if the settings ask for them."""
     gpu, (height, width) = torch.cuda.is_available(), teacher.spec.image_shape
     teacher = teacher.to("cuda" if gpu else "cpu")
     pixels = torch.randint(0, 256, (CROPS, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -127,7 +127,7 @@ def _store(config: PrecomputeConfig, teacher: Classifier, count: int) -> Iterato
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Seconds of a call, the second one: the first compiles and warms up."""
+    """Seconds of the second call; the first is a warm-up, which includes compiling."""
     work()
     begin = time.perf_counter()
     work()
@@ -139,6 +139,6 @@ def _on_device(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def line(stage: Stage) -> str:
-    """A stage for a terminal."""
+    """A stage as a line of text."""
     what = stage.name if stage.runs == 1 else f"{stage.name}, {stage.runs} runs"
     return f"{what:52} {stage.images:12,} images {stage.rate:8.0f} a second {duration(stage.seconds):>12}"

@@ -1,4 +1,4 @@
-"""The cells of an ablation: a grid is a function from settings to runs."""
+"""The cells (runs) of an ablation: each grid makes them from the settings."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from igkd.store import Store
 from igkd.training.identity import decided
 
 SHARE = 0.8
-"""Of the training images in a Monte-Carlo run."""
+"""Share of the training images that a Monte-Carlo run uses."""
 CHOICES = {
     "its optimiser": ("optimizer", "schedule", "learning_rate", "weight_decay", "batch_size"),
     "normalised pixels": ("normalise",),
@@ -28,7 +28,7 @@ CHOICES = {
     "its overlay": ("overlay", "exponents", "blend", "overlay_schedule"),
     "bfloat16": ("precision",),
 }
-"""What a recipe chooses, as sets of settings that only make sense together."""
+"""The choices of a recipe, each a set of settings that belong together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +36,19 @@ class Cell:
     """One run of a sweep."""
 
     label: str
-    """What repeats of other seeds share: a line of a table."""
+    """The name that runs with other seeds share: a line of a table."""
     config: DistillConfig
     without: str = ""
-    """The choice of the recipe that is undone."""
+    """The choice of the recipe that is undone; "" if none is."""
 
     @property
     def name(self) -> str:
-        """Of its directory, unique in a sweep."""
+        """Name of the run's directory, unique in a sweep."""
         return Path(self.config.out).name
 
 
 def make_cell(root: str, config: DistillConfig, label: str | None = None, without: str = "") -> Cell:
-    """A run under ROOT/students, named after all that tells it from others."""
+    """A run under ROOT/students, whose name contains all that distinguishes it from others."""
     label = (label or config.label) + (f", without {without}" if without else "")
     share = "" if config.share == 1 else f"-share{100 * config.share:.0f}"
     name = f"{re.sub(r'[^A-Za-z0-9+.]+', '-', f'{label} {config.student}')}{share}-seed{config.seed}"
@@ -56,15 +56,15 @@ def make_cell(root: str, config: DistillConfig, label: str | None = None, withou
 
 
 def settled(grid: Iterable[Cell], store: Store) -> list[Cell]:
-    """The runs with what their recipes leave to the store decided."""
+    """The runs with the settings that depend on the store (`auto`) decided."""
     return [replace(cell, config=decided(cell.config, store)) for cell in grid]
 
 
 def cells(config: AblateConfig, store: Store) -> list[Cell]:
-    """The runs of all grids, each once, in the order of the seeds: after a night that was too short every cell has had its turn.
+    """The runs of all grids, each once, ordered by seed, so that a sweep that is stopped early has some runs of every arm.
 
     Raises:
-        UserError: there are none, or a recipe is not one.
+        UserError: there are no runs, or a recipe is invalid.
     """
     found: dict[str, Cell] = {}
     for seed in dict.fromkeys(config.seeds):
@@ -101,7 +101,7 @@ def _grid(grid: Grid, base: DistillConfig, config: AblateConfig, store: Store) -
 
 
 def _choices(base: DistillConfig, config: AblateConfig) -> Iterator[Cell]:
-    """A recipe, and the recipe with each of its choices undone: as the paper has it."""
+    """The runs of a recipe, and of the recipe with each choice undone, which then has the paper's settings."""
     chosen = recipe_values(base.recipe)
     usual = {f.name: f.default for f in fields(DistillConfig)}
     for arm in config.arms or ("kd+ig",):

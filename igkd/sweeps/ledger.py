@@ -1,4 +1,4 @@
-"""What a sweep has done, as files: see the package's docstring for the layout."""
+"""The files of a sweep that record what is done; the package's docstring describes the layout."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from igkd.base.storage_errors import explain
 STATUS = "status.json"
 ROWS = "rows.jsonl"
 SILENT_S = 60.0
-"""A driver that has not written its status for so long is gone."""
+"""A driver that has not written its status for this many seconds counts as gone."""
 
 Row = dict[str, Any]
 Phase = Literal["running", "finished", "stopped"]
@@ -28,14 +28,14 @@ Kind = Literal["ablation", "tuning", "search"]
 
 @dataclass(kw_only=True)
 class Status:
-    """The pulse of a sweep's driver."""
+    """What a sweep's driver regularly writes to status.json."""
 
     command: str
     planned: list[str]
-    """Names of all runs; those of a search are not known before they begin."""
+    """Names of all runs; empty for a search, whose runs are not known in advance."""
     total: int
     slots: int
-    """Runs that go on at the same time."""
+    """Number of runs at a time."""
     began: float
     """Unix time."""
     updated: float = 0.0
@@ -44,27 +44,31 @@ class Status:
     phase: Phase = "running"
     kind: Kind = "ablation"
     page: str = "report.html"
-    """Name of its report."""
+    """File name of the report."""
     running: dict[str, int] = field(default_factory=dict)
-    """Name of a run to its epochs done."""
+    """Name of a run -> its finished epochs."""
     epochs: dict[str, int] = field(default_factory=dict)
-    """Name of a run to its epochs in all."""
+    """Name of a run -> its total number of epochs."""
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name of a run to its `tries` and last `error`."""
+    """Name of a run -> its number of `tries` and last `error`."""
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 
     def done(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of what this driver was asked for; a directory may hold those of other grids, too."""
+        """The rows of this driver's runs; the directory may hold rows of other grids, too."""
         return [row for row in rows if not self.planned or row["cell"] in self.planned]
 
     def alive(self, now: float) -> bool:
-        """Whether the driver is at work, by the clock of whoever asks (Unix time)."""
+        """Whether the driver is running, judged by the time of its last status.
+
+        Args:
+            now: Unix time.
+        """
         return self.phase == "running" and now - self.updated < SILENT_S
 
 
 class Ledger:
-    """The directory of a sweep, for its driver."""
+    """A sweep's directory, as its driver writes it."""
 
     def __init__(self, root: Path, status: Status) -> None:
         self.root, self.status = root, status
@@ -72,13 +76,13 @@ class Ledger:
         self.write_status()
 
     def refresh(self) -> None:
-        """Make the lines anew from the runs' results: a driver may be killed between a result and its line, or within a line, and a run
-        may end while its driver is being stopped."""
+        """Write rows.jsonl again from the runs' results: a driver may be killed between a result and its line, or within a line, and a
+        run may end while its driver is being stopped."""
         self.rows = read_rows(self.root)
         write_bytes(self.root / ROWS, b"".join(_line(row) for row in self.rows))
 
     def add(self, row: Row) -> None:
-        """Append the row of a run that has its result.json by now."""
+        """Append the row of a run whose result.json exists."""
         self.rows.append(row)
         try:
             with (self.root / ROWS).open("ab") as file:
@@ -90,21 +94,21 @@ class Ledger:
         self.status.failures.pop(row["cell"], None)
 
     def conclude(self, name: str, row: Row) -> None:
-        """Make the row of a run that is over without a network (stopped early, diverged) its result, and append it."""
+        """Write the row of a run that ended without a network (stopped early, diverged) as its result, and append it."""
         write_json(self.root / "students" / name / "result.json", row)
         with contextlib.suppress(OSError):
             (self.root / "students" / name / STATE).unlink(missing_ok=True)
         self.add(row)
 
     def write_status(self, phase: Phase | None = None) -> None:
-        """Say that the driver is alive, or how it ended."""
+        """Write status.json: the driver is running, or `phase` says how it ended."""
         self.status.phase = phase or self.status.phase
         self.status.updated = time.time()
         write_json(self.root / STATUS, asdict(self.status))
 
 
 def read_rows(root: Path) -> list[Row]:
-    """The results of all finished runs, in the order in which they began."""
+    """The result rows of all finished runs, ordered by the time at which they started."""
     found = sorted((root / "students").glob("*/result.json"))
     # jobs.distill's, too. The name is the directory's own: one that a row gives could lead elsewhere.
     rows = [{"share": 1.0, "state": "done"} | read_row(path) | {"cell": path.parent.name} for path in found]
@@ -112,16 +116,16 @@ def read_rows(root: Path) -> list[Row]:
 
 
 def read_status(root: Path) -> Status:
-    """The driver's last pulse.
+    """The driver's last status.
 
     Raises:
-        UserError: there has never been a driver, or its file is none.
+        UserError: there is no status.json, or it is invalid.
     """
     if not (root / STATUS).exists():
         raise UserError(f"{root} is no sweep (it has no {STATUS}); jobs.ablate, jobs.tune and jobs.search make one")
     try:
         status = typed(Status, read_object(root / STATUS))
-        if status.page != Path(status.page).name or not status.page.endswith(".html"):  # it is written, so it must not lead elsewhere
+        if status.page != Path(status.page).name or not status.page.endswith(".html"):  # must not lead elsewhere: it is written
             raise TypeError
         if not all(isinstance(one.get("tries"), int) and isinstance(one.get("error"), str) for one in status.failures.values()):
             raise TypeError
@@ -131,16 +135,16 @@ def read_status(root: Path) -> Status:
 
 
 def remaining_seconds(status: Status, rows: Sequence[Row]) -> float | None:
-    """Seconds of work left if all goes on as the finished runs did; None before anything is known.
+    """Seconds of work left, at the speed of the finished runs; None before one is finished.
 
-    Epochs of runs not begun count as the median run; those of one that is going on, as many as it has left.
+    Runs that have not started are assumed to have the usual number of epochs; running ones have those that are left.
     """
     seconds = [entry["seconds"] for row in rows for entry in row["history"]]
     lengths = [len(row["history"]) for row in rows]
     if not seconds:
         return None
     mean: float = sum(seconds) / len(seconds)
-    usual = sum(lengths) / len(lengths)  # of a search, whose trials are stopped early as a rule
+    usual = sum(lengths) / len(lengths)  # for a search, most of whose trials are stopped early
     done = {row["cell"] for row in rows}
     left: float = sum(max(0, status.epochs.get(name, usual) - epochs) for name, epochs in status.running.items())
     known = [n for n in status.planned if n not in done and n not in status.running and n not in status.failures]
@@ -150,7 +154,7 @@ def remaining_seconds(status: Status, rows: Sequence[Row]) -> float | None:
 
 
 def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:
-    """What is done, running and failed, and when it will end, as lines for a terminal.
+    """Lines that say what is done, running and failed, and when the sweep will end.
 
     Args:
         now: Unix time.
@@ -175,7 +179,7 @@ def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, to its leading unit or two: 45 s, 12 min, 3 h 20 min."""
+    """A duration as text with one or two units: 45 s, 12 min, 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

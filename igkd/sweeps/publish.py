@@ -1,4 +1,4 @@
-"""From a sweep's directory to its report: a page, OUT/table.md and the essence for a terminal."""
+"""Writes a sweep's report: an HTML page and OUT/table.md; gives a summary for a terminal."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,19 +22,19 @@ from igkd.sweeps.ledger import Row, Status, read_rows, read_status
 from igkd.sweeps.speed_search import LATENCIES, read_latencies
 
 SHOWN = 6
-"""Students whose maps are drawn."""
+"""Number of students whose maps are drawn."""
 
 
 def publish(root: Path) -> str:
-    """Write the report of what is done by now, be it nothing; gives the summary for a terminal.
+    """Write the report of the results so far, even if there are none; returns the summary for a terminal.
 
-    It has pictures of maps and latencies where the runs name their teacher.
+    It has pictures of maps and latencies if the runs name their teacher.
 
     Args:
         root: the sweep's directory.
 
     Raises:
-        UserError: it is no sweep, or the store or the teacher are not where they were.
+        UserError: the directory is not a sweep, or the store or the teacher is no longer there.
     """
     status, rows = read_status(root), read_rows(root)
     if status.kind == "search":
@@ -54,7 +54,7 @@ def publish(root: Path) -> str:
 
 
 def with_models(root: Path, page: SweepReport) -> SweepReport:
-    """What store, teacher and students add to the rows."""
+    """Add to a report what is computed from store, teacher and students: title, latencies, pictures."""
     config = page.rows[0].get("config", {})
     if not (isinstance(config.get("store"), str) and isinstance(teacher := config.get("teacher"), str | None)):
         raise UserError(f"{root}: the result of {page.rows[0]['cell']} does not say which store and teacher it is of; delete it")
@@ -105,13 +105,13 @@ def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Clas
 
 
 def publish_front(root: Path, status: Status) -> str:
-    """Write the report of what is done by now; gives the summary for a terminal.
+    """Write the report of the results so far; returns the summary for a terminal.
 
     Args:
         root: OUT of jobs.search.
 
     Raises:
-        UserError: what it needs is damaged or not where it was.
+        UserError: a file that it needs is damaged or missing.
     """
     latencies, rows = read_latencies(root), read_rows(root)
     if latencies is None:
@@ -140,7 +140,7 @@ def publish_front(root: Path, status: Status) -> str:
 
 
 def search_progress(status: Status, rows: Sequence[Row]) -> str:
-    """How many of a search's students are trained, stopped and failed, in words."""
+    """A line that says how many of a search's students are trained, stopped and failed."""
     states = [row["state"] for row in status.done(rows)]
     parts = [f"{states.count('done'):,} of {status.total:,} students trained"]
     parts += [f"{states.count('pruned'):,} stopped early"] if "pruned" in states else []

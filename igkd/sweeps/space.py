@@ -1,4 +1,4 @@
-"""What jobs.tune searches: ranges of settings, and settings as a run's configuration."""
+"""The search space of jobs.tune: ranges of settings, and their conversion to a run's configuration."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ LEARNING_RATES = {"sgd": (0.005, 0.5), "adam": (1e-4, 1e-2), "adamw": (1e-4, 1e-
 
 
 def space(config: DistillConfig) -> dict[str, BaseDistribution]:
-    """The ranges of what matters to an arm; "exponent_low" and "exponent_high" are the ends of `exponents`."""
+    """Ranges of the settings that an arm uses; "exponent_low" and "exponent_high" are the ends of `exponents`."""
     parts = config.arm.split("+")
     low, high = LEARNING_RATES[config.optimizer]
     found: dict[str, BaseDistribution] = {
@@ -30,7 +30,7 @@ def space(config: DistillConfig) -> dict[str, BaseDistribution]:
 
 
 def tuned(base: DistillConfig, settings: Mapping[str, Any]) -> DistillConfig:
-    """A configuration with settings of the search."""
+    """A run's configuration with the settings that the search proposes."""
     values = dict(settings)
     if "exponent_low" in values:
         values["exponents"] = (values.pop("exponent_low"), values.pop("exponent_high"))
@@ -38,7 +38,7 @@ def tuned(base: DistillConfig, settings: Mapping[str, Any]) -> DistillConfig:
 
 
 def settings_of(values: Mapping[str, Any], names: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """The settings of a search that a configuration's values stand for: the inverse of `tuned`."""
+    """The search's settings for a configuration's values: the inverse of `tuned`."""
     low, high = values["exponents"]
     known = {**values, "exponent_low": low, "exponent_high": high}
     return {name: float(known[name]) for name in names}

@@ -1,7 +1,7 @@
-"""How fast lean students are on this machine before any is trained, which of them meet a budget, and which are worth their time.
+"""Times lean students on this machine before any is trained, and selects those within the budget.
 
-OUT/latencies.json has a line for each network: by ONNX Runtime in static int8, one image a pass, one thread, in turns with its teacher.
-Weights do not matter to a latency, so they are random.
+OUT/latencies.json has an entry for each network: ONNX Runtime in static int8, one image a pass, one thread, in turns with the teacher.
+Latency does not depend on weights, so they are random.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from igkd.store import Store
 
 LATENCIES = "latencies.json"
 TOGETHER = 6
-"""Networks that take turns with the teacher at a time: each is a process that waits for its turn."""
+"""Number of networks in one group that takes turns with the teacher; each is a process that waits for its turn."""
 CALIBRATION = 64
-"""Images of the store for the ranges of int8, which say nothing here."""
+"""Number of the store's images for calibrating int8; its ranges do not matter here, since the networks are untrained."""
 
 
 def read_latencies(root: Path) -> Latencies | None:
-    """What was measured before, if anything was.
+    """The latencies measured earlier; None if there are none.
 
     Raises:
         UserError: the file is damaged.
@@ -50,15 +50,15 @@ def read_latencies(root: Path) -> Latencies | None:
 
 
 def measured_latencies(root: Path, specs: Sequence[NetworkSpec], teacher: str, store: Store, rounds: int, budget: float) -> Latencies:
-    """The latencies of all networks, those that this machine has not timed yet measured now; also in OUT/latencies.json.
+    """The latencies of all networks; those that this machine has not timed yet are measured now, and written to OUT/latencies.json.
 
     Args:
         root: OUT.
-        specs: of the networks.
-        teacher: what `open_teacher` takes.
-        store: whose images int8 is calibrated on.
-        rounds: turns of each network.
-        budget: times as fast as the teacher that a student has to be; only noted.
+        specs: the networks.
+        teacher: names the teacher, as for `open_teacher`.
+        store: int8 is calibrated on its images.
+        rounds: rounds of each network.
+        budget: required speed relative to the teacher; only recorded.
 
     Raises:
         UserError: a network cannot be run.
@@ -94,7 +94,7 @@ def measured_latencies(root: Path, specs: Sequence[NetworkSpec], teacher: str, s
 
 
 def write_int8(model: Classifier, path: Path, calibration: Pixels) -> None:
-    """A network as the file that a device would run."""
+    """Write a network as an int8 ONNX file."""
     network = formats.to_int8(formats.to_onnx(model.eval()), calibration)
     write_bytes(path, formats.with_metadata(network, formats.describe(model.spec, {})))
 
@@ -102,7 +102,7 @@ def write_int8(model: Classifier, path: Path, calibration: Pixels) -> None:
 def timed_group(
     specs: Sequence[NetworkSpec], original: str, eager: str, calibration: Pixels, directory: Path, rounds: int
 ) -> list[Measured]:
-    """Some networks, untrained, in turns with their teacher's int8 file and with the teacher by torch."""
+    """Time some untrained networks in turns with the teacher's int8 file and with the teacher by torch."""
     paths, sizes = [], []
     for number, spec in enumerate(specs):
         model = build(spec, 0)
@@ -128,11 +128,11 @@ def timed_group(
 
 
 def within_budget(measured: Iterable[Measured], budget: float, limit: int) -> list[Measured]:
-    """The candidates that are fast enough, the largest first: of two that are, it has more to learn with.
+    """The candidates that are fast enough, the largest first, since larger networks can learn more.
 
     Args:
-        budget: times as fast as the teacher in the same runtime.
-        limit: how many.
+        budget: required speed relative to the teacher in the same runtime.
+        limit: largest number of candidates to return.
 
     Raises:
         UserError: none is fast enough.

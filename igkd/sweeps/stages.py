@@ -1,4 +1,4 @@
-"""How far a pipeline has come before its students begin, read off its directory: a teacher, a store, its views."""
+"""Progress of a pipeline before its students start, found from the files in its directory: teacher, store, views."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from igkd.base.run_directory import STATE, read_object
 
 
 def describe_stages(root: Path) -> list[str]:
-    """A line for each stage that was begun, for a terminal.
+    """A line of text for each stage that was started.
 
     Raises:
         UserError: a file of a stage is damaged.
@@ -37,7 +37,7 @@ def _teacher(directory: Path) -> Iterator[str]:
                 history = json.loads(file.metadata()["history"])
             break
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            continue  # being written or deleted: the one before tells
+            continue  # being written or deleted: use the checkpoint before it
     if not history:
         yield f"teacher: epoch 0 of {epochs}"
         return
