@@ -1,1 +1,1 @@
-"""Settings and their defaults, as dataclasses: one file a job. Computes nothing."""
+"""Settings and their defaults, as dataclasses, one file for each job. Computes nothing."""

@@ -1,4 +1,4 @@
-"""From dataclasses of settings to command lines."""
+"""Parses command lines into dataclasses of settings."""
 
 from typing import TypeVar
 
@@ -8,5 +8,5 @@ T = TypeVar("T")
 
 
 def parse(config: type[T], prog: str) -> T:
-    """A configuration from the command line."""
+    """Parse this program's command line into a configuration."""
     return tyro.cli(config, prog=prog)

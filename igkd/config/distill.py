@@ -12,14 +12,14 @@ from igkd.config.optimisation import Objective, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Distil one student from a store. What is left out of the command line has the recipe's value."""
+    """Distil one student from a store. Settings that are not on the command line have the recipe's values."""
 
     store: str = field(metadata=PLACE)
     """Directory or s3:// URI of the attribution store."""
     out: str = field(metadata=PLACE)
     """Directory of the checkpoint and its result; the same command continues what is there."""
     test_images: str | None = field(default=None, metadata=PLACE)
-    """Images whose test split the student is judged by once, at the end; without it, by the validation split alone."""
+    """Images on whose test split the student is evaluated once, at the end; without them, only the validation split is used."""
     recipe: str = field(default="paper", metadata=RUN)
     """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
@@ -33,7 +33,7 @@ class DistillConfig:
     optimizer: Optimizer = "adam"
     """sgd has Nesterov momentum 0.9."""
     schedule: Schedule = "constant"
-    """Of the learning rate."""
+    """Schedule of the learning rate: constant, or one cycle of warm-up and cosine."""
     epochs: int = 100
     learning_rate: float = 1e-3
     """Constant, or the cycle's peak."""
@@ -43,15 +43,15 @@ class DistillConfig:
     normalise: bool = False
     """Whether the student sees pixels of mean 0 and standard deviation 1 instead of those in [0, 1]."""
     padding: int = 4
-    """Pixels of random crop on each side."""
+    """Padding of the random crop, in pixels on each side."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
     averaging: float = 0.0
-    """Decay by step of a moving average of the weights, which is then the student; 0 for none."""
+    """Decay at each step of a moving average of the weights, which becomes the student; 0 for none."""
     low_resolution_epochs: int = 0
     """Epochs at the start trained at 3/4 of the resolution; the teacher's logits stay those of the whole crop."""
     precision: Precision = "auto"
-    """auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32; decided once, when a run begins."""
+    """auto is bfloat16 autocast if the device has instructions for bfloat16, else float32; decided once, when a run starts."""
     compile: bool = field(default=False, metadata=SPEED)
     """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
     alpha: float = 0.01
@@ -62,7 +62,7 @@ class DistillConfig:
     as if the teacher were asked in training, but costs nothing. auto: views where the store has them, else image; crop: views where the
     store has them, else --live."""
     live: bool = False
-    """Distil from what the teacher says of the same crop, asked in training; needs --teacher."""
+    """Compute the teacher's logits of the student's crop during training; needs --teacher."""
     gamma: float = 0.8
     """Weight of attention transfer in the arms with at; Zagoruyko and Komodakis use 1000."""
     overlay: float = 0.1
@@ -75,14 +75,14 @@ class DistillConfig:
     """What is laid over an image in the arms with ig: its own map, or as a control another image's map, black, the map's pixels in random
     order, the ground-truth mask, or an even grey as bright as the map."""
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
-    """The probability over the run; its mean is the same."""
+    """How the overlay's probability changes over the run; its mean is the same."""
     aligned: bool = True
     """False mixes up maps, logits and attention as the published code does: maps are another image's, logits and attention those of a third
     one, and neither map nor attention is cropped with the image."""
     ingest: Literal["auto", "resident", "stream"] = "auto"
     """Keep all rows in memory, or stream them from the store; auto streams what would fill more than half of the memory."""
     maps: int = field(default=0, metadata=SPEED)
-    """Test images whose integrated-gradients maps are judged at the end, and compared with those of --teacher."""
+    """Number of test images whose integrated-gradients maps are evaluated at the end, and compared with those of --teacher."""
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with a test image that cannot be used."""
     share: float = field(default=1.0, metadata=RUN)
@@ -91,7 +91,7 @@ class DistillConfig:
     workers: int = field(default=1, metadata=SPEED)
     """Data-parallel workers."""
     min_workers: int | None = field(default=None, metadata=SPEED)
-    """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
+    """Elastic training: continue with as few workers as this if nodes are lost, and with up to --workers when nodes return."""
 
     def __post_init__(self) -> None:
         if self.live and self.logits == "views":
@@ -101,13 +101,13 @@ class DistillConfig:
 
     @property
     def label(self) -> str:
-        """What tells this run from others of the same network in a table: arm, control and recipe."""
+        """The run's name in tables among runs of the same network: arm, control and recipe."""
         content = "" if self.content == "own" or "ig" not in self.arm.split("+") else f", {self.content}"
         return self.arm + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
 
     @property
     def which_logits(self) -> Logits:
-        """What logits the run learns from. Of a configuration that leaves it to the store (auto, crop), as if the store had no views."""
+        """The logits that the run learns from; for auto and crop, which depend on the store, those used if the store has no views."""
         if "kd" not in self.arm.split("+"):
             return "image"
         return "live" if self.live or self.logits == "crop" else "views" if self.logits == "views" else "image"
@@ -131,7 +131,7 @@ class DistillConfig:
 
     @property
     def objective(self) -> Objective:
-        """The settings that this arm uses: what it lacks has weight 0. The layer to tap follows from the teacher, too."""
+        """The settings that this arm uses; terms that the arm lacks have weight 0. `tap` is not set: it depends on the teacher."""
         parts = self.arm.split("+")
         return Objective(
             alpha=self.alpha if "kd" in parts else 0.0,

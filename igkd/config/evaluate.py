@@ -8,8 +8,8 @@ from igkd.base.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Judge a checkpoint on any images of its classes: accuracy, calibration, and with --teacher and --maps how far it answers and looks
-    as its teacher does."""
+    """Evaluate a checkpoint on any images of its classes: accuracy and calibration; with --teacher, agreement with the teacher; with
+    --maps, its attribution maps."""
 
     checkpoint: str
     """Directory of a student's or teacher's checkpoint."""
@@ -19,7 +19,7 @@ class EvaluateConfig:
     teacher: str | None = None
     """Directory of the teacher's checkpoint, to compare with."""
     maps: int = 0
-    """For how many images, stratified by class, to compute integrated-gradients maps and judge them: 0, or at least 2."""
+    """Number of images, stratified by class, whose integrated-gradients maps are computed and evaluated: 0, or at least 2."""
     steps: int = 50
     """Integration steps of integrated gradients."""
     limit: int | None = None

@@ -9,16 +9,16 @@ from igkd.base.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyConfig:
-    """Time models side by side. A .pt2 file runs code when it is opened: only your own."""
+    """Compare the latency of models. Opening a .pt2 file runs code in it, so use only your own."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
     """Checkpoints' directories, NAME.onnx and NAME.pt2 files; the others are compared with the first."""
     batches: tuple[int, ...] = (1, 64)
-    """Images a pass."""
+    """Batch sizes: images in one pass."""
     threads: tuple[int, ...] | None = None
-    """Threads a pass is computed by; by default 1, and as many as there are processors."""
+    """Numbers of threads for one pass; by default 1, and the number of CPUs."""
     rounds: int = 20
-    """Turns of each model, of 5 passes each."""
+    """Rounds, of 5 passes of each model."""
     out: str | None = None
     """JSON file of the result; without it, only a table is printed."""
 

@@ -1,4 +1,4 @@
-"""Settings of training: how a network's weights are found, and what it learns from."""
+"""Settings of training: how the weights are optimised, and what the network learns from."""
 
 from dataclasses import dataclass
 from math import inf
@@ -10,12 +10,12 @@ from igkd.base.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FewCrops:
-    """Some random crops of each image, drawn once for all runs: those of which a store has the teacher's logits."""
+    """The random crops of each image whose teacher's logits a store has; the same for all runs on that store."""
 
     count: int
-    """Of each image."""
+    """Number of crops of each image."""
     seed: int
-    """From which, with the image's id, their places follow."""
+    """Seed from which, with the image's id, the crops are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Recipe:
     optimizer: Optimizer
     """sgd has Nesterov momentum 0.9."""
     schedule: Schedule
-    """Of the learning rate: constant, or one cycle of warm-up and cosine."""
+    """Schedule of the learning rate: constant, or one cycle of warm-up and cosine."""
     learning_rate: float
     """Constant, or the cycle's peak."""
     weight_decay: float
@@ -33,13 +33,13 @@ class Recipe:
     batch_size: int
     """Images a step, over all workers together."""
     padding: int = 4
-    """Pixels of random crop on each side."""
+    """Padding of the random crop, in pixels on each side."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image (DeVries, Taylor 2017); 0 for none."""
     averaging: float = 0.0
     """Decay by step of an exponential moving average of the weights, which is then the network; 0 for none."""
     precision: Precision = "auto"
-    """Of the forward pass in training; auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32."""
+    """Precision of the forward pass in training; auto is bfloat16 autocast if the device has instructions for it, else float32."""
     low_resolution_epochs: int = 0
     """Epochs at the start trained at 3/4 of the resolution: nearly twice as fast (progressive resizing)."""
     label_smoothing: float = 0.0
@@ -60,7 +60,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a student learns from; the default is from labels alone, as a teacher does."""
+    """What a student learns from; by default from labels alone, like a teacher."""
 
     alpha: float = 0.0
     """Weight of distillation; the labels' cross-entropy has 1 - alpha."""
@@ -72,18 +72,18 @@ class Objective:
     exponents: tuple[float, float] = (1.0, 2.0)
     """Range of the overlay's exponent, drawn log-uniformly."""
     blend: float = 0.5
-    """Weight of what is laid over the image, which keeps the rest."""
+    """Weight of the overlay; the image has 1 - blend."""
     content: Content = "own"
     """What is laid over: the image's own map, or a control."""
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
-    """The probability over a run: as it is, or linearly from 0 to twice as much, or back; its mean is the same."""
+    """How the overlay's probability changes over a run: constant, linearly from 0 to its double, or the reverse; its mean is the same."""
     uncropped_maps: bool = False
     """Leave map and attention as they are where the image is cropped and flipped, as the published code does."""
     logits: Logits = "image"
     """What the teacher says of: the whole image, as the store has it; the crop that the student sees, as the store has it (views); or that
     crop, asked in training (live)."""
     crops: FewCrops | None = None
-    """The crops of which one is seen in each epoch; None: any that the padding allows."""
+    """The crops of which one is used in each epoch; None for any that the padding allows."""
     tap: str | None = None
     """Path of the layer whose attention is transferred, such as features.9; needed where gamma is above 0."""
 

@@ -14,7 +14,7 @@ from igkd.config.teacher import TeacherConfig
 class PipelineConfig:
     """The main job: a teacher if none is given, its attribution store, students of several arms, and a report.
 
-    What is left out of the command line has the preset's value.
+    Settings that are not on the command line have the preset's values.
     """
 
     preset: Literal["demo", "cifar10", "evidence", "evidence-cpu", "evidence-night"]
@@ -40,7 +40,7 @@ class PipelineConfig:
     student: str | None = None
     """The students' network, such as mobilenet:cut=9, instead of the preset's."""
     epochs: int | None = None
-    """Of every student."""
+    """Number of epochs of every student."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
     bad_images: BadImages = "refuse"
@@ -63,7 +63,7 @@ class Pipeline:
     """The configurations of a pipeline's jobs."""
 
     teacher: TeacherConfig | None
-    """None where a teacher is given."""
+    """None if a teacher is given."""
     precompute: PrecomputeConfig
     students: tuple[DistillConfig, ...]
     """Of a preset one for each arm, control and recipe, which `seeds` multiply; after that one for each run."""

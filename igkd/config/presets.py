@@ -1,4 +1,4 @@
-"""Presets of jobs.pipeline: functions that give its configuration, and what the command line makes of it."""
+"""Presets of jobs.pipeline: functions that give its configuration, and how the command line changes it."""
 
 import re
 from dataclasses import replace
@@ -53,7 +53,7 @@ def evidence(out: str) -> Pipeline:
 
 
 def evidence_night(out: str) -> Pipeline:
-    """The same for an evening of two cores: 2,700 training images, 8 epochs."""
+    """Like `evidence`, for an evening on two cores: 2,700 training images, 8 epochs."""
     whole = cifar10(out)
     students = judged_students(out, "strong-night", maps=20, epochs=8)
     return replace(whole, precompute=replace(whole.precompute, limit=3000), students=students, seeds=(0, 1, 2))
@@ -143,10 +143,10 @@ def by_recipe(recipe: str, student: DistillConfig) -> DistillConfig:
 
 
 def changed(part: S, **values: object) -> S:
-    """A configuration with the values that are given."""
+    """A configuration with those values changed that are not None."""
     return replace(part, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
 
 
 def directory(student: DistillConfig) -> str:
-    """Label and network as a name of files."""
+    """Label and network as a name for a directory."""
     return re.sub(r"[^A-Za-z0-9+.]+", "-", f"{student.label} {student.student}")

@@ -94,12 +94,12 @@ def _fits(value: Any, usual: Any, hint: Any) -> bool:
 
 
 def distill_config(recipe: str, **settings: Any) -> DistillConfig:
-    """A recipe with what is given besides."""
+    """A configuration from a recipe and further settings."""
     return DistillConfig(**recipe_values(recipe) | {"recipe": recipe} | settings)
 
 
 def parse_distill(prog: str) -> DistillConfig:
-    """A configuration from the command line, whose --recipe decides the other settings' defaults."""
+    """Parse the command line into a configuration; its --recipe decides the defaults of the other settings."""
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="paper")
     recipe = first.parse_known_args(sys.argv[1:])[0].recipe

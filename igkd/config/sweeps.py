@@ -17,7 +17,7 @@ GRIDS: tuple[Grid, ...] = get_args(Grid)
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """What every sweep has."""
+    """Settings that all sweeps have."""
 
     store: str = field(metadata=PLACE)
     """Directory or s3:// URI of the attribution store."""
@@ -26,7 +26,7 @@ class SweepConfig:
     teacher: str | None = field(default=None, metadata=PLACE)
     """Directory of the teacher's checkpoint: for recipes with a live teacher, and to compare students with."""
     epochs: int | None = None
-    """Of every run, instead of the recipe's."""
+    """Number of epochs of every run, instead of the recipe's."""
     hours: float | None = field(default=None, metadata=SPEED)
     """Stop after so many hours, and report; the same command goes on."""
     until: str | None = field(default=None, metadata=SPEED)
@@ -36,7 +36,7 @@ class SweepConfig:
     dry_run: bool = field(default=False, metadata=SPEED)
     """Only print what would be run, how long it would take from a measured step, and what it would cost."""
     price: float | None = field(default=None, metadata=SPEED)
-    """Of an hour of one GPU (or, without GPUs, of one processor), for the cost in the estimate."""
+    """Price of an hour of one GPU (or, without GPUs, of one CPU), for the cost in the estimate."""
 
     def __post_init__(self) -> None:
         check_limit(self.hours, self.until)
@@ -46,7 +46,7 @@ class SweepConfig:
             raise UserError(f"--runs-per-gpu must be at least 1, not {self.runs_per_gpu}")
 
     def seconds_left(self, now: datetime.datetime) -> float | None:
-        """Seconds until the sweep must stop; None where it need not.
+        """Seconds until the sweep must stop; None if there is no limit.
 
         Args:
             now: local time.
@@ -63,7 +63,7 @@ class AblateConfig(SweepConfig):
     directory, and share the cells that they have in common."""
 
     test_images: str | None = field(default=None, metadata=PLACE)
-    """Images whose test split each student is judged by once, at the end; without it, by the validation split alone."""
+    """Images on whose test split each student is evaluated once, at the end; without them, only the validation split is used."""
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with a test image that cannot be used."""
     grids: tuple[Grid, ...] = ("arms",)
@@ -72,9 +72,9 @@ class AblateConfig(SweepConfig):
     recipes: tuple[str, ...] = ("paper",)
     """paper, paper-as-published, strong, or JSON files of settings."""
     arms: tuple[Arm, ...] | None = None
-    """Instead of the arms of the grids arms, compression and monte-carlo."""
+    """The arms of the grids arms, compression and monte-carlo, instead of their usual ones."""
     contents: tuple[Content, ...] | None = None
-    """Of the controls; by default all that the store has."""
+    """The contents of the grid controls; by default all that the store allows."""
     students: tuple[str, ...] = PAPER_STUDENTS
     """Networks of the compression sweep."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -95,7 +95,7 @@ class TuneConfig(SweepConfig):
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network."""
     seed: int = field(default=0, metadata=RUN)
-    """Of the search and of every student."""
+    """Seed of the search and of every student."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,11 +113,11 @@ class SearchConfig(SweepConfig):
     budget: float = field(default=8.0, metadata=SPEED)
     """How many times as fast as the teacher, one image a pass, both by ONNX Runtime in int8 on one thread."""
     candidates: int = field(default=24, metadata=SPEED)
-    """Random architectures to time."""
+    """Number of random architectures to time."""
     trials: int = field(default=8, metadata=SPEED)
-    """Of those that are fast enough, how many to train."""
+    """Number of candidates to train, of those that are fast enough."""
     parameters: int | None = None
-    """A student's, at most; by default those of --student."""
+    """Largest number of parameters of a candidate; by default that of --student."""
     recipe: str = field(default="strong", metadata=RUN)
     """How all of them are trained: paper, paper-as-published, strong, or a JSON file of settings."""
     arm: Arm = field(default="kd", metadata=RUN)
@@ -127,7 +127,7 @@ class SearchConfig(SweepConfig):
     rounds: int = 20
     """Turns of each network when it is timed, of 5 passes each."""
     seed: int = field(default=0, metadata=RUN)
-    """Of the candidates and of every student."""
+    """Seed of the candidates and of every student."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,11 +27,11 @@ class TeacherConfig:
     label_smoothing: float = 0.0
     """Share of a label's weight that is spread evenly over all classes; a teacher smoothed so tells its students less."""
     averaging: float = 0.0
-    """Decay by step of a moving average of the weights, which is then the teacher; 0 for none."""
+    """Decay at each step of a moving average of the weights, which becomes the teacher; 0 for none."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
     precision: Precision = "auto"
-    """auto is bfloat16 autocast where the device multiplies in bfloat16 by itself, else float32; decided once, when a run begins."""
+    """auto is bfloat16 autocast if the device has instructions for bfloat16, else float32; decided once, when a run starts."""
     compile: bool = field(default=False, metadata=SPEED)
     """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
     keep_epochs: tuple[int, ...] = field(default=(), metadata=SPEED)
@@ -47,7 +47,7 @@ class TeacherConfig:
     workers: int = field(default=1, metadata=SPEED)
     """Data-parallel workers."""
     min_workers: int | None = field(default=None, metadata=SPEED)
-    """Elastic: go on with as few as this many where nodes are lost, and with up to --workers when there are nodes again."""
+    """Elastic training: continue with as few workers as this if nodes are lost, and with up to --workers when nodes return."""
 
     def __post_init__(self) -> None:
         if not all(1 <= epoch <= self.epochs for epoch in self.keep_epochs):
