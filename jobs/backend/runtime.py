@@ -18,12 +18,10 @@ import ray
 import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from igkd.base.errors import INTERRUPTED, STOPPED, UserError, run_cli
+from jobs.backend.ray_insides import lean_trainer, silence_ray_data
 from jobs.backend.start import connect
 
 WORKER_ENVIRONMENT = {
@@ -127,7 +125,7 @@ def set_up_ray_data() -> None:
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
     context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    silence_ray_data()
 
 
 def scaling(workers: int, reads: bool = False, least: int | None = None) -> ScalingConfig:
@@ -174,20 +172,6 @@ class Final(ray.train.UserCallback):
             raise causes[0]
 
 
-class LeanTrainer(TorchTrainer):
-    """Ray Train's trainer without two of its helper processes, each of which costs a start of seconds on a small machine (Ray 2.60)."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """The trainer's callbacks, less two.
-
-        PlacementGroupCleaner frees the processors of a training whose controller died while its driver lives. Our drivers end then, which
-        frees them, too. It asks Ray's dashboard every second; beside another Ray it asked that one's, printed a traceback, or took a run
-        of ours for dead and removed its workers. And DatasetsCallback has nothing to do where there is no data set.
-        """
-        unwanted = (PlacementGroupCleanerCallback,) if self.datasets else (PlacementGroupCleanerCallback, DatasetsCallback)
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, unwanted)]  # type: ignore[misc]
-
-
 def fit(
     loop: Callable[[dict[str, Any]], None],
     loop_config: dict[str, Any],
@@ -212,7 +196,7 @@ def fit(
     if least is not None and not 1 <= least <= workers:
         raise UserError(f"--min-workers must be at least 1 and at most --workers, {workers}, not {least}")
     start_ray()
-    trainer = LeanTrainer(
+    trainer = lean_trainer()(
         loop,
         train_loop_config=loop_config,
         scaling_config=scaling(workers, reads=stream is not None, least=least),

@@ -18,11 +18,10 @@ from typing import Any
 
 import grpc
 import ray
-from ray._private import services
-from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
 from igkd.base.errors import INTERRUPTED, STOPPED, UserError
 from igkd.base.storage_errors import explain
+from jobs.backend.ray_insides import cluster_address, silence_sigterm_warning, token_headers
 
 REACH_S = 8.0
 """Seconds in which the machine that RAY_ADDRESS names must accept a connection."""
@@ -68,9 +67,8 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
         done.set_result(None)
         threading.Event().wait()  # never end this thread: Linux would then kill the Ray processes that it started
 
-    # Ray may wait in C, where signals do not reach the waiting thread, so it is not started by the main thread. Its warning about that is
-    # suppressed.
-    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler is not set" not in record.getMessage())
+    # Ray may wait in C, where signals do not reach the waiting thread, so it is not started by the main thread.
+    silence_sigterm_warning()
     threading.Thread(target=attempt, name="igkd starts Ray", daemon=True).start()
     try:
         done.result(START_S if address == "local" else REACH_S + CONNECT_S)
@@ -170,7 +168,7 @@ def check_address(address: str) -> None:
     """
     try:
         client = address.startswith("ray://")
-        resolved = address.removeprefix("ray://") if client else services.canonicalize_bootstrap_address(address) or ""
+        resolved = address.removeprefix("ray://") if client else cluster_address(address)
         host, _, port = resolved.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
     except (OSError, ValueError, OverflowError) as error:
@@ -179,8 +177,7 @@ def check_address(address: str) -> None:
         return
     with grpc.insecure_channel(resolved, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            token = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=REACH_S, metadata=token)
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=REACH_S, metadata=token_headers())
         except grpc.RpcError as error:
             why = {
                 grpc.StatusCode.DEADLINE_EXCEEDED: "it does not answer",

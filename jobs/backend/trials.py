@@ -7,24 +7,19 @@ directories alone, not from Tune's snapshots: these may be some seconds old when
 import datetime
 import gc
 import importlib.util
-import logging
 import os
 from collections.abc import Callable, Mapping
 
 import ray
 import ray.tune
-from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from igkd.base.errors import UserError
 from igkd.sweeps.ledger import Ledger
 from jobs.backend.halving import Halving
 from jobs.backend.one_trial import TRIES, Settings, Work, train_cell
+from jobs.backend.ray_insides import keep_aws_keys_from_tune, silence_ray_tune
 from jobs.backend.sweep_progress import Interruption, Keeper, settings_of_trial
-
-logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-# Tune hands the driver's AWS keys to its runs in a runtime environment, which Ray writes to its log. They have those of their node.
-class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
 
 
 def run_trials(
@@ -48,6 +43,8 @@ def run_trials(
         samples: number of settings to propose.
         at_once: number of trials at a time.
     """
+    silence_ray_tune()
+    keep_aws_keys_from_tune()
     trainable = ray.tune.with_parameters(train_cell, work=work)
     ray.tune.Tuner(
         ray.tune.with_resources(trainable, dict(resources)),

@@ -1,0 +1,109 @@
+"""What we change of Ray, or use of its insides: for Ray 2.60, and nowhere else but here and in `jobs.backend.spot`.
+
+Each item says why. Its test in tests/jobs/backend/test_ray_insides.py shows that Ray without it still does what is not wanted; when that
+test fails with a newer Ray, the item can go. Importing this module imports nothing of Ray.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ray.data
+    from ray.train.torch import TorchTrainer
+
+
+def set_environment() -> None:
+    """Set variables of Ray's that are not set. `jobs` does it before anything imports ray, which reads RAY_AUTH_MODE at once."""
+    settings = {
+        # Ray reports its use to its makers unless told not to.
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Tasks without a GPU: what Ray will do to CUDA_VISIBLE_DEVICES in future. Without this it warns of the change.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Tune's tables say in many words what `jobs.backend.sweep_progress.Keeper` says in few.
+        "RAY_AIR_NEW_OUTPUT": "0",
+        # Ray Train's watcher of preempted nodes only tells training loops that ask, which ours do not, and prints an error at each start.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
+    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):  # a Ray of our own; a cluster that we are told of has its own way
+        # It listens beyond loopback, and without a token takes work from anybody. Ray makes the token, in ~/.ray.
+        settings["RAY_AUTH_MODE"] = "token"
+        # Ray gives its workers the low priority 15: beside two busy loops on two processors, a training then hardly gets on.
+        settings["RAY_worker_niceness"] = "0"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def silence_ray_data() -> None:
+    """Keep Ray Data's log off the terminal, errors excepted. It has some lines for each data set; ours count images."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def silence_ray_tune() -> None:
+    """Keep Tune's log off the terminal. It has a traceback for each failed run, of which `Keeper` prints a sentence; files have it all."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def silence_sigterm_warning() -> None:
+    """Hide a warning of `ray.init` that it sets no signal handler where the main thread does not call it: `jobs.backend.start` sets one."""
+    logging.getLogger("ray._private.worker").addFilter(_not_about_sigterm)
+
+
+def _not_about_sigterm(record: logging.LogRecord) -> bool:
+    return "SIGTERM handler is not set" not in record.getMessage()
+
+
+def keep_aws_keys_from_tune() -> None:
+    """Keep Tune from handing the driver's AWS keys to its runs in a runtime environment, which Ray writes to its log.
+
+    The runs have the keys of their node.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
+
+
+def lean_trainer() -> "type[TorchTrainer]":
+    """Ray Train's trainer without two of its helper processes, each of which costs a start of seconds on a small machine.
+
+    PlacementGroupCleaner frees the processors of a training whose controller died while its driver lives. Our drivers end then, which frees
+    them, too. It asks Ray's dashboard every second; beside another Ray it asked that one's, printed a traceback, or took a run of ours for
+    dead and removed its workers. And DatasetsCallback has nothing to do where there is no data set.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            unwanted = (PlacementGroupCleanerCallback,) if self.datasets else (PlacementGroupCleanerCallback, DatasetsCallback)
+            return [one for one in super()._create_default_callbacks() if not isinstance(one, unwanted)]  # type: ignore[misc]
+
+    return LeanTrainer
+
+
+def map_blocks(dataset: "ray.data.Dataset", function: Callable[[Any], Any], **resources: Any) -> "ray.data.Dataset":
+    """Apply a function to each block of a data set, as a dictionary of numpy arrays; it gives one of the block's successor.
+
+    `Dataset.map_batches(batch_size=None)`, which refuses functions on GPUs: they are to say how many rows fit into a GPU's memory. Ours
+    take a whole part and divide it themselves.
+
+    Args:
+        resources: what a task takes, as `Dataset.map_batches` has it.
+    """
+    return dataset.map_batches_internal(function, batch_size=None, batch_format="numpy", **resources)
+
+
+def cluster_address(address: str) -> str:
+    """HOST:PORT of the Ray that an address names, such as "auto"; "" if there is none."""
+    from ray._private import services
+
+    return services.canonicalize_bootstrap_address(address) or ""
+
+
+def token_headers() -> list[tuple[str, str]]:
+    """What a gRPC call to Ray has to carry where it wants a token."""
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    return [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
