@@ -1,12 +1,10 @@
 """Compute the attribution store: python -m jobs.precompute --images SRC --teacher DIR --store URI"""
 
 import dataclasses
-import functools
 import gc
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from typing import Any
 
 import ray
@@ -22,15 +20,12 @@ from igkd.images.source import ImageSource
 from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
 from igkd.store import views
-from igkd.store.compute import Selection, make_plan
+from igkd.store.compute import Rows, Selection, make_plan
+from jobs.backend.ray_insides import map_blocks
 from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
-from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write
+from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write, parts_dataset
 
 PARTS_PER_CHECK = 16
-# Ray Data keeps some 50 KB of the driver's memory for every block of a run until the run is over.
-PARTS_AT_ONCE = 1000
-Pipeline = Callable[[list[int]], Any]
-"""Makes the Ray Dataset that computes and writes some parts."""
 Compute = Callable[[Work, list[int], store.Lease], dict[int, store.Entry]]
 
 
@@ -47,66 +42,58 @@ def heavy_task() -> dict[str, Any]:
 
 def compute_pipeline(
     source: ray.ObjectRef[ImageSource], model: ray.ObjectRef[Classifier], work: Work, parts: list[int], stage: type[Attribute]
-) -> Any:
-    """The Ray Dataset that computes and writes parts; one row is one part all the way.
+) -> ray.data.Dataset:
+    """The Ray Dataset that computes and writes parts.
 
     Without GPUs a part is one task from its images to its file: Ray Data fuses stages that ask for the same. Otherwise it would set
     processors aside for each of them, and on two processors one would attribute. With GPUs all processors read and write for these.
     """
     light: dict[str, Any] = {"num_cpus": READ_CPUS if has_gpu() else 1}
-    heavy = heavy_task()
-    return (
-        ray.data.from_items(parts, override_num_blocks=len(parts))
-        .map(Read(source, work).__call__, **light)
-        .map(stage(model, work).__call__, **heavy)
-        .map(Write(work).__call__, **light)
-    )
+    read = map_blocks(parts_dataset(parts), Read(source, work).__call__, **light)
+    attributed = map_blocks(read, stage(model, work).attributed, **heavy_task())
+    return map_blocks(attributed, Write(work).__call__, **light)
 
 
-def check_pipeline(work: Work, parts: list[int], sha256: list[str] | None) -> Any:
-    """The Ray Dataset that reads parts back, some dozens of them in one task."""
-    dataset = ray.data.from_items(parts, override_num_blocks=-(-len(parts) // PARTS_PER_CHECK))
-    return dataset.map(Check(work, sha256).__call__, num_cpus=READ_CPUS)
-
-
-def rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a pipeline as they come; an error of ours in it is raised as itself, and its actors are gone by then."""
+def tables_of(dataset: ray.data.Dataset) -> Iterator[Rows]:
+    """The blocks of a data set as they come; an error of ours in it is raised as itself, and its tasks are gone by then."""
     failure = None
     try:
-        yield from dataset.iter_rows()
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
     except Exception as error:
         failure = user_error(error)
         if failure is None:
             raise
     if failure is not None:
-        gc.collect()  # the executor is in a reference cycle and would keep its actors and their processors
+        gc.collect()  # the executor is in a reference cycle and would keep its tasks and their processors
         raise failure
 
 
 def check_parts(work: Work, parts: list[int], sha256: list[str] | None) -> tuple[dict[int, store.Entry], dict[int, str]]:
     """Read parts back on the cluster; gives the entries of the sound ones, and what is wrong with the others."""
     entries, damage = {}, {}
-    for row in rows_of(check_pipeline(work, parts, sha256)) if parts else ():
-        if row["damage"]:
-            damage[row["part"]] = row["damage"]
-        else:
-            entries[row["part"]] = json.loads(row["entry"])
+    if parts:
+        checked = map_blocks(parts_dataset(parts, PARTS_PER_CHECK), Check(work, sha256).__call__, num_cpus=READ_CPUS)
+        for table in tables_of(checked):
+            for part, entry, wrong in zip(table["part"].tolist(), table["entry"], table["damage"], strict=True):
+                if wrong:
+                    damage[part] = wrong
+                else:
+                    entries[part] = json.loads(entry)
     return entries, damage
 
 
-def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease: store.Lease, what: str) -> dict[int, store.Entry]:
+def compute_parts(dataset: ray.data.Dataset, plan: store.Layer, parts: list[int], lease: store.Lease, what: str) -> dict[int, store.Entry]:
     """Compute and write parts on the cluster, with a line of progress after each; gives their entries.
 
     Args:
-        pipeline: the Ray Dataset that computes and writes some parts, and gives a row with `part` and `entry` for each.
+        dataset: computes and writes these parts; a block of it is what `stages.finished` says of a part.
         what: images are, in words.
     """
     begin, done, asked = time.monotonic(), 0, rows_in(plan, parts)
     entries: dict[int, store.Entry] = {}
-    waves = (parts[start : start + PARTS_AT_ONCE] for start in range(0, len(parts), PARTS_AT_ONCE))
-    for row in chain.from_iterable(rows_of(pipeline(wave)) for wave in waves):
+    for table in tables_of(dataset):
         lease.check()
-        entry = entries[row["part"]] = json.loads(row["entry"])
+        entry = entries[int(table["part"][0])] = json.loads(table["entry"][0])
         done += entry["rows"] + len(entry["skipped"])
         rate = done / (time.monotonic() - begin)
         left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
@@ -167,12 +154,8 @@ def add_views(config: PrecomputeConfig, model: Classifier, asked: store.ViewsPla
 
     def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
         print(f"precompute: logits of {asked.crops} crops of each image by {asked.engine}, {len(parts)} parts", flush=True)
-        stage = Views(ray.put(model), work, ray.put(opened)).__call__
-
-        def pipeline(wave: list[int]) -> Any:
-            return ray.data.from_items(wave, override_num_blocks=len(wave)).map(stage, **heavy_task())
-
-        return compute_parts(pipeline, asked, parts, lease, "views of ")
+        dataset = map_blocks(parts_dataset(parts), Views(ray.put(model), work, ray.put(opened)).__call__, **heavy_task())
+        return compute_parts(dataset, asked, parts, lease, "views of ")
 
     manifest, computed = fill_layer(config, asked, selection, compute)
     if computed:
@@ -199,8 +182,8 @@ def fill_store(
 
     def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
         print(f"precompute: {rows_in(plan, parts)} images, {plan.steps} steps, {len(parts)} parts", flush=True)
-        pipeline = functools.partial(compute_pipeline, ray.put(source), ray.put(model), work, stage=stage)
-        return compute_parts(pipeline, plan, parts, lease, "")
+        dataset = compute_pipeline(ray.put(source), ray.put(model), work, parts, stage)
+        return compute_parts(dataset, plan, parts, lease, "")
 
     manifest, computed = fill_layer(config, plan, selection, compute)
     if not computed:
@@ -248,7 +231,8 @@ def fill_layer(config: PrecomputeConfig, plan: store.Layer, selection: Selection
         if manifest is not None and not todo:
             return manifest, False
         store.discard(uri, plan, sorted(damage))
-        entries |= compute(work, todo, lease)
+        if todo:
+            entries |= compute(work, todo, lease)
         return store.finish(uri, plan, entries.values()), True
 
 

@@ -1,6 +1,4 @@
-"""The stages of `jobs.precompute` on Ray Data. One row of the data set is one part of the store all the way.
-
-Its images travel packed: rows of their own could be bundled with those of other parts or split, as Ray Data sees fit.
+"""The stages of `jobs.precompute` on Ray Data. A block of the data set is a part of the store: an Arrow table with a row for each image.
 
 A module of its own, not of a program: what is `__main__` Ray sends by value, and a cache cannot go that way.
 """
@@ -9,11 +7,13 @@ import dataclasses
 import functools
 import json
 import os
-import pickle
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import ray
+import ray.data
 import torch
+from numpy.typing import NDArray
 
 from igkd import store
 from igkd.attribution import Attributor
@@ -23,8 +23,24 @@ from igkd.store import compute, views
 from igkd.store.compute import Rows
 from jobs.backend.runtime import fetched
 
-Part = dict[str, Any]
-"""A row of the data set: `part`, its number, and what is known of it so far."""
+
+def parts_dataset(parts: Sequence[int], at_once: int = 1) -> ray.data.Dataset:
+    """A Ray Dataset of numbers of parts, in the column `item`; each block, and so each task, has `at_once` of them."""
+    dataset = ray.data.from_items(list(parts), override_num_blocks=-(-len(parts) // at_once))
+    dataset.context.target_max_block_size = None  # of this data set alone: Ray would split a part of more than 128 MiB into several blocks
+    return dataset
+
+
+def finished(part: int, ids: NDArray[np.int64], entry: store.Entry) -> Rows:
+    """What a task gives of a part that it wrote: a row for each image asked for, so that Ray's dashboard counts images.
+
+    Args:
+        ids: int64 (n,), of these images.
+        entry: the part's, for the manifest: it is in the first row.
+    """
+    entries = np.full(len(ids), "", dtype=object)
+    entries[0] = json.dumps(entry)
+    return {"image_id": ids, "part": np.full(len(ids), part), "entry": entries}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +64,23 @@ def plan_of(work: Work) -> store.Plan:
 
 
 class Check:
-    """A part that is there already: its entry for the manifest, or what is wrong with it."""
+    """Parts that are there already: for each a row with its entry for the manifest, or with what is wrong with it."""
 
     def __init__(self, work: Work, sha256: list[str] | None) -> None:
         self.work, self.sha256 = work, sha256
 
-    def __call__(self, row: Part) -> Part:
-        part, work = row["item"], self.work
+    def __call__(self, batch: Rows) -> Rows:
+        checked = [self.checked(part) for part in batch["item"].tolist()]
+        entries, damages = zip(*checked, strict=True)
+        return {"part": batch["item"], "entry": np.array(entries, dtype=object), "damage": np.array(damages, dtype=object)}
+
+    def checked(self, part: int) -> tuple[str, str]:
+        work = self.work
         try:
             entry = store.check_part(work.uri, work.plan, part, work.images(part).ids, self.sha256[part] if self.sha256 else None)
         except store.DamagedPart as error:
-            return {"part": part, "entry": "", "damage": str(error)}
-        return {"part": part, "entry": json.dumps(entry), "damage": ""}
+            return "", str(error)
+        return json.dumps(entry), ""
 
 
 class Views:
@@ -68,25 +89,27 @@ class Views:
     def __init__(self, model: ray.ObjectRef[Classifier], work: Work, opened: ray.ObjectRef[store.Store]) -> None:
         self.model, self.work, self.opened = model, work, opened
 
-    def __call__(self, row: Part) -> Part:
-        part, work = row["item"], self.work
+    def __call__(self, batch: Rows) -> Rows:
+        (part,), work = batch["item"].tolist(), self.work
         assert isinstance(work.plan, store.ViewsPlan)
         opened: store.Store = fetched(self.opened)
         rows = views.views_of_part(ready_to_answer(self.model, work.plan.engine, own_device()), opened, work.plan, part)
-        asked = set(work.images(part).ids.tolist())
+        ids = work.images(part).ids
+        asked = set(ids.tolist())
         skipped = [image for image in opened.manifest["skipped"] if image["image_id"] in asked]
-        return {"part": part, "entry": json.dumps(store.write_part(work.uri, work.plan, part, rows, skipped))}
+        return finished(part, ids, store.write_part(work.uri, work.plan, part, rows, skipped))
 
 
 class Read:
-    """Stage 1: the images of a part."""
+    """Stage 1: the images of a part, a row each, with the part's number in the column `part`."""
 
     def __init__(self, source: ray.ObjectRef[ImageSource], work: Work) -> None:
         self.source, self.work = source, work
 
-    def __call__(self, row: Part) -> Part:
-        part = row["item"]
-        return {"part": part, "rows": pickle.dumps(compute.read_rows(fetched(self.source), plan_of(self.work), self.work.images(part)))}
+    def __call__(self, batch: Rows) -> Rows:
+        (part,) = batch["item"].tolist()
+        rows = compute.read_rows(fetched(self.source), plan_of(self.work), self.work.images(part))
+        return rows | {"part": np.full(len(rows["image_id"]), part)}
 
 
 class Attribute:
@@ -99,24 +122,21 @@ class Attribute:
     def __init__(self, model: ray.ObjectRef[Classifier], work: Work) -> None:
         self.model, self.plan = model, plan_of(work)
 
-    def __call__(self, row: Part) -> Part:
-        return {"part": row["part"], "rows": pickle.dumps(self.attributed(pickle.loads(row["rows"])))}
-
     def attributed(self, rows: Rows) -> Rows:
         model, attribute = ready(self.model, self.plan, own_device())
         return compute.attribute_rows(model, attribute, self.plan, rows)
 
 
 class Write:
-    """Stage 3: one Parquet file; its entry for the manifest."""
+    """Stage 3: one Parquet file."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
 
-    def __call__(self, row: Part) -> Part:
-        part, work = row["part"], self.work
-        entry = compute.write_rows(work.uri, plan_of(work), part, work.images(part).ids, pickle.loads(row["rows"]))
-        return {"part": part, "entry": json.dumps(entry)}
+    def __call__(self, rows: Rows) -> Rows:
+        part, work = int(rows["part"][0]), self.work
+        ids = work.images(part).ids
+        return finished(part, ids, compute.write_rows(work.uri, plan_of(work), part, ids, rows))
 
 
 @functools.lru_cache(maxsize=1)
