@@ -116,6 +116,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
         )
         for one in students
     )  # fmt: skip
+    several = len({one.student for one in students}) > 1
     seeds = dict.fromkeys(preset.seeds if config.seeds is None else config.seeds)
     assert preset.teacher is not None
     pictures = {"images": config.images, "image_size": config.image_size, "bad_images": config.bad_images}
@@ -126,7 +127,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
             preset.precompute, **pictures, teacher=config.teacher, limit=config.limit, steps=config.steps, student=config.student
         ),
         students=tuple(
-            replace(one, seed=seed, out=f"{one.out}/{directory(one)}-seed{seed}") for seed in seeds for one in students
+            replace(one, seed=seed, out=f"{one.out}/{directory(one, several)}-seed{seed}") for seed in seeds for one in students
         ),  # after a night that was too short, each has had its turn
         seeds=tuple(seeds),
         images_per_class=preset.images_per_class,
@@ -147,6 +148,6 @@ def changed(part: S, **values: object) -> S:
     return replace(part, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
 
 
-def directory(student: DistillConfig) -> str:
-    """Label and network as a name for a directory."""
-    return re.sub(r"[^A-Za-z0-9+.]+", "-", f"{student.label} {student.student}")
+def directory(student: DistillConfig, several: bool) -> str:
+    """The run's label as a name of files, with its network where there are several."""
+    return re.sub(r"[^A-Za-z0-9+.]+", "-", f"{student.label} {student.student}" if several else student.label)

@@ -200,6 +200,11 @@ def check_attention(config: DistillConfig, plan: Plan) -> None:
             f"{student} has no layer that corresponds to one of its teacher, {plan.teacher_network}, so {config.arm} cannot transfer "
             "attention: choose an arm without at"
         )
+    if plan.attention_layer is None:
+        raise UserError(
+            f"{config.store} holds no attention, which {config.arm} needs; make a store with --student {config.student}, or choose an arm "
+            "without at"
+        )
     if tap != plan.attention_layer:
         raise UserError(
             f"{config.store} holds attention of layer {plan.attention_layer}, {student} needs {tap}; "
