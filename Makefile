@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests that need no Ray, which go by two processes; those of the jobs share one Ray.
+PURE := -n 2 tests/igkd tests/cluster $(wildcard tests/test_*.py)
 
 .PHONY: demo test slow chaos lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views clean help
 
@@ -8,10 +10,12 @@ demo: $(VENV)/.ready  ## run the whole pipeline on built-in pictures; ends with 
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
 
 test: $(VENV)/.ready  ## all tests except the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PURE)
+	$(BIN)/python -m pytest -m "not slow" tests/jobs
 
 slow: $(VENV)/.ready  ## the tests that kill processes, and other slow ones
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PURE)
+	$(BIN)/python -m pytest -m slow tests/jobs
 
 # The test of kills at random, at the length that says something: some 30 minutes.
 chaos: $(VENV)/.ready  ## the test of kills at random, 20 runs (some 30 minutes)

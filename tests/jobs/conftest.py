@@ -2,14 +2,14 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from igkd.config.precompute import PrecomputeConfig
-from tests.helpers.paths import IMAGES, ROOT
+from tests.helpers.paths import IMAGES
+from tests.helpers.programs import run_program
 from tests.helpers.stores import make_store
 
 
@@ -41,11 +41,11 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m jobs.NAME ARGS` as a user would, on the tests' Ray where there is one; gives exit status and output."""
     import ray
 
-    def run(job: str, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        command, environment = [sys.executable, "-m", f"jobs.{job}", *args], dict(os.environ)
+    def run(job: str, *args: str) -> subprocess.CompletedProcess[str]:
+        environment = dict(os.environ)
         if ray.is_initialized():
             environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        return run_program(f"jobs.{job}", list(args), environment)
 
     return run
 

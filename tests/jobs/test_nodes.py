@@ -117,7 +117,7 @@ def test_a_sweep_goes_on_when_a_node_is_lost(nodes: Nodes, tmp_path: Path, toy_s
     nodes.add(1)
     command = [sys.executable, "-m", "jobs.ablate", "--store", toy_store, "--test-images", IMAGES, "--out", str(out)]
     job = started([*command, "--arms", "student", "--seeds", "0", "1", "--epochs", "60"], nodes, log)
-    students = [out / "students" / f"student-cut5-seed{seed}" for seed in (0, 1)]
+    students = [out / "students" / f"student-mobilenet-cut-5-seed{seed}" for seed in (0, 1)]
     wait_until(job, lambda: all((path / STATE).exists() and len(read_history(path)) > 2 for path in students), log)
     nodes.remove(1)
     finish(job, log)

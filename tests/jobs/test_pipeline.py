@@ -63,7 +63,7 @@ def test_command_line_changes_the_preset_and_nothing_else() -> None:
     assert pipeline.teacher is None
     assert pipeline.precompute.teacher == "t" and pipeline.precompute.student == "mobilenet:cut=7" and pipeline.precompute.steps == 50
     assert [(one.arm, one.seed, one.student, one.epochs) for one in pipeline.students] == [
-        ("kd", 0, 7, 100), ("at", 0, 7, 100), ("kd", 1, 7, 100), ("at", 1, 7, 100)
+        (arm, seed, "mobilenet:cut=7", 100) for seed in (0, 1) for arm in ("kd", "at")
     ]  # fmt: skip
     with pytest.raises(UserError, match="at least one"):
         make_pipeline(PipelineConfig(preset="demo", out="o", arms=()))

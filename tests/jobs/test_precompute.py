@@ -1,6 +1,8 @@
 """The whole path through Ray Data: every row is the one that Captum gives for that very image."""
 
+import dataclasses
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -8,18 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 import torch
 from captum.attr import IntegratedGradients
 from PIL import Image
 
-import jobs.precompute
 from igkd.attribution import choose_engine
 from igkd.attribution.attention import attention_map
 from igkd.base.errors import UserError
@@ -37,6 +38,7 @@ from igkd.training.student_data import open_store
 from jobs.backend.stages import Attribute
 from jobs.precompute import fill_store, precompute_store
 from tests.helpers.paths import IMAGES, ROOT
+from tests.helpers.programs import run_program
 
 STEPS = 10
 
@@ -108,7 +110,7 @@ def test_every_processor_attributes(cluster: None, teacher: str, tmp_path: Path)
     config, source, model = configure(teacher, tmp_path / "store", limit=40), open_images(IMAGES), checkpoint.load(teacher)
     plan, selection = make_plan(config, source, model, "teacher")
     (tmp_path / "pids").mkdir()
-    fill_store(config, source, model, replace(plan, images=str(tmp_path / "pids")), selection, MeetingAttribute)
+    fill_store(config, source, model, dataclasses.replace(plan, images=str(tmp_path / "pids")), selection, MeetingAttribute)
     assert len(list((tmp_path / "pids").iterdir())) == 2
 
 
@@ -228,37 +230,40 @@ def test_image_that_does_not_decode_is_named_and_refused_or_left_out(cluster: No
     assert verify(str(tmp_path / "skipped")) == []
 
 
-@pytest.mark.slow
-def test_the_fast_engine_gives_the_same_bytes_again(teacher: str, tmp_path: Path) -> None:
-    stores = [precompute_elsewhere(teacher, tmp_path / str(cpus), cpus, "fast") for cpus in (1, 2)]
-    assert stores[0] == stores[1] and len(stores[0]) == 6
+@pytest.fixture(scope="module")
+def fast_store(cluster: None, teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("precompute") / "fast"
+    precompute_store(configure(teacher, path, limit=21, engine="fast"))
+    return path
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4])
 @pytest.mark.slow
-def test_no_deadlock_and_the_same_bytes_on_any_number_of_processors(teacher: str, store: Path, tmp_path: Path, cpus: int) -> None:
-    theirs = {name: digest for name, digest in digests(store).items() if name.startswith("part")}
-    assert precompute_elsewhere(teacher, tmp_path / "store", cpus, "captum") == theirs
+def test_no_deadlock_and_the_same_bytes_on_any_number_of_processors(
+    teacher: str, store: Path, fast_store: Path, tmp_path: Path, cpus: int
+) -> None:
+    stores = {"captum": (store, 40), "fast": (fast_store, 21)}
+    configs = [dataclasses.asdict(configure(teacher, tmp_path / engine, limit=n, engine=engine)) for engine, (_, n) in stores.items()]
+    alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = run_program("tests.helpers.on_ray", [str(cpus), *map(json.dumps, configs)], alone)
+    assert done.returncode == 0, done.stderr
+    for engine, (theirs, _) in stores.items():
+        assert parts(tmp_path / engine) == parts(theirs)
 
 
-def precompute_elsewhere(teacher: str, store: Path, cpus: int, engine: str) -> dict[str, str]:
-    """Digests of the parts that a Ray of its own computes."""
-    program = (
-        "from jobs.backend.runtime import start_ray; from jobs.precompute import precompute_store;"
-        "from igkd.config.precompute import PrecomputeConfig;"
-        f"start_ray(num_cpus={cpus}); precompute_store(PrecomputeConfig(images={IMAGES!r}, teacher={teacher!r}, limit=40, steps={STEPS},"
-        f" engine={engine!r}, precision='float32', rows_per_file=7, store={str(store)!r}))"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=240)
+def parts(store: Path) -> dict[str, str]:
     return {name: digest for name, digest in digests(store).items() if name.startswith("part")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_in_the_middle_leaves_nothing_half_and_goes_on(teacher: str, store: Path, tmp_path: Path, kind: signal.Signals) -> None:
+def test_stopped_in_the_middle_leaves_nothing_half_and_goes_on(
+    teacher: str, store: Path, tmp_path: Path, kind: signal.Signals, run_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     out = tmp_path / "store"
-    command = [sys.executable, "-m", "jobs.precompute", "--images", IMAGES, "--teacher", teacher, "--store", str(out), "--limit", "40"]
-    command += ["--steps", str(STEPS), "--engine", "captum", "--precision", "float32", "--rows-per-file", "7"]
+    arguments = ["--images", IMAGES, "--teacher", teacher, "--store", str(out), "--limit", "40"]
+    arguments += ["--steps", str(STEPS), "--engine", "captum", "--precision", "float32", "--rows-per-file", "7"]
+    command = [sys.executable, "-m", "jobs.precompute", *arguments]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while first.poll() is None and not list(out.glob("part-*.parquet")):
         time.sleep(0.05)
@@ -267,7 +272,8 @@ def test_stopped_in_the_middle_leaves_nothing_half_and_goes_on(teacher: str, sto
     if kind == signal.SIGINT:
         assert first.returncode == 130, errors
         assert "the same command continues" in errors
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    done = run_job("precompute", *arguments)
+    assert done.returncode == 0, done.stderr
     assert re.search(r"kept \d+ of 40 rows \(\d of 6 parts\)", done.stdout)
     assert digests(out) == digests(store)
     assert verify(str(out)) == []
@@ -288,9 +294,11 @@ def test_a_second_job_on_one_store_stops_with_a_clear_message(cluster: None, tea
     assert verify(str(tmp_path / "store")) == []
 
 
-def test_parts_computed_in_waves_are_the_same(cluster: None, teacher: str, store: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """Each wave's actors must be gone before the next one's can start."""
-    monkeypatch.setattr(jobs.precompute, "PARTS_AT_ONCE", 4)
+def test_a_part_larger_than_a_block_of_ray_data_is_not_split(
+    cluster: None, teacher: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data cuts what a task gives into blocks of 128 MiB, which a few large pictures exceed."""
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 1000)
     precompute_store(configure(teacher, tmp_path / "store", limit=40))
     assert digests(tmp_path / "store") == digests(store)
 
@@ -307,9 +315,8 @@ def test_a_store_goes_on_with_the_fast_engine_that_it_was_begun_with(
         precompute_store(configure(teacher, tmp_path / "store", limit=14, engine="captum"))
 
 
-def test_the_fast_engine_on_the_whole_path(cluster: None, teacher: str, tmp_path: Path) -> None:
-    precompute_store(configure(teacher, tmp_path / "store", limit=21, engine="fast"))
-    opened = Store.open(str(tmp_path / "store"))
+def test_the_fast_engine_on_the_whole_path(fast_store: Path, teacher: str) -> None:
+    opened = Store.open(str(fast_store))
     assert (opened.plan.engine, opened.plan.quadrature) == (choose_engine("fast", "ig", gpu=False), "riemann_middle")
     network, labels = checkpoint.load(teacher), open_images(IMAGES).labels("train")
     cosines = []
@@ -353,7 +360,7 @@ def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path, c
     assert opened.column("label").tolist() == [0, 250, 500, 750]
     samples, _ = opened.samples()
     assert "attention" not in samples.signals
-    with pytest.raises(UserError, match="holds no attention.*choose an arm without at"):
+    with pytest.raises(UserError, match="has no layer that corresponds.*choose an arm without at"):
         open_store(DistillConfig(store=opened.uri, test_images="shapes", out="o", arm="at"))
 
 

@@ -13,6 +13,7 @@ from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config
 from igkd.config.sweeps import SearchConfig
 from igkd.networks import checkpoint
+from igkd.sweeps.grid import make_cell
 from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.sweeps.speed_search import read_latencies
@@ -107,6 +108,7 @@ def test_an_impossible_budget_names_the_fastest_and_trains_nothing(searched: Pat
     ("changes", "message"),
     [
         ({"arm": "kd+at"}, "cannot transfer attention"),
+        ({"student": "mobilenet:cut=4"}, "cut 4 is not one of"),
         ({"parameters": 300}, "there are only 0 lean students"),
         ({"store": "nowhere"}, "holds no attribution store"),
         ({"teacher": "nowhere"}, "no checkpoint"),
@@ -121,9 +123,7 @@ def test_bad_settings_are_one_sentence_before_anything_is_timed(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"budget": 0.0}, {"budget": float("nan")}, {"trials": 0}, {"candidates": 0}, {"student": "mobilenet:cut=4"}]
-)
+@pytest.mark.parametrize("changes", [{"budget": 0.0}, {"budget": float("nan")}, {"trials": 0}, {"candidates": 0}])
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         config("store", "teacher", Path("out"), **changes)
@@ -159,4 +159,5 @@ def test_the_cut_student_is_neither_stopped_nor_are_others_because_of_it() -> No
 
 
 def test_a_lean_student_and_a_cut_one_have_directories_of_their_own() -> None:
-    assert DistillConfig(store="s", out="o", student="lean:2:8x1").label != DistillConfig(store="s", out="o").label
+    one, other = (make_cell("out", DistillConfig(store="s", out="o", student=name)) for name in ("lean:2:8x1", "mobilenet:cut=5"))
+    assert one.name != other.name and one.label == other.label

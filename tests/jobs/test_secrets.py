@@ -6,7 +6,6 @@ import pickle
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ import pytest
 
 from igkd.base.run_directory import STATE
 from igkd.config.precompute import PrecomputeConfig
-from tests.helpers.paths import IMAGES, ROOT
+from tests.helpers.paths import IMAGES
+from tests.helpers.programs import run_program
 from tests.helpers.stores import make_store
 
 pytestmark = pytest.mark.slow
@@ -60,12 +60,11 @@ def temporary() -> Iterator[Path]:
 
 @pytest.fixture
 def run(temporary: Path) -> Callable[..., str]:
-    """Run a job as a user would; gives all that it said."""
+    """Run a job as a user would, on a Ray of its own; gives all that it said."""
 
     def call(environment: dict[str, str], status: int, job: str, *arguments: str) -> str:
         given = {**os.environ, **environment, "RAY_TMPDIR": str(temporary)}
-        command = [sys.executable, "-m", f"jobs.{job}", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=500, check=False)
+        done = run_program(f"jobs.{job}", list(arguments), given)
         said = done.stdout + done.stderr
         assert done.returncode == status, said[-3000:]
         return said
@@ -99,7 +98,7 @@ def test_credentials_are_in_nothing_that_jobs_leave(
     assert leaks((key, secret, session, token), [*enumerate_text(said), *objects, *written]) == []
     # And they would be found.
     assert leaks((secret,), [("a", b"x" + secret.encode().hex().encode()), ("b", base64.b64encode(b"yy" + secret.encode()))]) == ["a", "b"]
-    assert leaks((IMAGES,), objects) and leaks(("kd-cut5-seed0",), written) and leaks(("no-such-bucket",), enumerate_text(said))
+    assert leaks((IMAGES,), objects) and leaks(("kd-mobilenet-cut-5-seed0",), written) and leaks(("no-such-bucket",), enumerate_text(said))
 
 
 def enumerate_text(said: list[str]) -> list[tuple[str, bytes]]:
@@ -116,16 +115,18 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
-def test_pickles_in_a_runs_directory_are_not_loaded(run: Callable[..., str], teacher: str, tmp_path: Path) -> None:
+def test_pickles_in_a_runs_directory_are_not_loaded(
+    cluster: None, run_job: Callable[..., subprocess.CompletedProcess[str]], teacher: str, tmp_path: Path
+) -> None:
     """All that Tune and Train have left there is replaced, and more of the kind that either once looked for is added."""
     out, marker = tmp_path / "out", tmp_path / "it ran"
     made = PrecomputeConfig(images=IMAGES, teacher=teacher, store=str(tmp_path / "store"), steps=2, engine="captum", rows_per_file=50)
-    make_store(made)  # no Ray in this process: the jobs have their own
+    make_store(made)
     learn = ["--store", made.store, "--test-images", IMAGES]
     grid = ["ablate", *learn, "--epochs", "1", "--out", str(out / "grid"), "--arms", "student", "--seeds", "0"]
     one = ["distill", *learn, "--epochs", "2", "--out", str(out / "one")]
-    run({}, 0, *grid)
-    run({}, 0, *one)
+    assert run_job(*grid).returncode == 0
+    assert run_job(*one).returncode == 0
     (out / "one" / "result.json").unlink()  # as if it had been killed between its last epoch and the end
     data, replaced = pickle.dumps(Payload(marker)), 0
     for path in [*(out / "grid" / "tune").rglob("*"), *(out / "one").rglob("*")]:
@@ -136,9 +137,9 @@ def test_pickles_in_a_runs_directory_are_not_loaded(run: Callable[..., str], tea
         for name in ("tuner.pkl", "trainer.pkl", "trainable.pkl", "searcher-state.pkl", "checkpoint.pt"):
             (directory / name).write_bytes(data)
     assert replaced >= 2
-    run({}, 0, *grid, "1")
-    run({}, 0, *one)
-    assert (out / "grid" / "students" / "student-cut5-seed1" / "result.json").exists() and (out / "one" / "result.json").exists()
+    assert run_job(*grid, "1").returncode == 0
+    assert run_job(*one).returncode == 0
+    assert (out / "grid" / "students" / "student-mobilenet-cut-5-seed1" / "result.json").exists() and (out / "one" / "result.json").exists()
     assert not marker.exists()
     states = list((out / "one" / "checkpoints").rglob(STATE))
     assert states
@@ -147,6 +148,7 @@ def test_pickles_in_a_runs_directory_are_not_loaded(run: Callable[..., str], tea
         path.write_bytes(data)
     for path in (out / "one" / "checkpoints").rglob("model.safetensors"):
         path.write_bytes(data)
-    assert "error: " in run({}, 1, *one) and not marker.exists()
+    refused = run_job(*one)
+    assert refused.returncode == 1 and "error: " in refused.stderr and not marker.exists()
     pickle.loads(data)
     assert marker.exists()  # so it would have been seen

@@ -106,7 +106,7 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(head: str, environment: dict
     """By Ctrl-C in the terminal that streams its log, and by `ray job stop` from anywhere."""
     out = tmp_path / "out"
     grid = ["ablate", "--store", toy_store, "--out", str(out), "--arms", "student", "--seeds", "0", "--epochs", "5000"]
-    state = out / "students" / "student-cut5-seed0" / STATE
+    state = out / "students" / "student-mobilenet-cut-5-seed0" / STATE
 
     def begun(epochs: int) -> "subprocess.Popen[str]":
         """The job, when it has done so many epochs; its output is in a file, in which its id can be looked up while it runs."""

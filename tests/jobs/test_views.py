@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,17 @@ def test_views_that_do_not_fit_the_store_are_refused_before_anything_is_computed
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_in_the_middle_of_the_views_ends_with_the_same_bytes(
-    at_once: Path, teacher: str, tmp_path: Path, kind: signal.Signals
+    at_once: Path, teacher: str, tmp_path: Path, kind: signal.Signals, run_job: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     out = tmp_path / "store"
-    command = [sys.executable, "-m", "jobs.precompute", "--images", IMAGES, "--teacher", teacher, "--store", str(out), "--limit", "20"]
-    command += ["--steps", "2", "--engine", "torch", "--rows-per-file", "7", "--views", "all", "--padding", "1"]
+    arguments = ["--images", IMAGES, "--teacher", teacher, "--store", str(out), "--limit", "20"]
+    arguments += ["--steps", "2", "--engine", "torch", "--rows-per-file", "7", "--views", "all", "--padding", "1"]
+    command = [sys.executable, "-m", "jobs.precompute", *arguments]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while first.poll() is None and not list(out.glob("views-*.parquet")):
         time.sleep(0.02)
     first.send_signal(kind)
     _, errors = first.communicate(timeout=120)
     assert kind == signal.SIGKILL or (first.returncode == 130 and "the same command continues" in errors)
-    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240, check=True)
+    assert run_job("precompute", *arguments).returncode == 0
     assert digests(out) == digests(at_once)

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.store import Store
 from tests.helpers.networks import settled
 from tests.helpers.paths import ROOT
+from tests.helpers.programs import run_program
 
 IMAGES = "shapes:train=300,test=0"  # no test set that could be read
 SPEC = NetworkSpec(
@@ -277,14 +277,9 @@ def test_bad_input_is_one_sentence(student: str, tmp_path: Path, changes: dict[s
     assert "\n" not in str(caught.value) and sorted(tmp_path.rglob("*")) == before
 
 
-def command(*args: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "igkd", "export", *args]
-    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
-
-
 def test_the_command_tells_the_check_and_writes(student: str, tmp_path: Path) -> None:
     out = tmp_path / "new" / "student.onnx"
-    done = command("--checkpoint", student, "--format", "onnx-int8", "--out", str(out), "--max-drop", "1")
+    done = run_program("igkd", ["export", "--checkpoint", student, "--format", "onnx-int8", "--out", str(out), "--max-drop", "1"])
     assert (done.returncode, done.stderr) == (0, "")
     checked = json.loads({e.key: e.value for e in onnx.load(out).metadata_props}["checked"])
     assert f"differ by at most {checked['largest_difference']:.3g} " in done.stdout

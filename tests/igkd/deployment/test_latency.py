@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from igkd.networks import checkpoint
 from igkd.networks.network import NetworkSpec, build
 from igkd.report.gallery import warm_latencies
 from tests.helpers.paths import ROOT
+from tests.helpers.programs import run_program
 
 SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="mobilenet:cut=11,width=0.35,stride=2")
 
@@ -108,14 +108,10 @@ def test_the_reports_latencies_are_of_teacher_and_cuts(files: dict[str, str]) ->
         assert row.times_as_fast == 1 if row.model == "teacher" else row.times_as_fast > 0
 
 
-def command(*args: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "igkd", "latency", *args]
-    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
-
-
 def test_the_command_prints_a_table_and_writes_the_row(files: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "latency.json"
-    done = command(files["onnx"], files["checkpoint"], "--batches", "1", "--threads", "1", "--rounds", "1", "--out", str(out))
+    short = ["--batches", "1", "--threads", "1", "--rounds", "1"]
+    done = run_program("igkd", ["latency", files["onnx"], files["checkpoint"], *short, "--out", str(out)])
     assert (done.returncode, done.stderr) == (0, "latency: batches of 1 by 1 thread(s)\n")
     row = json.loads(out.read_text())
     assert done.stdout.rstrip("\n") == table(row["latency"]) and len(row["latency"]) == 2

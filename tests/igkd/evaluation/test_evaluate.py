@@ -29,6 +29,7 @@ from igkd.training.held_out import read_unseen
 from igkd.training.loop import evaluate_split
 from tests.helpers.networks import lively, settled
 from tests.helpers.paths import ROOT
+from tests.helpers.programs import run_program
 from tests.helpers.training import TINY, random_samples
 
 IMAGES = "shapes:train=10,test=30"
@@ -219,10 +220,10 @@ def test_the_command_prints_and_writes_what_evaluate_gives(student: str, teacher
 
 
 def test_the_command_says_what_is_wrong_in_one_sentence(student: str, tmp_path: Path) -> None:
-    done = command("--checkpoint", str(tmp_path / "none"), "--images", IMAGES)
+    done = run_program("igkd", ["evaluate", "--checkpoint", str(tmp_path / "none"), "--images", IMAGES])
     assert done.returncode == 1 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
     assert "holds no checkpoint" in done.stderr
-    done = command("--checkpoint", student, "--images", IMAGES, "--steps", "0")
+    done = run_program("igkd", ["evaluate", "--checkpoint", student, "--images", IMAGES, "--steps", "0"])
     assert done.returncode != 0 and "--steps and --limit must be at least 1" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -1,8 +1,6 @@
 import datetime
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from igkd.base.errors import UserError
 from igkd.base.time_limit import seconds_until
 from igkd.config.sweeps import SweepConfig
 from igkd.sweeps.ledger import Ledger, Row, Status, describe, duration, read_rows, read_status, remaining_seconds
+from tests.helpers.programs import run_program
 
 NOON = datetime.datetime(2026, 3, 1, 12, 0, tzinfo=datetime.UTC)
 
@@ -123,9 +122,7 @@ def test_description_tells_a_killed_driver_from_a_live_one() -> None:
 
 def test_status_command_says_so_by_its_exit_status(tmp_path: Path) -> None:
     def asked() -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "igkd", "sweeps", "status", str(tmp_path)], capture_output=True, text=True, check=False
-        )
+        done = run_program("igkd", ["sweeps", "status", str(tmp_path)])
         return done.returncode, done.stdout + done.stderr
 
     assert asked() == (1, f"error: {tmp_path} is no sweep (it has no status.json); jobs.ablate, jobs.tune and jobs.search make one\n")

@@ -11,19 +11,17 @@ import pytest
 import ray
 
 from tests.helpers.paths import ROOT
-
-PROGRAM = "from jobs.backend.runtime import start_ray; import ray; start_ray(); print(ray.get_runtime_context().gcs_address)"
-
-
-def address(environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=True
-    )
-    return done.stdout.strip().splitlines()[-1]
+from tests.helpers.programs import run_program
 
 
 def test_a_job_has_a_ray_of_its_own_unless_it_is_told_of_one(cluster: None) -> None:
     """It would join ours, which runs on this machine, and end when we do."""
+
+    def address(environment: dict[str, str]) -> str:
+        done = run_program("tests.helpers.on_ray", ["0"], environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
     ours = ray.get_runtime_context().gcs_address
     alone = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     assert address(alone) != ours
