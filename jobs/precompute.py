@@ -1,10 +1,12 @@
 """Compute the attribution store: python -m jobs.precompute --images SRC --teacher DIR --store URI"""
 
 import dataclasses
+import functools
 import gc
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import ray
@@ -26,6 +28,10 @@ from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
 from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write, parts_dataset
 
 PARTS_PER_CHECK = 16
+# Ray Data keeps some 50 KB of the driver's memory for every block of a data set until the data set is done.
+PARTS_AT_ONCE = 1000
+Pipeline = Callable[[list[int]], ray.data.Dataset]
+"""Makes the Ray Dataset that computes and writes some parts."""
 Compute = Callable[[Work, list[int], store.Lease], dict[int, store.Entry]]
 
 
@@ -82,16 +88,17 @@ def check_parts(work: Work, parts: list[int], sha256: list[str] | None) -> tuple
     return entries, damage
 
 
-def compute_parts(dataset: ray.data.Dataset, plan: store.Layer, parts: list[int], lease: store.Lease, what: str) -> dict[int, store.Entry]:
+def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease: store.Lease, what: str) -> dict[int, store.Entry]:
     """Compute and write parts on the cluster, with a line of progress after each; gives their entries.
 
     Args:
-        dataset: computes and writes these parts; a block of it is what `stages.finished` says of a part.
+        pipeline: a block of its data set is what `stages.finished` says of a part.
         what: images are, in words.
     """
     begin, done, asked = time.monotonic(), 0, rows_in(plan, parts)
     entries: dict[int, store.Entry] = {}
-    for table in tables_of(dataset):
+    waves = (parts[start : start + PARTS_AT_ONCE] for start in range(0, len(parts), PARTS_AT_ONCE))
+    for table in chain.from_iterable(tables_of(pipeline(wave)) for wave in waves):
         lease.check()
         entry = entries[int(table["part"][0])] = json.loads(table["entry"][0])
         done += entry["rows"] + len(entry["skipped"])
@@ -154,8 +161,8 @@ def add_views(config: PrecomputeConfig, model: Classifier, asked: store.ViewsPla
 
     def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
         print(f"precompute: logits of {asked.crops} crops of each image by {asked.engine}, {len(parts)} parts", flush=True)
-        dataset = map_blocks(parts_dataset(parts), Views(ray.put(model), work, ray.put(opened)).__call__, **heavy_task())
-        return compute_parts(dataset, asked, parts, lease, "views of ")
+        stage = Views(ray.put(model), work, ray.put(opened)).__call__
+        return compute_parts(lambda wave: map_blocks(parts_dataset(wave), stage, **heavy_task()), asked, parts, lease, "views of ")
 
     manifest, computed = fill_layer(config, asked, selection, compute)
     if computed:
@@ -182,8 +189,8 @@ def fill_store(
 
     def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
         print(f"precompute: {rows_in(plan, parts)} images, {plan.steps} steps, {len(parts)} parts", flush=True)
-        dataset = compute_pipeline(ray.put(source), ray.put(model), work, parts, stage)
-        return compute_parts(dataset, plan, parts, lease, "")
+        pipeline = functools.partial(compute_pipeline, ray.put(source), ray.put(model), work, stage=stage)
+        return compute_parts(lambda wave: pipeline(parts=wave), plan, parts, lease, "")
 
     manifest, computed = fill_layer(config, plan, selection, compute)
     if not computed:
