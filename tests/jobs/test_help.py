@@ -1,5 +1,6 @@
 """What a user meets first: help and one-sentence errors, of the real programs."""
 
+import functools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)  # each of these programs starts for seconds
 
 
 @pytest.mark.parametrize(
@@ -33,14 +35,14 @@ def test_help_names_the_flags(run_job: Run, job: str, flags: list[str]) -> None:
     ("job", "args", "words"),
     [
         ("teacher", ["--images", "folder:/nowhere/at/all", "--out", "OUT"], ["/nowhere/at/all", "no such directory"]),
-        ("teacher", ["--images", "shapes", "--out", "/proc/igkd"], ["cannot write /proc/igkd"]),
-        ("precompute", ["--images", "shapes", "--teacher", "OUT", "--store", "OUT"], ["no checkpoint", "jobs.teacher"]),
-        ("distill", ["--store", "OUT/none", "--test-images", "shapes", "--out", "OUT"], ["no attribution store", "jobs.precompute"]),
-        ("distill", ["--store", "OUT", "--test-images", "shapes", "--arm", "magic", "--out", "OUT"], ["magic"]),
+        slow("teacher", ["--images", "shapes", "--out", "/proc/igkd"], ["cannot write /proc/igkd"]),
+        slow("precompute", ["--images", "shapes", "--teacher", "OUT", "--store", "OUT"], ["no checkpoint", "jobs.teacher"]),
+        slow("distill", ["--store", "OUT/none", "--test-images", "shapes", "--out", "OUT"], ["no attribution store", "jobs.precompute"]),
+        slow("distill", ["--store", "OUT", "--test-images", "shapes", "--arm", "magic", "--out", "OUT"], ["magic"]),
         ("ablate", ["--store", "OUT/none", "--out", "OUT/new", "--arms", "magic"], ["magic", "kd+ig+at"]),
-        ("tune", ["--store", "OUT/none", "--out", "OUT/new", "--until", "25:00"], ["--until 25:00 is no time", "07:00"]),
-        ("tune", ["--store", "OUT/none", "--out", "OUT/new", "--trials", "0"], ["--trials must be at least 1"]),
-        ("search", ["--store", "OUT/none", "--teacher", "OUT/none", "--out", "OUT/new", "--budget", "0"], ["--budget above 0"]),
+        slow("tune", ["--store", "OUT/none", "--out", "OUT/new", "--until", "25:00"], ["--until 25:00 is no time", "07:00"]),
+        slow("tune", ["--store", "OUT/none", "--out", "OUT/new", "--trials", "0"], ["--trials must be at least 1"]),
+        slow("search", ["--store", "OUT/none", "--teacher", "OUT/none", "--out", "OUT/new", "--budget", "0"], ["--budget above 0"]),
         ("pipeline", ["--preset", "demo", "--images", "nonsense", "--out", "OUT"], ["nonsense", "folder:PATH"]),
     ],
 )
