@@ -3,6 +3,8 @@
 import runpy
 import sys
 
+from igkd.base.errors import run_cli
+
 COMMANDS = {
     "pipeline": ("jobs.pipeline", "the main job: a teacher, its attribution store, students, and a report"),
     "teacher": ("jobs.teacher", "train a teacher"),
@@ -32,7 +34,7 @@ def usage() -> str:
 def main() -> int:
     """Run a subcommand; gives the exit status."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(usage())
+        print(usage(), flush=True)  # a pipe that is closed shows here, not when Python ends
         return 0 if len(sys.argv) > 1 else 2
     name, *rest = sys.argv[1:]
     if name not in COMMANDS:
@@ -43,5 +45,10 @@ def main() -> int:
     return 0
 
 
+def program() -> None:
+    """The console script."""
+    run_cli(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
