@@ -6,6 +6,7 @@ test fails with a newer Ray, the item can go. Importing this module imports noth
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,30 @@ def silence_sigterm_warning() -> None:
 
 def _not_about_sigterm(record: logging.LogRecord) -> bool:
     return "SIGTERM handler is not set" not in record.getMessage()
+
+
+QUIET_WORKERS = "jobs.backend.ray_insides.quiet_at_sigterm"
+"""For `worker_process_setup_hook` of Ray's runtime environment: what a worker process calls before its first task."""
+
+
+def quiet_at_sigterm() -> None:
+    """Make this worker process say nothing more on stderr once Ray ends it with SIGTERM.
+
+    Ray's handler raises SystemExit wherever Python happens to be. In a finalizer Python prints that as an "Exception ignored" with a
+    traceback, which would reach the user's terminal although nothing went wrong.
+    """
+    from ray._private import utils
+
+    set_handler = utils.set_sigterm_handler
+
+    def set_quiet_handler(handler: Callable[[int, Any], None]) -> None:
+        def quiet(number: int, frame: Any) -> None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+            handler(number, frame)
+
+        set_handler(quiet)
+
+    utils.set_sigterm_handler = set_quiet_handler  # the worker sets its handler next
 
 
 def keep_aws_keys_from_tune() -> None:

@@ -2,8 +2,10 @@
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import ray
@@ -19,6 +21,31 @@ def test_workers_of_a_ray_of_ours_have_their_drivers_priority(cluster: None) -> 
     """Ray gives its workers niceness 15 unless told otherwise."""
     assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
     assert os.environ["RAY_worker_niceness"] == "0"  # noqa: SIM112  # as Ray spells it
+
+
+def test_a_worker_that_ray_ends_prints_no_traceback(cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ray ends workers with SIGTERM, at which they raise SystemExit wherever they are: here in a finalizer, where Python prints it."""
+
+    class Ended:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # the handler runs here
+
+    @ray.remote(max_retries=0)
+    def work() -> None:
+        print("before", file=sys.stderr, flush=True)
+        Ended()
+        print("after", file=sys.stderr, flush=True)
+
+    ray.get(work.remote())
+    said = ""
+    until = time.monotonic() + 20
+    while "before" not in said and time.monotonic() < until:
+        time.sleep(0.5)  # Ray's driver prints what workers say a little later
+        said += capfd.readouterr().err
+    time.sleep(1)
+    said += capfd.readouterr().err
+    assert "before" in said and "after" not in said and "SystemExit" not in said
 
 
 def test_tune_would_hand_the_drivers_aws_keys_to_its_runs() -> None:
