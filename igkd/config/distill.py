@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from igkd.base.choices import Arm, BadImages, Content, Logits, Optimizer, Precision, Schedule
+from igkd.base.choices import Arm, BadImages, Content, Crop, Logits, Optimizer, Precision, Schedule
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
 from igkd.config.optimisation import Objective, Recipe
@@ -42,8 +42,12 @@ class DistillConfig:
     """Images a step, over all workers together."""
     normalise: bool = False
     """Whether the student sees pixels of mean 0 and standard deviation 1 instead of those in [0, 1]."""
+    crop: Crop = "auto"
+    """What the student sees of an image: padded, a crop of the image with --padding pixels of black around it; resized, 35 to 100 % of its
+    area at a random place, scaled to its size; auto is resized for images above 64 pixels a side. With --logits views of a few
+    crops, auto is the crops of the store."""
     padding: int = 4
-    """Padding of the random crop, in pixels on each side."""
+    """Padding of a padded crop, in pixels on each side."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
     averaging: float = 0.0
@@ -122,6 +126,7 @@ class DistillConfig:
             epochs=self.epochs,
             batch_size=self.batch_size,
             padding=self.padding,
+            crop=self.crop,
             cutout=self.cutout,
             averaging=self.averaging,
             precision=self.precision,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from igkd.base.choices import Content, Logits, Optimizer, Precision, Schedule
+from igkd.base.choices import Content, Crop, Logits, Optimizer, Precision, Schedule
 from igkd.base.errors import UserError
 
 
@@ -16,6 +16,8 @@ class FewCrops:
     """Number of crops of each image."""
     seed: int
     """Seed from which, with the image's id, the crops are computed."""
+    resized: bool = False
+    """Whether they are resized crops instead of padded ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,10 @@ class Recipe:
     batch_size: int
     """Images a step, over all workers together."""
     padding: int = 4
-    """Padding of the random crop, in pixels on each side."""
+    """Padding of a padded crop, in pixels on each side."""
+    crop: Crop = "auto"
+    """padded: the image is shifted by whole pixels, with zeros from outside. resized: a random part of it is enlarged to its size. auto:
+    resized for images above 64 pixels a side, else padded."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image (DeVries, Taylor 2017); 0 for none."""
     averaging: float = 0.0

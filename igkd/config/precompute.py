@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from igkd.base.choices import BadImages, Engine, Method, Split
+from igkd.base.choices import BadImages, Crop, Engine, Method, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,11 @@ class PrecomputeConfig:
     views: str = "none"
     """The teacher's logits of crops, too, for students to learn from as if it were asked in training: all that --padding allows, or a
     number of random ones for each image. May be added to a finished store, by the same command."""
+    crop: Crop = "auto"
+    """What these crops are: padded, moved by up to --padding pixels; resized, 35 to 100 % of the area, scaled to the image's size, of which
+    there can only be a number; auto is resized for images above 64 pixels a side."""
     padding: int = 4
-    """Pixels of random crop on each side that these views allow."""
+    """Pixels of a padded crop on each side that these views allow."""
     rows_per_file: int | None = None
     """Images in one Parquet file: the unit of work, of a retry and of resumption; by default 250, less for large images."""
     image_size: int | None = None

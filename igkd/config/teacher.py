@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from igkd.base.choices import BadImages, Precision
+from igkd.base.choices import BadImages, Crop, Precision
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
 from igkd.config.optimisation import Recipe
@@ -28,6 +28,9 @@ class TeacherConfig:
     """Share of a label's weight that is spread evenly over all classes; a teacher smoothed so tells its students less."""
     averaging: float = 0.0
     """Decay at each step of a moving average of the weights, which becomes the teacher; 0 for none."""
+    crop: Crop = "auto"
+    """What the network sees of an image: padded, a crop of the image with 4 pixels of black around it; resized, 35 to 100 % of its area at
+    a random place, scaled to its size; auto is resized for images above 64 pixels a side."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
     precision: Precision = "auto"
@@ -65,6 +68,7 @@ class TeacherConfig:
             low_resolution_epochs=self.low_resolution_epochs,
             label_smoothing=self.label_smoothing,
             averaging=self.averaging,
+            crop=self.crop,
             cutout=self.cutout,
             precision=self.precision,
             compile=self.compile,

@@ -202,4 +202,5 @@ def _describe_views(store: Store) -> dict[str, Any]:
         return {}
     size = sum(file["bytes"] for file in read_manifest(store.uri, ViewsPlan)[1]["files"])
     crops = f"all {views.crops}" if views.count is None else f"{views.crops} random ones, seed {views.seed}"
-    return {"views": {"crops": crops, "padding": views.padding, "engine": views.engine, "bytes": size}}
+    kind = "resized" if views.resized else "padded"
+    return {"views": {"crops": crops, "kind": kind, "padding": views.padding, "engine": views.engine, "bytes": size}}

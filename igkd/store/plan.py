@@ -149,7 +149,7 @@ class Plan(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsPlan(Layer):
-    """The plan of the teacher's logits of crops: of all crops and flips that a padding allows, or of some random ones."""
+    """The plan of the teacher's logits of crops: of all padded crops that a padding allows, or of some random crops, padded or resized."""
 
     kind = "views"
     plan_name = "views-plan.json"
@@ -161,9 +161,11 @@ class ViewsPlan(Layer):
     """sha256 of the teacher's weights."""
     classes: int
     padding: int
-    """Largest shift of a crop in each direction, in pixels."""
+    """Largest shift of a padded crop in each direction, in pixels; 0 for resized crops."""
     count: int | None
-    """Number of random crops of each image; None for all crops."""
+    """Number of random crops of each image; None for all padded crops."""
+    resized: bool = False
+    """Whether these are resized crops."""
     seed: int
     """Seed from which, with an image's id, its random crops are computed."""
     engine: Forwards
@@ -172,9 +174,13 @@ class ViewsPlan(Layer):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         plan = super().from_json(data)
-        if not (0 <= plan.padding <= MAX_SIDE and plan.classes >= 1 and (plan.count is None or plan.count >= 1)):
+        if not (0 <= plan.padding <= MAX_SIDE and plan.classes >= 1 and (not plan.resized if plan.count is None else plan.count >= 1)):
             raise ValueError("its sizes are impossible")
         return plan
+
+    def to_json(self) -> dict[str, Any]:
+        """Like `Layer.to_json`, without `resized` for padded crops: so plans of these are what they were before there were others."""
+        return {name: value for name, value in super().to_json().items() if name != "resized" or value}
 
     @property
     def shape(self) -> tuple[int, ...]:

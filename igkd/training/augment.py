@@ -14,7 +14,7 @@ from igkd.attribution.overlay import layer_of, overlay
 from igkd.base.random_draws import shuffled, uniform
 from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
-from igkd.images.views import View, crop_flip, draw_view, few_crops
+from igkd.images.views import View, are_resized, draw_resized_view, draw_view, few_crops, move
 from igkd.store.signals import SIGNALS
 
 
@@ -83,11 +83,12 @@ def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], 
         return torch.from_numpy((uniform(seed, f"epoch {epoch} {purpose}", ids) * places).astype(np.int64))
 
     crop = place("crop", 1 if objective.crops is None else objective.crops.count)
-    if objective.crops is None:
-        view = draw_view(seed, epoch, ids, recipe.padding)
+    if objective.crops is not None:
+        view = few_crops(objective.crops, ids, recipe.padding, shape).each(lambda values: values.gather(1, crop[:, None])[:, 0])
+    elif are_resized(recipe.crop, shape):
+        view = draw_resized_view(seed, epoch, ids, shape)
     else:
-        few = few_crops(objective.crops, ids, recipe.padding)
-        view = View(*(getattr(few, field.name).gather(1, crop[:, None])[:, 0] for field in fields(few)))
+        view = draw_view(seed, epoch, ids, recipe.padding)
     return Draws(view, overlaid, exponent, place("hidden y", shape[0]), place("hidden x", shape[1]), crop)
 
 
@@ -128,7 +129,7 @@ def augment(samples: Samples, draws: Draws, recipe: Recipe, objective: Objective
     Returns:
         two float (B, 3, H, W) in [0, 1].
     """
-    clean = crop_flip(samples.pixels, draws.view).float() / 255
+    clean = move(samples.pixels, draws.view).float() / 255
     pixels = clean
     rows = draws.overlaid.nonzero().squeeze(1) if objective.overlay > 0 else draws.overlaid[:0]
     if len(rows):

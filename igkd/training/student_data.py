@@ -18,6 +18,7 @@ from igkd.networks.network import Classifier, NetworkSpec
 from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import class_numbers
 from igkd.store import Plan, Store
+from igkd.store.views import few_of
 from igkd.training.augment import deranged
 from igkd.training.batches import check_sizes, check_validation
 from igkd.training.identity import ingest_of
@@ -86,8 +87,7 @@ def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:
 
 def crops_of(store: Store) -> FewCrops | None:
     """The crops that students are restricted to, if the store has logits of only some; else None."""
-    plan = store.views
-    return None if plan is None or plan.count is None else FewCrops(count=plan.count, seed=plan.seed)
+    return None if store.views is None else few_of(store.views)
 
 
 def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:
@@ -226,6 +226,15 @@ def check_views(config: DistillConfig, store: Store) -> None:
             f"{config.store} has no logits of crops, or not all of them yet: add them by its jobs.precompute command with --views all, "
             "or choose --logits image"
         )
+    there = "resized" if views.resized else "padded"
+    wanted = there if config.crop == "auto" else config.crop
+    if wanted != there:
+        raise UserError(
+            f"{config.store} has the logits of {there} crops, not of {wanted} ones: choose --crop {there}, or --logits image; or give a "
+            f"store its logits of {wanted} crops by jobs.precompute with --views 16 --crop {wanted}"
+        )
+    if views.resized:
+        return
     if config.padding > views.padding or (views.count is not None and config.padding != views.padding):
         raise UserError(
             f"{config.store} has the logits of crops with a padding of {views.padding}, not {config.padding}: "

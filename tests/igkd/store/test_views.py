@@ -116,8 +116,8 @@ def test_a_smaller_padding_finds_its_crops_among_those_of_a_larger_one(padding: 
 
 def test_few_crops_are_the_same_for_all_runs_and_each_is_seen_as_often(viewed: dict[str, str]) -> None:
     crops, ids = FewCrops(count=5, seed=3), np.arange(400)
-    stored = few_crops(crops, ids, 4)
-    other = few_crops(crops, ids[::-1].copy(), 4)
+    stored = few_crops(crops, ids, 4, (32, 32))
+    other = few_crops(crops, ids[::-1].copy(), 4, (32, 32))
     assert torch.equal(stored.dy, other.dy.flip(0)) and stored.dy.shape == (400, 5)
     assert {int(v) for v in stored.dx.flatten()} == set(range(-4, 5)) and 0.4 < stored.flip.float().mean() < 0.6
     how, objective = recipe(padding=4), Objective(crops=crops)
