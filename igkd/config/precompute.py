@@ -38,6 +38,9 @@ class PrecomputeConfig:
     there can only be a number; auto is resized for images above 64 pixels a side."""
     padding: int = 4
     """Pixels of a padded crop on each side that these views allow."""
+    top: int = 32
+    """Of a teacher of more than 256 classes, these views hold only this many of the largest logits of a crop, and how probable all other
+    classes are together; 0 keeps all logits."""
     rows_per_file: int | None = None
     """Images in one Parquet file: the unit of work, of a retry and of resumption; by default 250, less for large images."""
     image_size: int | None = None

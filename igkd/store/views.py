@@ -22,6 +22,7 @@ from igkd.config.optimisation import FewCrops
 from igkd.images.views import LARGE, View, are_resized, every_crop, few_crops, move
 from igkd.networks.network import Classifier
 from igkd.store import Plan, Store, ViewsPlan
+from igkd.store.top_logits import MANY, largest
 
 Answer = Callable[[Tensor], Tensor]
 """A teacher's forward pass: takes uint8 (N, 3, H, W), any N, and gives logits float32 (N, classes)."""
@@ -47,7 +48,7 @@ def count_of(views: str) -> int | None:
     return int(views)
 
 
-def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop: Crop = "auto") -> ViewsPlan:
+def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop: Crop = "auto", top: int = 32) -> ViewsPlan:
     """The plan of a store's views.
 
     Args:
@@ -56,13 +57,16 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop
         plan: the store's plan.
         engine: the engine of the forward passes.
         crop: which crops, as `--crop` has it.
+        top: how many of many logits are kept, as `--top` has it.
 
     Raises:
         UserError: a setting is invalid, or all crops are too many for images of this size.
     """
     if not 0 <= padding <= max(plan.image_shape):
         raise UserError(f"--padding must be between 0 and the {max(plan.image_shape)} pixels of an image's side, not {padding}")
-    count = count_of(views)
+    if top < 0:
+        raise UserError(f"--top must be at least 1, or 0 to keep all logits, not {top}")
+    count, classes = count_of(views), len(plan.classes)
     resized = are_resized(crop, plan.image_shape) and (count is not None or crop == "resized")
     if resized and count is None:
         raise UserError("--views all is for padded crops, since there are too many resized ones: give a number, such as --views 16")
@@ -72,10 +76,11 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop
         rows_per_file=plan.rows_per_file,
         store=plan.identity,
         teacher=plan.teacher,
-        classes=len(plan.classes),
+        classes=classes,
         padding=0 if resized else padding,
         count=count,
         resized=resized,
+        top=top if classes > max(MANY, top) and top else None,
         seed=SEED,
         engine=engine,
     )
@@ -89,8 +94,8 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop
 
 
 def bytes_of(plan: ViewsPlan) -> int:
-    """Bytes of all views, as float16; Parquet's compression gains little on logits."""
-    return 2 * plan.rows * plan.crops * plan.classes
+    """Bytes of all views; Parquet's compression gains little on logits."""
+    return plan.rows * plan.bytes_per_image
 
 
 def in_words(size: int) -> str:
@@ -129,7 +134,7 @@ def crops_of(plan: ViewsPlan, ids: NDArray[np.int64], shape: tuple[int, int]) ->
     return every_crop(plan.padding).each(lambda values: values.expand(len(ids), -1))
 
 
-def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: ViewsPlan) -> NDArray[np.float16]:
+def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: ViewsPlan) -> dict[str, NDArray[np.generic]]:
     """The teacher's logits of the crops of B images.
 
     Args:
@@ -138,15 +143,16 @@ def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: Vi
         ids: int64 (B,), the images' ids.
 
     Returns:
-        float16 (B, *plan.shape).
+        the columns of the views: "views", float16 (B, *plan.places, plan.values), and, if only the largest logits are kept, "view_classes",
+        int32 (B, *plan.places, plan.top).
 
     Raises:
         UserError: a logit is not finite, or too large for float16; the message names the image.
     """
-    out = np.zeros((len(ids), plan.crops, plan.classes), np.float16)
     shape = (pixels.shape[2], pixels.shape[3])
     crops = crops_of(plan, ids, shape)
     together = max(1, (1 if max(shape) > LARGE else 8) * PER_PASS // plan.crops)
+    values, classes = torch.zeros(len(ids), plan.crops, plan.values).half(), torch.zeros(len(ids), plan.crops, plan.top or 0).int()
     for start in range(0, len(ids), together):
         some = slice(start, start + together)
         view = crops.each(lambda values, some=some: values[some].flatten())  # type: ignore[misc]
@@ -156,14 +162,18 @@ def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: Vi
             raise UserError(
                 f"the teacher's logits of a crop of image {ids[start + wrong]} are no numbers, or above 65,504: it is of no use"
             )
-        out[some] = logits.view(-1, plan.crops, plan.classes).half().numpy()
-    return out.reshape(len(ids), *plan.shape)
+        if plan.top is not None:
+            logits, names = largest(logits, plan.top)
+            classes[some] = names.view(-1, plan.crops, plan.top)
+        values[some] = logits.view(-1, plan.crops, plan.values).half()
+    found = {"views": values} if plan.top is None else {"views": values, "view_classes": classes}
+    return {name: column.view(len(ids), *plan.places, column.shape[-1]).numpy() for name, column in found.items()}
 
 
 def views_of_part(answer: Answer, store: Store, plan: ViewsPlan, part: int) -> dict[str, NDArray[np.generic]]:
-    """The rows of one part of the views, computed from the pictures in the store: columns image_id and views."""
+    """The rows of one part of the views, computed from the pictures in the store: column image_id and those of `view_logits`."""
     samples, _ = store.samples([part])
-    return {"image_id": samples.ids, "views": view_logits(answer, samples.pixels, samples.ids, plan)}
+    return {"image_id": samples.ids, **view_logits(answer, samples.pixels, samples.ids, plan)}
 
 
 def answering(model: Classifier, engine: Forwards) -> Answer:

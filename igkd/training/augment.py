@@ -16,22 +16,31 @@ from igkd.config.optimisation import Objective, Recipe
 from igkd.images.samples import Samples
 from igkd.images.views import View, are_resized, draw_resized_view, draw_view, few_crops, move
 from igkd.store.signals import SIGNALS
+from igkd.store.top_logits import TopLogits, unpacked
 
 
-def logits_of_crops(views: Tensor, draws: "Draws") -> Tensor:
+def logits_of_crops(views: Tensor, draws: "Draws", classes: Tensor | None = None) -> Tensor | TopLogits:
     """The teacher's stored logits of the crops that are drawn.
 
     Args:
-        views: (B, 2p + 1, 2p + 1, 2, classes) with p at least the padding of the draws, or (B, K, classes).
+        views: (B, 2p + 1, 2p + 1, 2, classes) with p at least the padding of the draws, or (B, K, classes); where only the k largest are
+            stored, k + 3 numbers in place of as many as there are classes (`store.top_logits.largest`).
+        classes: the classes of the largest logits, in the same shape with k; None if all are stored.
 
     Returns:
-        float32 (B, classes).
+        float32 (B, classes), or the largest logits.
     """
-    image = torch.arange(len(views), device=views.device)
-    if views.dim() == 3:
-        return views[image, draws.crop].float()
-    padding, view = views.shape[1] // 2, draws.view
-    return views[image, view.dy + padding, view.dx + padding, view.flip.long()].float()
+    found = of_crops(views, draws)
+    return found.float() if classes is None else unpacked(found, of_crops(classes, draws))
+
+
+def of_crops(values: Tensor, draws: "Draws") -> Tensor:
+    """Of what is stored of each crop, (B, 2p + 1, 2p + 1, 2, n) or (B, K, n), that of the crops that are drawn: (B, n)."""
+    image = torch.arange(len(values), device=values.device)
+    if values.dim() == 3:
+        return values[image, draws.crop]
+    padding, view = values.shape[1] // 2, draws.view
+    return values[image, view.dy + padding, view.dx + padding, view.flip.long()]
 
 
 def draw_overlay(

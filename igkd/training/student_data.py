@@ -146,7 +146,7 @@ def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
         signals["ig"] = signals["ig"][partner]
     if not config.aligned:
         answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
-        signals |= {name: signals[name][answering] for name in ("logits", "views", "attention") if name in signals}
+        signals |= {name: signals[name][answering] for name in ("logits", "views", "view_classes", "attention") if name in signals}
     return replace(samples, signals=signals)
 
 
@@ -225,6 +225,11 @@ def check_views(config: DistillConfig, store: Store) -> None:
         raise UserError(
             f"{config.store} has no logits of crops, or not all of them yet: add them by its jobs.precompute command with --views all, "
             "or choose --logits image"
+        )
+    if views.top is not None and config.temperature < 1:
+        raise UserError(
+            f"{config.store} has the {views.top} largest logits of crops, which say nothing of the others at --temperature "
+            f"{config.temperature:g}: choose one of at least 1, or --logits image"
         )
     there = "resized" if views.resized else "padded"
     wanted = there if config.crop == "auto" else config.crop
