@@ -100,6 +100,29 @@ def test_stored_crops_are_the_same_for_all_runs_and_each_drawn_by_that_law() -> 
     assert stats.ks_2samp(*areas).pvalue > 1e-3
 
 
+def test_stored_crops_are_for_ever_the_same() -> None:
+    """Stores have the logits of these crops and not their places. Who changes how crops are drawn has to raise the version of the views."""
+    resized = few_crops(FewCrops(count=3, seed=0, resized=True), np.array([0, 7]), 4, (224, 224))
+    assert resized.height is not None and resized.width is not None
+    boxes = torch.stack([resized.dy, resized.dx, resized.height, resized.width, resized.flip.long()], dim=-1)
+    assert boxes.tolist() == [
+        [[14, 0, 176, 220, 1], [40, 31, 150, 174, 1], [70, 10, 153, 144, 0]],
+        [[13, 2, 206, 216, 1], [44, 30, 164, 180, 0], [21, 3, 189, 195, 0]],
+    ]
+    padded = few_crops(FewCrops(count=3, seed=0), np.array([0, 7]), 4, (32, 32))
+    moves = torch.stack([padded.dy, padded.dx, padded.flip.long()], dim=-1)
+    assert moves.tolist() == [[[-2, -3, 1], [0, 1, 1], [4, -3, 0]], [[2, -2, 1], [2, 2, 0], [1, -3, 0]]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 999))
+def test_boxes_lie_in_images_of_any_shape(rows: int, columns: int, seed: int) -> None:
+    view = draw_resized_view(seed, 1, np.arange(20), (rows, columns))
+    assert view.height is not None and view.width is not None
+    assert view.height.min() >= 1 and view.width.min() >= 1 and view.dy.min() >= 0 and view.dx.min() >= 0
+    assert (view.dy + view.height).max() <= rows and (view.dx + view.width).max() <= columns
+
+
 @pytest.mark.parametrize(
     ("crop", "shape", "expected"),
     [

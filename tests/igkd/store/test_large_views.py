@@ -15,6 +15,7 @@ from igkd.base.errors import UserError
 from igkd.config.distill import DistillConfig
 from igkd.config.optimisation import FewCrops
 from igkd.config.precompute import PrecomputeConfig
+from igkd.config.teacher import TeacherConfig
 from igkd.images import drawn_shapes
 from igkd.images.views import few_crops, move
 from igkd.networks import checkpoint
@@ -25,6 +26,7 @@ from igkd.training.augment import draw
 from igkd.training.batches import Batch
 from igkd.training.loop import compute_loss, teach
 from igkd.training.student_data import crops_of, distill_task, open_store
+from igkd.training.teacher_data import teacher_task
 from igkd.training.terms.distillation import distillation, distillation_of_top
 from tests.helpers.networks import settled
 from tests.helpers.pictures import encoded, write_parquet
@@ -132,6 +134,15 @@ def test_students_see_the_stored_crops_alone(large: dict[str, str]) -> None:
     assert seen == set(range(CROPS))
     free = distill_task(student(large["top"], logits="image"))
     assert free.objective.crops is None and draw(5, 1, ids, (SIDE, SIDE), free.recipe, free.objective).view.resized
+
+
+@pytest.mark.parametrize(
+    ("side", "crop", "resized"), [(SIDE, "auto", True), (SIDE, "padded", False), (32, "auto", False), (32, "resized", True)]
+)
+def test_a_teacher_is_trained_on_such_crops_too(side: int, crop: Any, resized: bool) -> None:
+    task = teacher_task(TeacherConfig(images="shapes:train=40,test=5", out="o", image_size=side, crop=crop))
+    draws = draw(0, 1, np.arange(5), (side, side), task.recipe, task.objective)
+    assert draws.view.resized is resized
 
 
 # The files
