@@ -210,13 +210,25 @@ def scale() -> Iterator[Quote]:
         yield "docs/scaling.md", f"| {row['rows']:,} | {began} | {row['computed']:,} rows in {row['seconds']:.0f} s | {ended} |"
 
 
+def large() -> Iterator[Quote]:
+    row = read("large.json")
+    rates = row["images_per_second"]
+    names = ("reading", "attribution, 50 steps", "resized crops", f"training `{row['student']}`")
+    for name, digits in zip(names, (0, 2, 0, 0), strict=True):
+        yield "docs/large-pictures.md", f"| {name} | {rates[name.split(' `')[0]]:.{digits}f} |"
+    reading = f"{row['share of reading beside training']:.0%}".replace("%", " %")
+    yield "docs/large-pictures.md", f"spends {reading} of its time on reading"
+    yield "docs/large-pictures.md", f"attributes up to {rates['reading']:.0f} images/s"
+    yield "docs/large-pictures.md", f"beside other work (load {row['load']:.0f})"
+
+
 @functools.cache
 def text(document: str) -> str:
     """With single spaces for its line breaks."""
     return " ".join((ROOT / document).read_text().split())
 
 
-@pytest.mark.parametrize("quotes", [night, demo, choices, latency, lean, attribution, precision, training, cost, scale])
+@pytest.mark.parametrize("quotes", [night, demo, choices, latency, lean, attribution, precision, training, cost, scale, large])
 def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
     wrong = [f"{document} does not say: {words}" for document, words in quotes() if words not in text(document)]
     assert not wrong, "\n".join(wrong)
