@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from igkd.base.choices import Arm, BadImages, Content, Logits, Optimizer, Precision, Schedule
+from igkd.base.choices import Arm, BadImages, Content, Logits
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Optimisation):
     """Distil one student from a store. Settings that are not on the command line have the recipe's values."""
 
     store: str = field(metadata=PLACE)
@@ -30,30 +30,8 @@ class DistillConfig:
     jobs.search finds good ones."""
     teacher: str | None = field(default=None, metadata=PLACE)
     """Directory of the teacher's checkpoint: for --live, and to compare the student with at the end."""
-    optimizer: Optimizer = "adam"
-    """sgd has Nesterov momentum 0.9."""
-    schedule: Schedule = "constant"
-    """Schedule of the learning rate: constant, or one cycle of warm-up and cosine."""
-    epochs: int = 100
-    learning_rate: float = 1e-3
-    """Constant, or the cycle's peak."""
-    weight_decay: float = 0.0
-    batch_size: int = 64
-    """Images a step, over all workers together."""
     normalise: bool = False
     """Whether the student sees pixels of mean 0 and standard deviation 1 instead of those in [0, 1]."""
-    padding: int = 4
-    """Padding of the random crop, in pixels on each side."""
-    cutout: int = 0
-    """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
-    averaging: float = 0.0
-    """Decay at each step of a moving average of the weights, which becomes the student; 0 for none."""
-    low_resolution_epochs: int = 0
-    """Epochs at the start trained at 3/4 of the resolution; the teacher's logits stay those of the whole crop."""
-    precision: Precision = "auto"
-    """auto is bfloat16 autocast if the device has instructions for bfloat16, else float32; decided once, when a run starts."""
-    compile: bool = field(default=False, metadata=SPEED)
-    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
     alpha: float = 0.01
     """Weight of distillation in the arms with kd."""
     temperature: float = 2.5
@@ -94,6 +72,7 @@ class DistillConfig:
     """Elastic training: continue with as few workers as this if nodes are lost, and with up to --workers when nodes return."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.live and self.logits == "views":
             raise UserError("--live asks the teacher in training, --logits views takes its answers from the store: give one of them")
         if not 0 < self.share <= 1:
@@ -111,23 +90,6 @@ class DistillConfig:
         if "kd" not in self.arm.split("+"):
             return "image"
         return "live" if self.live or self.logits == "crop" else "views" if self.logits == "views" else "image"
-
-    @property
-    def training(self) -> Recipe:
-        return Recipe(
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            padding=self.padding,
-            cutout=self.cutout,
-            averaging=self.averaging,
-            precision=self.precision,
-            low_resolution_epochs=self.low_resolution_epochs,
-            compile=self.compile,
-        )
 
     @property
     def objective(self) -> Objective:

@@ -1,11 +1,12 @@
 """Settings of training: how the weights are optimised, and what the network learns from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Literal
 
 from igkd.base.choices import Content, Logits, Optimizer, Precision, Schedule
 from igkd.base.errors import UserError
+from igkd.base.settings import SPEED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,39 +20,47 @@ class FewCrops:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a network is trained."""
+class Optimisation:
+    """How a network is trained: settings that jobs.teacher and jobs.distill share. The defaults are those of the paper's students."""
 
-    optimizer: Optimizer
+    optimizer: Optimizer = "adam"
     """sgd has Nesterov momentum 0.9."""
-    schedule: Schedule
+    schedule: Schedule = "constant"
     """Schedule of the learning rate: constant, or one cycle of warm-up and cosine."""
-    learning_rate: float
+    epochs: int = 100
+    learning_rate: float = 1e-3
     """Constant, or the cycle's peak."""
-    weight_decay: float
-    epochs: int
-    batch_size: int
+    weight_decay: float = 0.0
+    batch_size: int = 64
     """Images a step, over all workers together."""
     padding: int = 4
     """Padding of the random crop, in pixels on each side."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image (DeVries, Taylor 2017); 0 for none."""
     averaging: float = 0.0
-    """Decay by step of an exponential moving average of the weights, which is then the network; 0 for none."""
-    precision: Precision = "auto"
-    """Precision of the forward pass in training; auto is bfloat16 autocast if the device has instructions for it, else float32."""
-    low_resolution_epochs: int = 0
-    """Epochs at the start trained at 3/4 of the resolution: nearly twice as fast (progressive resizing)."""
+    """Decay at each step of a moving average of the weights, which becomes the network; 0 for none."""
     label_smoothing: float = 0.0
-    """Share of a label's weight that is spread evenly over all classes (Szegedy et al. 2016)."""
-    compile: bool = False
-    """Compile the training step by torch.compile."""
+    """Share of a label's weight that is spread evenly over all classes (Szegedy et al. 2016); a teacher smoothed so tells its students
+    less."""
+    low_resolution_epochs: int = 0
+    """Epochs at the start trained at 3/4 of the resolution, nearly twice as fast (progressive resizing). A teacher's logits stay those of
+    the whole crop."""
+    precision: Precision = "auto"
+    """Precision of the forward pass in training; auto is bfloat16 autocast if the device has instructions for bfloat16, else float32;
+    decided once, when a run starts."""
+    compile: bool = field(default=False, metadata=SPEED)
+    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
+
+    @property
+    def optimisation(self) -> "Optimisation":
+        """These settings alone, without those that a subclass adds."""
+        return Optimisation(**{one.name: getattr(self, one.name) for one in fields(Optimisation)})
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < inf or not 0 <= self.low_resolution_epochs <= self.epochs:
-            raise UserError(
-                "epochs and batch-size must be at least 1, the learning rate above 0, low-resolution epochs at most all of them"
-            )
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < inf:
+            raise UserError("epochs and batch-size must be at least 1, the learning rate above 0")
+        if not 0 <= self.low_resolution_epochs <= self.epochs:
+            raise UserError(f"--low-resolution-epochs {self.low_resolution_epochs} must be between 0 and all --epochs, {self.epochs}")
         if not 0 <= self.weight_decay < inf:
             raise UserError(f"the weight decay must be a number of at least 0, not {self.weight_decay}")
         if self.cutout < 0 or not 0 <= self.averaging < 1 or not 0 <= self.label_smoothing < 1:

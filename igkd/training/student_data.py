@@ -68,7 +68,7 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
         train=None if train is None else mixed_up(train, config),
         count=int((~held_out).sum()) if train is None else len(train),
         validation=validation,
-        recipe=config.training,
+        optimisation=config.optimisation,
         objective=replace(config.objective, crops=crops_of(store) if views else None, tap=attention_tap(config, plan)),
         seed=config.seed,
         teacher=teacher,
@@ -158,7 +158,7 @@ def open_store(config: DistillConfig) -> Store:
             batches are too small for the student.
     """
     store = _fitting_store(config)
-    check_batch_size(student_spec(config, store.plan), config.training)
+    check_batch_size(student_spec(config, store.plan), config.optimisation)
     wanted = made_for(config.recipe)
     if wanted is not None and wanted != store.fingerprint():
         raise UserError(

@@ -36,7 +36,7 @@ def teacher_task(config: TeacherConfig) -> Task:
         count=len(train),
         left_out=sentences(left_out),
         validation=samples.select(validation),
-        recipe=config.recipe,
+        optimisation=config.optimisation,
         objective=Objective(),
         seed=config.seed,
         keep_epochs=config.keep_epochs,
@@ -59,4 +59,4 @@ def check_teacher(config: TeacherConfig) -> None:
     first = first_image(source, "train", config.bad_images).shape
     shape = (first[0], first[1]) if config.image_size is None else (config.image_size, config.image_size)
     spec = NetworkSpec(classes=source.classes, image_shape=shape, name=config.network)
-    check_batch_size(spec, config.recipe)
+    check_batch_size(spec, config.optimisation)

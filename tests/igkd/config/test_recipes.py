@@ -43,8 +43,8 @@ def test_the_command_line_changes_what_the_recipe_says(name: str, monkeypatch: p
     places = ["--store", "s", "--test-images", "t", "--out", "o"]
     monkeypatch.setattr("sys.argv", ["jobs.distill", "--recipe", name, *places])
     assert parse_distill("python -m jobs.distill") == distill_config(name, **PLACES)
-    monkeypatch.setattr("sys.argv", ["jobs.distill", *places, f"--recipe={name}", "--epochs", "7", "--logits", "image"])
-    assert parse_distill("python -m jobs.distill") == distill_config(name, **PLACES, epochs=7, logits="image")
+    monkeypatch.setattr("sys.argv", ["jobs.distill", *places, f"--recipe={name}", "--epochs", "14", "--logits", "image"])
+    assert parse_distill("python -m jobs.distill") == distill_config(name, **PLACES, epochs=14, logits="image")
 
 
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:
