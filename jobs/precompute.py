@@ -6,6 +6,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
@@ -28,7 +29,8 @@ from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
 from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write, parts_dataset
 
 PARTS_PER_CHECK = 16
-# Ray Data keeps some 50 KB of the driver's memory for every block of a data set until the data set is done.
+# Ray Data keeps some 50 KB of the driver's memory for every block of a data set until the data set is done; so a store is computed in
+# waves, a data set each.
 PARTS_AT_ONCE = 1000
 Pipeline = Callable[[list[int]], ray.data.Dataset]
 """Makes the Ray Dataset that computes and writes some parts."""
@@ -64,7 +66,8 @@ def tables_of(dataset: ray.data.Dataset) -> Iterator[Rows]:
     """The blocks of a data set as they come; an error of ours in it is raised as itself, and its tasks are gone by then."""
     failure = None
     try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+        # Without prefetching, which would hold a block back until the next one is there.
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
     except Exception as error:
         failure = user_error(error)
         if failure is None:
@@ -97,8 +100,7 @@ def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease
     """
     begin, done, asked = time.monotonic(), 0, rows_in(plan, parts)
     entries: dict[int, store.Entry] = {}
-    waves = (parts[start : start + PARTS_AT_ONCE] for start in range(0, len(parts), PARTS_AT_ONCE))
-    for table in chain.from_iterable(tables_of(pipeline(wave)) for wave in waves):
+    for table in tables_of_waves(pipeline, parts):
         lease.check()
         entry = entries[int(table["part"][0])] = json.loads(table["entry"][0])
         done += entry["rows"] + len(entry["skipped"])
@@ -106,6 +108,27 @@ def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease
         left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
         print(f"precompute: {what}{done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
     return entries
+
+
+def tables_of_waves(pipeline: Pipeline, parts: list[int]) -> Iterator[Rows]:
+    """The blocks of all parts as they come, computed in waves of `PARTS_AT_ONCE`.
+
+    A wave begins as soon as the one before leaves processors idle: when no more of its parts are left than run at once.
+    """
+    waves = [parts[start : start + PARTS_AT_ONCE] for start in range(0, len(parts), PARTS_AT_ONCE)]
+    at_once = int(ray.cluster_resources().get("GPU" if has_gpu() else "CPU", 1))
+    starter = ThreadPoolExecutor(1)
+    current = tables_of(pipeline(waves[0]))
+    for wave, following in zip(waves, [*waves[1:], None], strict=True):
+        left, begun = len(wave), None
+        for table in current:
+            yield table
+            left -= 1
+            if following is not None and begun is None and left <= at_once:
+                tables = tables_of(pipeline(following))
+                begun = starter.submit(next, tables)  # a data set begins when it is asked for its first block
+        if begun is not None:
+            current = chain([begun.result()], tables)
 
 
 def rows_in(plan: store.Layer, parts: Iterable[int]) -> int:

@@ -114,6 +114,31 @@ def test_every_processor_attributes(cluster: None, teacher: str, tmp_path: Path)
     assert len(list((tmp_path / "pids").iterdir())) == 2
 
 
+class PatientAttribute(Attribute):
+    """Finishes the second part only when the third one is in the store; gives up after a minute."""
+
+    uri: str
+
+    def attributed(self, rows: Rows) -> Rows:
+        deadline = time.monotonic() + 60
+        while rows["part"][0] == 1 and not (Path(self.uri) / "part-00002.parquet").exists():
+            if time.monotonic() > deadline:
+                raise UserError("the second wave waits for the last part of the first")
+            time.sleep(0.1)
+        return super().attributed(rows)
+
+
+def test_a_wave_does_not_wait_for_the_last_part_of_the_one_before(
+    cluster: None, store: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.precompute.PARTS_AT_ONCE", 2)
+    config, source, model = configure(teacher, tmp_path / "store", limit=40), open_images(IMAGES), checkpoint.load(teacher)
+    plan, selection = make_plan(config, source, model, checkpoint.checkpoint_card(teacher)["sha256"])
+    patient = type("Patient", (PatientAttribute,), {"uri": str(tmp_path / "store")})
+    fill_store(config, source, model, plan, selection, patient)
+    assert digests(tmp_path / "store") == digests(store)
+
+
 def test_lost_part_is_computed_again_and_only_that(
     cluster: None, store: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
