@@ -1,4 +1,4 @@
-"""All of it: python -m jobs.pipeline --preset demo --out DIR"""
+"""Teacher, store, students and report in one command: python -m jobs.pipeline --preset demo --out DIR"""
 
 import functools
 import time
@@ -31,16 +31,16 @@ from jobs.precompute import precompute_store
 from jobs.teacher import train_teacher
 
 COMPARISONS = "comparisons.html"
-"""What may be said of arms that have several seeds."""
+"""File name of the page with the statistics of arms that have several seeds."""
 RUNS_PER_GPU = 3
-"""Small trainings fill a GPU better together."""
+"""Students that train on one GPU at a time; one alone leaves most of it idle."""
 
 
 def run(config: PipelineConfig) -> Path | None:
-    """Run what is not done yet; gives the path of the report, or None where the time was up before there was one.
+    """Run what is not done yet; gives the path of the report, or None if the time was up before.
 
     Raises:
-        UserError: a job cannot be run, or another one is at work in this directory.
+        UserError: a job cannot be run, or another pipeline is running in this directory.
     """
     seconds, pipeline = seconds_left(config.hours, config.until, provenance.local_now()), make_pipeline(config)
     if config.dry_run:
@@ -76,7 +76,7 @@ def forecast_hours(pipeline: Pipeline) -> None:
 
 
 def check_test_images(pipeline: Pipeline) -> None:
-    """Find before the teacher is trained, and the store made, what would end a run when it is judged.
+    """Check the test images before the teacher is trained, since they are used only at the end of runs.
 
     Raises:
         UserError: there are no test images, or one cannot be used.
@@ -94,14 +94,14 @@ def check_test_images(pipeline: Pipeline) -> None:
 
 
 def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> list[dict[str, Any]] | None:
-    """Train all students: each in one process, as many at a time as fit; where one needs several workers, or more memory than there is,
-    one after the other.
+    """Train all students, as many at a time as fit, each in one process; if one needs several workers, or streams its store, one after
+    the other.
 
     Args:
-        seconds: after which to stop.
+        seconds: time after which to stop.
 
     Returns:
-        their rows; None where the time was up before.
+        their rows; None if the time was up before all had finished.
 
     Raises:
         UserError: some could not be trained.
@@ -110,7 +110,7 @@ def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> 
     grid = [Cell(label=one.label, config=decided(one, opened)) for one in pipeline.students]
     for cell in grid:
         open_store(cell.config)
-    claim(grid)  # all of them, so that what is decided now is kept
+    claim(grid)  # of all students, so that what was decided now is kept when the command is repeated
     if any(cell.config.workers > 1 or cell.config.ingest == "stream" for cell in grid):
         with stopping_after(seconds):
             return [in_thread(functools.partial(distill, cell.config)) for cell in grid]
@@ -144,11 +144,11 @@ def given_teacher(directory: str) -> dict[str, Any]:
 
 
 def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, Any], students: list[dict[str, Any]]) -> Path:
-    """Draw OUT/report.html from the rows, which also go into OUT/results.json."""
+    """Draw OUT/report.html from the result rows, and write these as OUT/results.json."""
     print("pipeline: drawing the report", flush=True)
     opened = store.Store.open(absolute(pipeline.precompute.store))
     networks = load_students(students, [Path(one.out) for one in pipeline.students])
-    per_class = pipeline.images_per_class if opened.plan.has_mask else 1  # without masks, more than the gallery's are of no use
+    per_class = pipeline.images_per_class if opened.plan.has_mask else 1  # without masks only the gallery needs maps
     show = Showcase(opened, open_teacher(pipeline.precompute.teacher)[0], networks, per_class)
     validation = opened.column("validation")
     page = pipeline_page.Report(

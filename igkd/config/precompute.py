@@ -24,19 +24,20 @@ class PrecomputeConfig:
     method: Method = "ig"
     """Integrated gradients, their mean over noisy images, or input times gradient."""
     engine: Literal["fast"] | Engine = "fast"
-    """captum is the reference; fast gives the same maps sooner: by torch on a GPU or where OpenVINO is not installed or fails with this
-    teacher, by openvino else, with the backward pass in bfloat16 where the processor of the driver has that."""
+    """captum is the reference; fast chooses the fastest engine that gives the same maps: torch on a GPU, or if OpenVINO is not installed or
+    fails with this teacher; else openvino, with the backward pass in bfloat16 if the driver's processor has instructions for it."""
     student: str = "mobilenet:cut=5"
-    """The student for whose attention transfer the teacher's attention is kept, where the two have layers that correspond."""
+    """The student that the store's attention is for: it decides the teacher's layer whose attention is kept, if the two have layers that
+    correspond."""
     precision: Literal["float16", "float32"] = "float16"
     """How maps are stored."""
     views: str = "none"
-    """The teacher's logits of crops, too, for students to learn from as if it were asked in training: all that --padding allows, or a
-    number of random ones for each image. May be added to a finished store, by the same command."""
+    """Also store the teacher's logits of crops of each image, from which students learn as if the teacher were asked during training: none,
+    all that --padding allows, or a number of random ones. They can be added to a finished store by the same command."""
     padding: int = 4
-    """Pixels of random crop on each side that these views allow."""
+    """Padding of the random crop, in pixels on each side, that these crops are for."""
     rows_per_file: int | None = None
-    """Images in one Parquet file: the unit of work, of a retry and of resumption; by default 250, less for large images."""
+    """Images in one Parquet file, which is computed, retried and resumed as a whole; by default 250, fewer for large images."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
     bad_images: BadImages = "refuse"
