@@ -13,7 +13,8 @@ class PrecomputeConfig:
     images: str
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     teacher: str
-    """Directory of the teacher's checkpoint, or torchvision:NAME for one trained on ImageNet, which takes images of its own size."""
+    """Directory of the teacher's checkpoint, or a network of torchvision or timm, such as torchvision:resnet50 or timm:resnet18, or of your
+    own, module:PACKAGE.MODULE:FUNCTION, with its default weights or those of NETWORK,weights=FILE."""
     store: str
     """Directory or s3:// URI of the store; the same command continues what is there."""
     split: Split = "train"
@@ -39,6 +40,9 @@ class PrecomputeConfig:
     """Images in one Parquet file: the unit of work, of a retry and of resumption; by default 250, less for large images."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
+    class_map: str | None = None
+    """JSON or CSV file that says which of the teacher's classes (its name, or its number from 0) each class of the images is; without it,
+    a teacher of more classes is matched by name."""
     bad_images: BadImages = "refuse"
     """What to do with an image that cannot be used."""
     repair: bool = False

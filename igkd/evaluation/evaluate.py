@@ -32,7 +32,7 @@ from igkd.images.samples import Samples, load_samples, sentences
 from igkd.images.source import ImageSource
 from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
-from igkd.networks.renumbered import class_numbers, renumbered
+from igkd.networks.renumbered import class_numbers, renumbered, restricted
 
 SIMILARITIES = {"cosine": cosine, "rank_correlation": rank_correlation, "top_overlap": top_overlap}
 OWN_CLASSES = "give --images of its own classes"
@@ -185,6 +185,7 @@ def matching_teacher(text: str, model: Classifier, name: str) -> tuple[Classifie
         UserError: there is no such teacher, or its classes or image size differ from the network's.
     """
     teacher, card = open_teacher(text)
+    teacher, _ = restricted(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
     teacher = renumbered(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
     if teacher.spec.image_shape != model.spec.image_shape:
         size = " and the checkpoint on ".join(f"{h}x{w}" for h, w in (teacher.spec.image_shape, model.spec.image_shape))

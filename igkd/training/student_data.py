@@ -16,12 +16,14 @@ from igkd.images.samples import Samples, concatenate
 from igkd.networks.families import student_name, tap_of
 from igkd.networks.network import Classifier, NetworkSpec
 from igkd.networks.open import open_teacher
-from igkd.networks.renumbered import class_numbers
+from igkd.networks.renumbered import class_numbers, restricted
 from igkd.store import Plan, Store
 from igkd.training.augment import deranged
 from igkd.training.batches import check_sizes, check_validation
 from igkd.training.identity import ingest_of
 from igkd.training.task import Moments, Task, check_batch_size, every
+
+IMPORTED = "take a checkpoint of `igkd import --class-map FILE`"
 
 
 def check_student(config: DistillConfig, store: Store) -> None:
@@ -251,7 +253,9 @@ def open_teacher_of(config: DistillConfig) -> Classifier | None:
     (teacher, card), store = open_teacher(config.teacher), Store.open(config.store)
     if card["sha256"] != store.plan.teacher:
         raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its weights differ")
-    numbers = class_numbers(teacher, f"the teacher {config.teacher}", config.store, store.plan.classes, "make a store with this teacher")
+    remedy = "make a store with this teacher"
+    teacher, _ = restricted(teacher, f"the teacher {config.teacher}", config.store, store.plan.classes, f"{IMPORTED}, or {remedy}")
+    numbers = class_numbers(teacher, f"the teacher {config.teacher}", config.store, store.plan.classes, remedy)
     if not np.array_equal(numbers, np.arange(len(numbers))):
         raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its classes are in another order")
     return teacher
