@@ -46,12 +46,18 @@ class Recipe:
     """Share of a label's weight that is spread evenly over all classes (Szegedy et al. 2016)."""
     compile: bool = False
     """Compile the training step by torch.compile."""
+    head_factor: float = 1.0
+    """Learning rate of the network's last layer, by that of the others."""
+    freeze_norms: bool = False
+    """Leave the statistics of batch normalisations as they are."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < inf or not 0 <= self.low_resolution_epochs <= self.epochs:
             raise UserError(
                 "epochs and batch-size must be at least 1, the learning rate above 0, low-resolution epochs at most all of them"
             )
+        if not 0 < self.head_factor < inf:
+            raise UserError("the learning rate of the last layer must be above 0")
         if not 0 <= self.weight_decay < inf:
             raise UserError(f"the weight decay must be a number of at least 0, not {self.weight_decay}")
         if self.cutout < 0 or not 0 <= self.averaging < 1 or not 0 <= self.label_smoothing < 1:
@@ -85,7 +91,9 @@ class Objective:
     crops: FewCrops | None = None
     """The crops of which one is used in each epoch; None for any that the padding allows."""
     tap: str | None = None
-    """Path of the layer whose attention is transferred, such as features.9; needed where gamma is above 0."""
+    """Path of the student's layer whose attention is compared, such as features.9; needed where gamma is above 0."""
+    teacher_tap: str | None = None
+    """Path of the teacher's layer that it is compared with; needed with a live teacher."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):

@@ -28,7 +28,10 @@ class PrecomputeConfig:
     """captum is the reference; fast gives the same maps sooner: by torch on a GPU or where OpenVINO is not installed or fails with this
     teacher, by openvino else, with the backward pass in bfloat16 where the processor of the driver has that."""
     student: str = "mobilenet:cut=5"
-    """The student for whose attention transfer the teacher's attention is kept, where the two have layers that correspond."""
+    """The student for whose attention transfer the teacher's attention is kept."""
+    taps: tuple[str, str] | None = None
+    """Paths of the layers that attention transfer compares, the student's and the teacher's, such as layer3 features.13; by default the
+    deepest ones of equal size."""
     precision: Literal["float16", "float32"] = "float16"
     """How maps are stored."""
     views: str = "none"

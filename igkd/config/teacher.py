@@ -10,7 +10,7 @@ from igkd.config.optimisation import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Train a teacher: a whole MobileNet-V2 or a residual network, by one-cycle SGD, on all training images but the validation split."""
+    """Train a teacher, by one-cycle SGD, on all training images but the validation split: from random weights, or from those of --init."""
 
     images: str = field(metadata=PLACE)
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
@@ -38,7 +38,15 @@ class TeacherConfig:
     """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
     network: str = "mobilenet"
     """mobilenet, the paper's MobileNet-V2; mobilenet:width=0.5,stride=2 has half the channels, and a first layer of stride 2, for images
-    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS)."""
+    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS);
+    torchvision:NAME, timm:NAME; or one of your own, module:PACKAGE.MODULE:FUNCTION."""
+    init: str | None = field(default=None, metadata=PLACE)
+    """Weights to start from: a file, a checkpoint's directory, or default for the family's own. A last layer for another number of classes
+    is made anew; pictures are prepared as these weights' were, at their size unless --image-size gives another."""
+    head_learning_rate: float | None = None
+    """Peak of the last layer's learning rate; by default the same as --learning-rate."""
+    freeze_norms: bool = False
+    """Leave the statistics of batch normalisations as --init has them."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
@@ -50,6 +58,8 @@ class TeacherConfig:
     """Elastic training: continue with as few workers as this if nodes are lost, and with up to --workers when nodes return."""
 
     def __post_init__(self) -> None:
+        if self.freeze_norms and self.init is None:
+            raise UserError("--freeze-norms keeps the statistics of trained weights: name them by --init")
         if not all(1 <= epoch <= self.epochs for epoch in self.keep_epochs):
             raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: they must be between 1 and --epochs {self.epochs}")
 
@@ -68,4 +78,6 @@ class TeacherConfig:
             cutout=self.cutout,
             precision=self.precision,
             compile=self.compile,
+            head_factor=1.0 if self.head_learning_rate is None else self.head_learning_rate / self.learning_rate,
+            freeze_norms=self.freeze_norms,
         )

@@ -78,6 +78,18 @@ def load(directory: Path | str) -> Classifier:
     return model.eval()
 
 
+def spec_of(directory: Path | str) -> NetworkSpec:
+    """The spec of a checkpoint, without its weights.
+
+    Raises:
+        UserError: there is no checkpoint, or its spec is damaged.
+    """
+    try:
+        return NetworkSpec.from_json(checkpoint_card(directory)["spec"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{directory} is not a checkpoint of this project: {error}") from None
+
+
 def checkpoint_card(directory: Path | str) -> dict[str, Any]:
     """The `model.json` of a checkpoint: spec, sha256 of the weights, sizes, how it was made."""
     path = Path(directory) / "model.json"

@@ -47,7 +47,7 @@ class Request:
         found = _REQUEST.fullmatch(text)
         weights = None if found is None else found["weights"]
         wrong = found is None or ",seed=" in (weights or found["network"]) or (found["seed"] is not None and weights != NONE)
-        if found is None or wrong or ",weights=" in found["network"]:
+        if found is None or wrong or ",weights=" in found["network"] or (outside(found["network"])[0] and "," in found["network"]):
             raise UserError(
                 f"{short(text)} is no teacher: after the network come at most weights=FILE, weights=default, or weights=none and seed=N"
             )
@@ -144,8 +144,8 @@ def _load(request: Request, classes: int | None) -> Loaded:
         if request.weights == NONE:
             count = classes or (None if found is None else found.outputs(options)) or IMAGENET_CLASSES
             return build_named(request.network, count), None
-        state, last, count = read_weights(request.weights), head(request.network), file_classes(request)
-        fit = fitted(state, request.network, classes or count or 2, request.weights)
-        network = build_named(request.network, classes or count or 2)
+        state, last, found_classes = read_weights(request.weights), head(request.network), file_classes(request)
+        fit = fitted(state, request.network, classes or found_classes or 2, request.weights)
+        network = build_named(request.network, classes or found_classes or 2)
     load_into(network, fit.state, request.weights)
-    return network, count if last else None
+    return network, found_classes if last else None
