@@ -37,7 +37,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe, terms: nn.Module | None = N
     if recipe.head_factor != 1.0:
         network = unwrapped(model)
         assert isinstance(network, Classifier)
-        last = {id(parameter) for name, parameter in network.network.named_parameters() if name in head(network.spec.name)}
+        names = head(network.spec.name)
+        last = {id(parameter) for name, parameter in network.network.named_parameters() if name in names}
         every = groups[0]["params"]
         groups = [
             {"params": [one for one in every if id(one) not in last]},
