@@ -64,7 +64,8 @@ def test_a_network_of_known_answers(tmp_path: Path, coloured: str, place: str) -
     lines = import_network(configure(tmp_path, coloured, place))
     assert lines == [
         f"module:{place}:net, 3 classes, 16x16 pixels, mean 0.5 0.5 0.5, deviation 1 1 1: "
-        f"100.0% of 30 test images right; written to {tmp_path}/out"
+        f"100.0% of 30 test images right; written to {tmp_path}/out",
+        f"commands with --teacher {tmp_path}/out run your code only if you say IGKD_MODULES={place}:net before them",
     ]
     back, card = checkpoint.load(tmp_path / "out"), checkpoint.checkpoint_card(tmp_path / "out")
     assert back.spec.classes == ("red", "green", "blue") and card["made"]["test"]["accuracy"] == 1
@@ -87,7 +88,7 @@ def test_classes_by_a_map(tmp_path: Path, coloured: str, place: str) -> None:
     )
     changes = {"classes": str(tmp_path / "names.json"), "class_map": str(tmp_path / "map.json")}
     lines = import_network(configure(tmp_path, coloured, place, **changes))
-    assert "knows 4 classes, the images are of 3: " in lines[0] and "100.0% of 30" in lines[1] and len(lines) == 2
+    assert "knows 4 classes, the images are of 3: " in lines[0] and "100.0% of 30" in lines[1] and len(lines) == 3
     assert checkpoint.load(tmp_path / "out").spec.classes == ("red", "green", "blue", "night")
 
 
