@@ -27,7 +27,7 @@ from igkd.networks.open import DEFAULT, NONE, Request, classifier, file_classes
 from igkd.networks.preparation import Preparation
 from igkd.networks.renumbered import restricted
 
-REMEDY = "give --classes in the order of its logits, or --class-map FILE"
+REMEDY = "give --classes in the order of its logits"
 MAX_BYTES = 16 << 20
 """Largest file of --classes."""
 
@@ -85,9 +85,10 @@ def imported(config: ImportConfig, source: ImageSource) -> Classifier:
 
 
 def near_chance(correct: int, count: int, classes: int) -> bool:
-    """Whether so many right answers may be luck: they are not above chance by three standard deviations."""
+    """Whether so many right answers may be luck: they are not above chance by three standard deviations, and nearer to it than to all."""
     chance = 1 / classes
-    return correct <= count * chance + 3 * math.sqrt(count * chance * (1 - chance))
+    luck = count * chance + 3 * math.sqrt(count * chance * (1 - chance))
+    return correct <= min(luck, count * (1 + chance) / 2)
 
 
 def import_network(config: ImportConfig) -> list[str]:

@@ -137,3 +137,4 @@ def test_lists_of_classes(tmp_path: Path) -> None:
 
 def test_near_chance() -> None:
     assert near_chance(100, 1000, 10) and near_chance(0, 10, 2) and not near_chance(200, 1000, 10) and not near_chance(30, 30, 3)
+    assert not near_chance(3, 3, 3) and near_chance(1, 3, 3)
