@@ -64,11 +64,16 @@ def layers_of(name: str, classes: int, shape: Size) -> Layers:
 
 
 def deepest(found: Layers, size: Size) -> str | None:
-    """The last layer of a size, or else of the nearest size; None if there are no layers."""
+    """The last layer of a size, or else of the nearest size; None if there are no layers.
+
+    It is the last of the outermost ones, so that it is a stage's output, and not a layer inside the next stage, before its stride.
+    """
     if not found:
         return None
     nearest = min(found.values(), key=lambda one: (abs(one[0] - size[0]) + abs(one[1] - size[1]), one))
-    return [path for path, one in found.items() if one == nearest][-1]
+    paths = [path for path, one in found.items() if one == nearest]
+    outermost = min(path.count(".") for path in paths)
+    return [path for path in paths if path.count(".") == outermost][-1]
 
 
 def common_size(student: Layers, teacher: Layers) -> Size | None:

@@ -64,6 +64,12 @@ def test_families_with_taps_of_their_own_keep_them() -> None:
     assert student_tap("mobilenet:cut=9", "mobilenet", 2, (32, 32), (16, 16)) == "features.4"
 
 
+def test_a_stages_output_goes_before_a_layer_inside_the_next_stage() -> None:
+    found = layers_of("torchvision:shufflenet_v2_x0_5", 2, (64, 64))
+    assert deepest(found, (8, 8)) == "stage2" and list(found).index("stage3.0.branch2.2") > list(found).index("stage2")
+    assert found["stage3.0.branch2.2"] == (8, 8)
+
+
 def test_sizes_that_are_not_there() -> None:
     found = {"a": (16, 16), "b": (8, 8), "c": (8, 8)}
     assert deepest(found, (7, 7)) == "c" and deepest(found, (14, 14)) == "a" and deepest({}, (7, 7)) is None
