@@ -91,7 +91,8 @@ def said(name: str, known: tuple[str, ...], numbers: NDArray[np.int64], classes:
     pairs = [one if one == known[i] else f"{one} ({known[i]})" for one, i in zip(classes, numbers.tolist(), strict=True)]
     listed = ", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "")
     return (
-        f"{name} knows {len(known)} classes, the images are of {len(classes)}: {listed}; students get these, and its logits of these alone"
+        f"{name} knows {len(known)} classes, of which {len(classes)} are used: {listed}; students have these, and learn from its logits of "
+        "these alone"
     )
 
 

@@ -88,7 +88,7 @@ def test_classes_by_a_map(tmp_path: Path, coloured: str, place: str) -> None:
     )
     changes = {"classes": str(tmp_path / "names.json"), "class_map": str(tmp_path / "map.json")}
     lines = import_network(configure(tmp_path, coloured, place, **changes))
-    assert "knows 4 classes, the images are of 3: " in lines[0] and "100.0% of 30" in lines[1] and len(lines) == 3
+    assert "knows 4 classes, of which 3 are used: " in lines[0] and "100.0% of 30" in lines[1] and len(lines) == 3
     assert checkpoint.load(tmp_path / "out").spec.classes == ("red", "green", "blue", "night")
 
 

@@ -52,8 +52,8 @@ def test_the_logits_of_the_pictures_classes_and_a_line() -> None:
         assert torch.equal(some(pixels), model(pixels)[:, [3, 1]])
     assert some.spec.classes == ("ox", "tabby") and some.get_submodule("network").get_submodule("1") is model.network[1]
     assert line == (
-        "the teacher t knows 6 classes, the images are of 2: ox, tabby (tabby, tabby cat); students get these, "
-        "and its logits of these alone"
+        "the teacher t knows 6 classes, of which 2 are used: ox, tabby (tabby, tabby cat); students have these, "
+        "and learn from its logits of these alone"
     )
     assert restricted(model, "t", "p", KNOWN, "x") == (model, None) == restricted(model, "t", "p", (*KNOWN, "more"), "x")
     with pytest.raises(UserError, match="knows 6 classes, folder:p has 2; .*--class-map FILE, or train another"):
