@@ -30,7 +30,8 @@ from igkd.images.samples import Samples, load_samples
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.training.batches import Resident
 from igkd.training.execution import Compiled, multiplies_in_bfloat16
-from igkd.training.loop import Learner, compute_loss, learn, make_optimizer
+from igkd.training.loop import Learner, compute_loss, learn
+from igkd.training.optimizer import make_optimizer
 from jobs.backend.runtime import WORKER_ENVIRONMENT
 
 BASELINE, COMPILED = "published loop", "compiled"

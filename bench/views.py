@@ -22,7 +22,8 @@ from igkd.networks.network import Classifier, build
 from igkd.networks.open import open_teacher
 from igkd.store import views
 from igkd.training.batches import Resident
-from igkd.training.loop import Learner, compute_loss, learn, make_optimizer
+from igkd.training.loop import Learner, compute_loss, learn
+from igkd.training.optimizer import make_optimizer
 
 CROPS = 162
 

@@ -13,7 +13,10 @@ from igkd.base.time_limit import seconds_left
 from igkd.config.command_line import parse
 from igkd.config.pipeline import Pipeline, PipelineConfig
 from igkd.config.presets import make_pipeline
+from igkd.images.open import open_images
+from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
+from igkd.networks.renumbered import for_pictures
 from igkd.report import pipeline_page
 from igkd.report.gallery import Showcase, load_students
 from igkd.report.html import source_name
@@ -87,7 +90,7 @@ def check_test_images(pipeline: Pipeline) -> None:
     if pipeline.teacher is not None:
         unseen_by_teacher(pipeline.teacher)
         return
-    given, student = open_teacher(pipeline.precompute.teacher)[0].spec, pipeline.students[0]
+    given, student = given_network(pipeline).spec, pipeline.students[0]
     if student.test_images is not None:
         resize = pipeline.precompute.image_size is not None
         read_unseen(student.test_images, given.classes, given.image_shape, resize, student.bad_images, given.scaling)
@@ -126,6 +129,15 @@ def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> 
     return [rows[cell.name] for cell in grid]
 
 
+def given_network(pipeline: Pipeline) -> Classifier:
+    """The teacher that the store was or will be made with, with the logits of the images' classes."""
+    config = pipeline.precompute
+    teacher, classes = open_teacher(config.teacher)[0], open_images(config.images).classes
+    return for_pictures(
+        teacher, f"the teacher {config.teacher}", config.images, classes, "train a teacher on these images", config.class_map
+    )[0]
+
+
 def given_teacher(directory: str) -> dict[str, Any]:
     """The result row of a teacher that was trained elsewhere, from its checkpoint's JSON."""
     card = open_teacher(directory)[1]
@@ -149,7 +161,7 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     opened = store.Store.open(absolute(pipeline.precompute.store))
     networks = load_students(students, [Path(one.out) for one in pipeline.students])
     per_class = pipeline.images_per_class if opened.plan.has_mask else 1  # without masks only the gallery needs maps
-    show = Showcase(opened, open_teacher(pipeline.precompute.teacher)[0], networks, per_class)
+    show = Showcase(opened, given_network(pipeline), networks, per_class)
     validation = opened.column("validation")
     page = pipeline_page.Report(
         title=f"Distillation on {source_name(pipeline.precompute.images)}",

@@ -22,6 +22,7 @@ from igkd.images.open import open_images, tell
 from igkd.images.source import ImageSource
 from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
+from igkd.networks.renumbered import for_pictures
 from igkd.store import views
 from igkd.store.compute import Rows, Selection, make_plan
 from jobs.backend.ray_insides import map_blocks
@@ -142,6 +143,11 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     source = open_images(config.images)
     tell(source)
     model, card = open_teacher(config.teacher)
+    model, restriction = for_pictures(
+        model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images", config.class_map
+    )
+    if restriction is not None:
+        print(f"precompute: {restriction}", flush=True)
     start_ray()
     plan, selection = make_plan(
         config,

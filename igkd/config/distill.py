@@ -7,7 +7,7 @@ from typing import Literal
 from igkd.base.choices import Arm, BadImages, Content, Logits
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
-from igkd.config.optimisation import Objective, Optimisation
+from igkd.config.optimisation import Objective, Optimisation, check_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,12 @@ class DistillConfig(Optimisation):
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
     lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
-    jobs.search finds good ones."""
+    jobs.search finds good ones; torchvision:NAME, timm:NAME; or one of your own, module:PACKAGE.MODULE:FUNCTION."""
+    init: str | None = field(default=None, metadata=PLACE)
+    """Weights to start from instead of random ones: a file, a checkpoint's directory, or default for the family's own. A last layer for
+    another number of classes is made anew."""
+    taps: tuple[str, str] | None = field(default=None, metadata=RUN)
+    """Paths of the layers that attention transfer compares, the student's and the teacher's; by default the deepest ones of equal size."""
     teacher: str | None = field(default=None, metadata=PLACE)
     """Directory of the teacher's checkpoint: for --live, and to compare the student with at the end."""
     normalise: bool = False
@@ -73,6 +78,7 @@ class DistillConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_frozen(self.freeze_norms, self.init)
         if self.live and self.logits == "views":
             raise UserError("--live asks the teacher in training, --logits views takes its answers from the store: give one of them")
         if not 0 < self.share <= 1:

@@ -51,6 +51,16 @@ class Optimisation:
     compile: bool = field(default=False, metadata=SPEED)
     """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
 
+    head_learning_rate: float | None = None
+    """Learning rate of the network's last layer, which is new where the classes are; by default that of the others."""
+    freeze_norms: bool = False
+    """Leave the statistics of batch normalisations as they are in the weights of --init."""
+
+    @property
+    def head_factor(self) -> float:
+        """The last layer's learning rate divided by that of the others."""
+        return 1.0 if self.head_learning_rate is None else self.head_learning_rate / self.learning_rate
+
     @property
     def optimisation(self) -> "Optimisation":
         """These settings alone, without those that a subclass adds."""
@@ -61,10 +71,18 @@ class Optimisation:
             raise UserError("epochs and batch-size must be at least 1, the learning rate above 0")
         if not 0 <= self.low_resolution_epochs <= self.epochs:
             raise UserError(f"--low-resolution-epochs {self.low_resolution_epochs} must be between 0 and all --epochs, {self.epochs}")
+        if self.head_learning_rate is not None and not 0 < self.head_learning_rate < inf:
+            raise UserError("the learning rate of the last layer must be above 0")
         if not 0 <= self.weight_decay < inf:
             raise UserError(f"the weight decay must be a number of at least 0, not {self.weight_decay}")
         if self.cutout < 0 or not 0 <= self.averaging < 1 or not 0 <= self.label_smoothing < 1:
             raise UserError("cutout must be at least 0, averaging and label smoothing at least 0 and below 1")
+
+
+def check_frozen(freeze_norms: bool, init: str | None) -> None:
+    """Raise UserError if the statistics of a network are to stay that has none yet."""
+    if freeze_norms and init is None:
+        raise UserError("--freeze-norms keeps the statistics of trained weights: name them by --init")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +112,9 @@ class Objective:
     crops: FewCrops | None = None
     """The crops of which one is used in each epoch; None for any that the padding allows."""
     tap: str | None = None
-    """Path of the layer whose attention is transferred, such as features.9; needed where gamma is above 0."""
+    """Path of the student's layer whose attention is compared, such as features.9; needed where gamma is above 0."""
+    teacher_tap: str | None = None
+    """Path of the teacher's layer that it is compared with; needed with a live teacher."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):

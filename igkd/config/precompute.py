@@ -13,7 +13,8 @@ class PrecomputeConfig:
     images: str
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     teacher: str
-    """Directory of the teacher's checkpoint, or torchvision:NAME for one trained on ImageNet, which takes images of its own size."""
+    """Directory of the teacher's checkpoint, or a network of torchvision or timm, such as torchvision:resnet50 or timm:resnet18, or of your
+    own, module:PACKAGE.MODULE:FUNCTION, with its default weights or those of NETWORK,weights=FILE."""
     store: str
     """Directory or s3:// URI of the store; the same command continues what is there."""
     split: Split = "train"
@@ -29,6 +30,9 @@ class PrecomputeConfig:
     student: str = "mobilenet:cut=5"
     """The student that the store's attention is for: it decides the teacher's layer whose attention is kept, if the two have layers that
     correspond."""
+    taps: tuple[str, str] | None = None
+    """Paths of the layers that attention transfer compares, the student's and the teacher's, such as layer3 features.13; by default the
+    deepest ones of equal size."""
     precision: Literal["float16", "float32"] = "float16"
     """How maps are stored."""
     views: str = "none"
@@ -40,6 +44,9 @@ class PrecomputeConfig:
     """Images in one Parquet file, which is computed, retried and resumed as a whole; by default 250, fewer for large images."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
+    class_map: str | None = None
+    """JSON or CSV file that says which of the teacher's classes (its name, or its number from 0) each class of the images is; without it,
+    a teacher of more classes is matched by name."""
     bad_images: BadImages = "refuse"
     """What to do with an image that cannot be used."""
     repair: bool = False

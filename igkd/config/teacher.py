@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from igkd.base.choices import BadImages, Optimizer, Schedule
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
-from igkd.config.optimisation import Optimisation
+from igkd.config.optimisation import Optimisation, check_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Optimisation):
-    """Train a teacher on all training images but the validation split: a MobileNet-V2, or a network that --network names."""
+    """Train a teacher on all training images but the validation split: from random weights, or from those of --init."""
 
     images: str = field(metadata=PLACE)
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
@@ -26,7 +26,11 @@ class TeacherConfig(Optimisation):
     """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
     network: str = "mobilenet"
     """mobilenet, the paper's MobileNet-V2; mobilenet:width=0.5,stride=2 has half the channels, and a first layer of stride 2, for images
-    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS)."""
+    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS);
+    torchvision:NAME, timm:NAME; or one of your own, module:PACKAGE.MODULE:FUNCTION."""
+    init: str | None = field(default=None, metadata=PLACE)
+    """Weights to start from: a file, a checkpoint's directory, or default for the family's own. A last layer for another number of classes
+    is made anew; pictures are prepared as these weights' were, at their size unless --image-size gives another."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
@@ -39,5 +43,6 @@ class TeacherConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_frozen(self.freeze_norms, self.init)
         if not all(1 <= epoch <= self.epochs for epoch in self.keep_epochs):
             raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: they must be between 1 and --epochs {self.epochs}")

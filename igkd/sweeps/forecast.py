@@ -76,7 +76,7 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
         one = group[0]
         student = replace(spec, name=student_name(name, spec.name, spec.image_shape))
         # The teacher's logits come from the store, of images or of crops; the time to look them up is negligible.
-        objective = replace(one.objective, logits="image", gamma=0.0, tap=None)
+        objective = replace(one.objective, logits="image", gamma=0.0)
         yield replace(_training(f"{label}, {student.name}", student, one.optimisation, objective, train), runs=len(group))
 
 

@@ -23,39 +23,17 @@ from igkd.store.signals import SIGNALS
 from igkd.training.augment import augment, logits_of_crops
 from igkd.training.batches import Batch, Feed, check_validation
 from igkd.training.execution import Forward, autocast
+from igkd.training.optimizer import learning_rate, set_training, unwrapped
 from igkd.training.state import History
 from igkd.training.terms import terms_of
 from igkd.training.terms.term import Step, Term
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
 SAY_S = 15.0
 """Seconds between two lines of progress within an epoch."""
 
 
 class Diverged(UserError):
     """The loss became NaN or infinite."""
-
-
-def learning_rate(optimisation: Optimisation, progress: float) -> float:
-    """Learning rate when a fraction `progress` of the run is done: constant, or one cycle (Smith, Topin 2018): a linear warm-up over the
-    first fifth, then a cosine to 0."""
-    if optimisation.schedule == "constant":
-        return optimisation.learning_rate
-    if progress < 0.2:
-        return optimisation.learning_rate * max(progress / 0.2, 0.01)
-    return optimisation.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
-
-
-def make_optimizer(model: nn.Module, optimisation: Optimisation, terms: nn.Module | None = None) -> torch.optim.Optimizer:
-    """The optimizer for the parameters of a network and of the terms of its loss; the learning rate is set at every step."""
-    own = [] if terms is None else list(terms.parameters())
-    return OPTIMIZERS[optimisation.optimizer](
-        [*model.parameters(), *own], lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay
-    )
 
 
 def make_average(model: nn.Module, optimisation: Optimisation) -> AveragedModel | None:
@@ -151,7 +129,7 @@ def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]
         return None, None
     if objective.logits == "live":
         assert learner.teacher is not None
-        taps = (objective.tap,) if "attention" in signals and objective.tap is not None else ()
+        taps = (objective.teacher_tap or objective.tap,) if "attention" in signals and objective.tap is not None else ()
         with torch.no_grad(), autocast(learner.optimisation, clean.device):
             wanted, outputs = forward(learner.teacher, clean, taps)
         return wanted.float(), attention_map(outputs[taps[0]].float()) if taps else None
@@ -242,13 +220,13 @@ def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float,
         Diverged: the loss became NaN or infinite.
     """
     device, optimisation = learner.device, learner.optimisation
-    learner.model.train()
+    set_training(learner.model, optimisation)
     scale = 0.75 if epoch <= optimisation.low_resolution_epochs else 1.0
     total, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
     seen, spoke_of, spoke = 0, 0, time.monotonic()
     for step, batch in enumerate(feed.epoch(epoch)):
         for group in learner.optimizer.param_groups:
-            group["lr"] = learning_rate(optimisation, (epoch - 1 + step / feed.steps) / optimisation.epochs)
+            group["lr"] = learning_rate(optimisation, (epoch - 1 + step / feed.steps) / optimisation.epochs) * group.get("factor", 1.0)
         loss, logits = compute_loss(learner, batch, epoch, scale)
         learn(learner, loss, len(batch.samples) * learner.world / batch.size)
         total += loss.detach() * len(batch.samples)
@@ -283,8 +261,3 @@ def learn(learner: Learner, loss: Tensor, share: float) -> None:
     learner.optimizer.step()
     if learner.average is not None:
         learner.average.update_parameters(unwrapped(learner.model))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network without its wrapper for data parallelism, if it has one."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

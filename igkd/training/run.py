@@ -19,10 +19,12 @@ from igkd.base.storage import read_json, write_json
 from igkd.evaluation.evaluate import evaluate
 from igkd.networks import checkpoint
 from igkd.networks.network import Classifier, build, multiply_adds, parameter_count
+from igkd.networks.weights import load_into
 from igkd.training.batch_norm import share_batch_norms
 from igkd.training.batches import Feed, Resident
 from igkd.training.execution import Compiled, choose_precision, multiplies_in_bfloat16
-from igkd.training.loop import Learner, make_average, make_optimizer, train, unwrapped
+from igkd.training.loop import Learner, make_average, train
+from igkd.training.optimizer import make_optimizer, unwrapped
 from igkd.training.state import History, load_state, read_decided, save_state
 from igkd.training.task import Task, check_batch_size
 from igkd.training.terms import terms_of
@@ -48,6 +50,8 @@ class Trainer:
         """
         check_batch_size(task.spec, task.optimisation)
         network = build(task.spec, task.seed).to(memory_format=torch.channels_last)
+        if task.initial is not None:
+            load_into(network.network, task.initial, "--init")
         self.task, self.rank, self.world, self.progress = task, rank, world, progress
         self.model = prepare(share_batch_norms(network) if world > 1 else network)
         self.device = next(self.model.parameters()).device

@@ -1,7 +1,7 @@
 """The input of a training run: network, images, settings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,8 @@ class Task:
     optimisation: Optimisation
     objective: Objective
     seed: int
+    initial: Mapping[str, Tensor] | None = None
+    """Weights that the network starts from, by the names of its tensors; those that are missing are random."""
     teacher: Classifier | None = None
     """The student's teacher, if it is available."""
     keep_epochs: tuple[int, ...] = ()

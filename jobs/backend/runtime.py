@@ -21,6 +21,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.config import LoggingConfig
 
 from igkd.base.errors import INTERRUPTED, STOPPED, UserError, run_cli
+from igkd.networks import module
 from jobs.backend.ray_insides import QUIET_WORKERS, lean_trainer, silence_ray_data
 from jobs.backend.start import connect
 
@@ -104,7 +105,10 @@ def start_ray(num_cpus: int | None = None) -> None:
         return
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    connect(num_cpus, {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": path}, "worker_process_setup_hook": QUIET_WORKERS})
+    connect(
+        num_cpus,
+        {"env_vars": {**WORKER_ENVIRONMENT, **module.environment(), "PYTHONPATH": path}, "worker_process_setup_hook": QUIET_WORKERS},
+    )
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,7 +11,8 @@ from igkd.images.samples import Samples
 from igkd.networks.network import NetworkSpec
 from igkd.training.augment import draw
 from igkd.training.batches import Batch, Resident
-from igkd.training.loop import Learner, compute_loss, make_average, make_optimizer, train
+from igkd.training.loop import Learner, compute_loss, make_average, train
+from igkd.training.optimizer import make_optimizer
 from igkd.training.state import History
 
 TINY = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=11,width=0.35")

@@ -365,7 +365,7 @@ def test_a_store_of_another_method_names_it_and_its_setting_is_kept(cluster: Non
 
 
 def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """1,000 classes at 224x224; a teacher that is not of the students' kind gives no attention, and OpenVINO cannot differentiate it."""
+    """1,000 classes at 224x224; the attention is that of layers of equal size, and OpenVINO cannot differentiate this teacher."""
     rng = np.random.default_rng(0)
     for number in range(1000):
         directory = tmp_path / "images" / "train" / f"{number:04d}"
@@ -380,19 +380,18 @@ def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path, c
     precompute_store(configure(teacher, tmp_path / "store", **settings))
     assert "precompute: fast stands for the engine torch here: openvino" in capfd.readouterr().out
     opened = Store.open(str(tmp_path / "store"))
-    assert verify(opened.uri) == [] and opened.plan.attention_layer is None
+    assert verify(opened.uri) == [] and opened.plan.attention_shape == (28, 28) and opened.plan.attention_layer == "stage2"
     assert opened.column("ig").shape == (4, 224, 224) and opened.column("logits").shape == (4, 1000)
     assert opened.column("label").tolist() == [0, 250, 500, 750]
     samples, _ = opened.samples()
-    assert "attention" not in samples.signals
-    with pytest.raises(UserError, match="has no layer that corresponds.*choose an arm without at"):
-        open_store(DistillConfig(store=opened.uri, test_images="shapes", out="o", arm="at"))
+    assert samples.signals["attention"].shape == (4, 28, 28)
+    open_store(DistillConfig(store=opened.uri, test_images="shapes", out="o", arm="at"))
 
 
 def test_a_torchvision_teacher_that_is_none_is_refused(tmp_path: Path) -> None:
     for text, words in [
         ("torchvision:nonet", "no classifier 'nonet'; it has .*mobilenet_v2"),
-        ("torchvision:resnet18,colour=red", "at most weights=none and seed=N"),
+        ("torchvision:resnet18,colour=red", "at most weights=FILE, weights=default, or weights=none and seed=N"),
     ]:
         with pytest.raises(UserError, match=words):
             precompute_store(configure(text, tmp_path / "store"))

@@ -38,7 +38,7 @@ from igkd.store.__main__ import main as store_program
 from igkd.sweeps.__main__ import main as sweeps_program
 from igkd.sweeps.ledger import Status, describe, read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.training.loop import make_optimizer
+from igkd.training.optimizer import make_optimizer
 from igkd.training.state import History, load_state, read_history, save_state
 from tests.helpers.pages import HOSTILE, Page
 from tests.helpers.pictures import encoded, png_of_size

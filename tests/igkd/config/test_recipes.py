@@ -19,7 +19,8 @@ from igkd.networks.network import build
 from igkd.store import Store
 from igkd.training.augment import draw
 from igkd.training.identity import BYTES_PER_PIXEL, ingest_of
-from igkd.training.loop import make_average, make_optimizer, train
+from igkd.training.loop import make_average, train
+from igkd.training.optimizer import make_optimizer
 from igkd.training.state import load_state, save_state
 from igkd.training.student_data import mixed_up
 from igkd.training.terms.attention import attention_transfer
