@@ -175,7 +175,8 @@ def views_asked_for(config: PrecomputeConfig, plan: store.Plan) -> store.ViewsPl
     begun = store.views_plan_of(uri)
     if config.views == "none":
         return begun if config.repair else None
-    asked = views.make_views_plan(config.views, config.padding, plan, "torch" if begun is None else begun.engine)
+    engine = "torch" if begun is None else begun.engine
+    asked = views.make_views_plan(config.views, config.padding, plan, engine, config.crop, config.top)
     if begun is None:
         views.check_space(uri, asked)
     return asked

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from igkd.images.views import View, warp
+from igkd.images.views import View, move, warp
 
 
 def attention_map(features: Tensor) -> Tensor:
@@ -41,4 +41,6 @@ def moved_attention(maps: Tensor, view: View, image_shape: tuple[int, int]) -> T
     Returns:
         float (B, h, w).
     """
+    if view.resized:
+        return normalise_map(move(maps, view, image_shape))
     return normalise_map(warp(maps, view.to(maps.device).affine(image_shape)))

@@ -20,6 +20,9 @@ Content = Literal["own", "other", "black", "noise", "mask", "brightness"]
 Logits = Literal["image", "views", "live"]
 """What the teacher says of: the whole image, the crop as the store has it, or the crop asked in training."""
 
+Crop = Literal["auto", "padded", "resized"]
+"""What part of an image a network sees in training: one shifted by whole pixels, or a smaller one enlarged; auto decides by the size."""
+
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]

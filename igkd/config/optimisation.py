@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Literal
 
-from igkd.base.choices import Content, Logits, Optimizer, Precision, Schedule
+from igkd.base.choices import Content, Crop, Logits, Optimizer, Precision, Schedule
 from igkd.base.errors import UserError
 from igkd.base.settings import SPEED
 
@@ -17,6 +17,8 @@ class FewCrops:
     """Number of crops of each image."""
     seed: int
     """Seed from which, with the image's id, the crops are computed."""
+    resized: bool = False
+    """Whether they are resized crops instead of padded ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,12 @@ class Optimisation:
     weight_decay: float = 0.0
     batch_size: int = 64
     """Images a step, over all workers together."""
+    crop: Crop = "auto"
+    """What the network sees of an image: padded, a crop of the image with --padding pixels of black around it; resized, 35 to 100 % of its
+    area at a random place, scaled to its size; auto is resized for images above 64 pixels a side. With --logits views of a few crops, auto
+    is the crops of the store."""
     padding: int = 4
-    """Padding of the random crop, in pixels on each side."""
+    """Padding of a padded crop, in pixels on each side."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image (DeVries, Taylor 2017); 0 for none."""
     averaging: float = 0.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from igkd.base.choices import BadImages, Engine, Method, Split
+from igkd.base.choices import BadImages, Crop, Engine, Method, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,14 @@ class PrecomputeConfig:
     views: str = "none"
     """Also store the teacher's logits of crops of each image, from which students learn as if the teacher were asked during training: none,
     all that --padding allows, or a number of random ones. They can be added to a finished store by the same command."""
+    crop: Crop = "auto"
+    """What these crops are: padded, moved by up to --padding pixels; resized, 35 to 100 % of the area, scaled to the image's size, of which
+    there can only be a number; auto is resized for images above 64 pixels a side."""
     padding: int = 4
-    """Padding of the random crop, in pixels on each side, that these crops are for."""
+    """Padding of a padded crop, in pixels on each side."""
+    top: int = 32
+    """Of a teacher of more than 256 classes, these views hold only this many of the largest logits of a crop, and how probable all other
+    classes are together; 0 keeps all logits."""
     rows_per_file: int | None = None
     """Images in one Parquet file, which is computed, retried and resumed as a whole; by default 250, fewer for large images."""
     image_size: int | None = None

@@ -29,7 +29,8 @@ class Samples:
     """int64 (N,)."""
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     """The store's signals, each (N, ...), by their names in `igkd.store.signals`. "views" are the teacher's logits, float16: of every crop
-    (N, 2p + 1, 2p + 1, 2, classes), or of K crops (N, K, classes)."""
+    (N, 2p + 1, 2p + 1, 2, classes), or of K crops (N, K, classes). If only the largest are stored, "view_classes", int32, are their classes
+    (`igkd.store.top_logits`)."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -12,7 +12,7 @@ from igkd.base.errors import UserError
 from igkd.base.storage import filesystem, list_names, parse_json, read_file
 from igkd.images.codec import BadImage, decode, pixel_hash
 from igkd.store.plan import Layer, Plan, ViewsPlan, ids_hash, part_name
-from igkd.store.read import Store, count_zero, part_table, read_manifest, skipped_of, to_numpy
+from igkd.store.read import Store, count_zero, out_of_range, part_table, read_manifest, skipped_of, to_numpy
 from igkd.store.signals import SIGNALS, columns_of
 
 
@@ -84,7 +84,7 @@ def _check_parts(
                 problems += _check_rows(name, table, plan)
                 zero += count_zero(to_numpy(table.column("ig")))
             else:
-                problems += _check_finite(name, table, ["views"])
+                problems += _check_views(name, table, plan)
             found.append(to_numpy(table.column("image_id")))
             skipped += skipped_of(table)
             say(f"{name}: {len(table)} rows")
@@ -145,6 +145,14 @@ def _check_rows(name: str, table: pa.Table, plan: Plan) -> Iterator[str]:
     yield from _check_finite(name, table, [name for name in columns_of(plan) if SIGNALS[name].of_teacher])
 
 
+def _check_views(name: str, table: pa.Table, plan: Layer) -> Iterator[str]:
+    """Problems with one part of the views."""
+    assert isinstance(plan, ViewsPlan)
+    yield from _check_finite(name, table, ["views"])
+    if plan.top is not None and out_of_range(to_numpy(table.column("view_classes")), plan.classes):
+        yield f"{name} names classes that the teacher has not"
+
+
 def _check_finite(name: str, table: pa.Table, columns: list[str]) -> Iterator[str]:
     """A sentence for each column of a part that has values other than finite numbers."""
     ids = to_numpy(table.column("image_id"))
@@ -202,4 +210,6 @@ def _describe_views(store: Store) -> dict[str, Any]:
         return {}
     size = sum(file["bytes"] for file in read_manifest(store.uri, ViewsPlan)[1]["files"])
     crops = f"all {views.crops}" if views.count is None else f"{views.crops} random ones, seed {views.seed}"
-    return {"views": {"crops": crops, "padding": views.padding, "engine": views.engine, "bytes": size}}
+    kind = "resized" if views.resized else "padded"
+    kept = {} if views.top is None else {"largest_logits": views.top}
+    return {"views": {"crops": crops, "kind": kind, **kept, "padding": views.padding, "engine": views.engine, "bytes": size}}

@@ -18,6 +18,7 @@ from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
 from igkd.networks.network import MAX_SIDE
 from igkd.store.signals import arrow_fields
+from igkd.store.top_logits import REST
 
 VERSION = 3
 
@@ -149,7 +150,7 @@ class Plan(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsPlan(Layer):
-    """The plan of the teacher's logits of crops: of all crops and flips that a padding allows, or of some random ones."""
+    """The plan of the teacher's logits of crops: of all padded crops that a padding allows, or of some random crops, padded or resized."""
 
     kind = "views"
     plan_name = "views-plan.json"
@@ -161,9 +162,13 @@ class ViewsPlan(Layer):
     """sha256 of the teacher's weights."""
     classes: int
     padding: int
-    """Largest shift of a crop in each direction, in pixels."""
+    """Largest shift of a padded crop in each direction, in pixels; 0 for resized crops."""
     count: int | None
-    """Number of random crops of each image; None for all crops."""
+    """Number of random crops of each image; None for all padded crops."""
+    resized: bool = False
+    """Whether these are resized crops."""
+    top: int | None = None
+    """Number of largest logits that are kept of each crop, with the mass of the rest (`store.top_logits`); None keeps all."""
     seed: int
     """Seed from which, with an image's id, its random crops are computed."""
     engine: Forwards
@@ -172,15 +177,31 @@ class ViewsPlan(Layer):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         plan = super().from_json(data)
-        if not (0 <= plan.padding <= MAX_SIDE and plan.classes >= 1 and (plan.count is None or plan.count >= 1)):
+        if not (0 <= plan.padding <= MAX_SIDE and plan.classes >= 1 and (not plan.resized if plan.count is None else plan.count >= 1)):
             raise ValueError("its sizes are impossible")
+        if plan.top is not None and not 1 <= plan.top < plan.classes:
+            raise ValueError("its number of largest logits is impossible")
         return plan
 
+    def to_json(self) -> dict[str, Any]:
+        """Like `Layer.to_json`, without `resized` and `top` where they are not used: so plans without them stay what they always were."""
+        return {name: value for name, value in super().to_json().items() if name not in ("resized", "top") or value}
+
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one image's logits: (2p + 1, 2p + 1, 2, classes), with axes dy, dx, flip; or (count, classes)."""
+    def places(self) -> tuple[int, ...]:
+        """Axes of one image's crops: (2p + 1, 2p + 1, 2) for dy, dx, flip; or (count,)."""
         side = 2 * self.padding + 1
-        return (side, side, 2, self.classes) if self.count is None else (self.count, self.classes)
+        return (side, side, 2) if self.count is None else (self.count,)
+
+    @property
+    def values(self) -> int:
+        """Number of float16 that are kept of one crop: its logits, or the largest of them and what says the mass of the rest."""
+        return self.classes if self.top is None else self.top + REST
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes of one image's views, in memory and, since logits hardly compress, about as many in a file."""
+        return self.crops * (2 * self.values + 4 * (self.top or 0))
 
     @property
     def crops(self) -> int:
@@ -188,12 +209,10 @@ class ViewsPlan(Layer):
         return 2 * (2 * self.padding + 1) ** 2 if self.count is None else self.count
 
     def schema(self) -> pa.Schema:
-        return pa.schema(
-            [
-                pa.field("image_id", pa.int64(), nullable=False),
-                pa.field("views", pa.fixed_shape_tensor(pa.float16(), self.shape), nullable=False),
-            ]
-        )
+        columns = {"views": pa.fixed_shape_tensor(pa.float16(), (*self.places, self.values))}
+        if self.top is not None:
+            columns["view_classes"] = pa.fixed_shape_tensor(pa.int32(), (*self.places, self.top))
+        return pa.schema([pa.field(name, kind, nullable=False) for name, kind in {"image_id": pa.int64(), **columns}.items()])
 
 
 def ids_hash(ids: NDArray[np.int64]) -> str:

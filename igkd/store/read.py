@@ -134,10 +134,17 @@ class Store:
             if more is not None:
                 if not np.array_equal(to_numpy(more.column("image_id")), samples.ids):
                     raise UserError(f"the views in {self.uri} are of other images than its rows; see `igkd store verify {self.uri}`")
-                samples = samples.with_signals(views=torch.from_numpy(to_numpy(more.column("views"))))
+                samples = samples.with_signals(**self._of_views(more))
             found.append(samples)
             validation.append(to_numpy(table.column("validation")))
         return concatenate(found), np.concatenate(validation)
+
+    def _of_views(self, table: pa.Table) -> dict[str, torch.Tensor]:
+        """The views' columns of one part, as signals."""
+        found = {name: to_numpy(table.column(name)) for name in table.column_names if name != "image_id"}
+        if "view_classes" in found and out_of_range(found["view_classes"], len(self.plan.classes)):
+            raise UserError(f"the views in {self.uri} name classes that the teacher has not; see `igkd store verify {self.uri}`")
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def _decoded(self, table: pa.Table) -> Samples:
         """Decode the rows of one part."""
@@ -163,6 +170,11 @@ class Store:
             torch.from_numpy(to_numpy(table.column("label"))),
             signals,
         )
+
+
+def out_of_range(classes: NDArray[Any], count: int) -> bool:
+    """Whether some of these numbers of classes are none of `count` classes."""
+    return bool(((classes < 0) | (classes >= count)).any())
 
 
 def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:

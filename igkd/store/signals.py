@@ -16,7 +16,7 @@ from torch import Tensor
 
 from igkd.attribution import Attribution, inputs_per_pass
 from igkd.attribution.attention import attention_map, moved_attention
-from igkd.images.views import View, crop_flip
+from igkd.images.views import View, move
 from igkd.networks.network import Classifier
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Map(Signal):
         return answers.attribution.ig
 
     def moved(self, values: Tensor, view: View, image_shape: tuple[int, int]) -> Tensor:
-        return crop_flip(values, view)
+        return move(values, view)
 
 
 class CompletenessError(Signal):
@@ -130,7 +130,7 @@ class Mask(Signal):
         return (plan.image_shape, "uint8") if plan.has_mask else None
 
     def moved(self, values: Tensor, view: View, image_shape: tuple[int, int]) -> Tensor:
-        return crop_flip(values, view)
+        return move(values, view)
 
 
 SIGNALS: Mapping[str, Signal] = {

@@ -1,8 +1,8 @@
 """The teacher's logits of crops of the training images: a student gets those of the crop it sees, as if the teacher ran during training.
 
-With padding p and flips there are (2p + 1)^2 * 2 crops of an image, 162 for p = 4. A store can hold the logits of all of them, or of some
-random crops, to which students are then restricted (Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent";
-Shen, Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition").
+With padding p and flips there are (2p + 1)^2 * 2 padded crops of an image, 162 for p = 4. A store can hold the logits of all of them, or of
+some random crops, padded or resized, to which students are then restricted (Beyer et al. 2022, "Knowledge distillation: A good teacher is
+patient and consistent"; Shen, Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition").
 """
 
 import importlib.util
@@ -15,20 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igkd.base.choices import Forwards
+from igkd.base.choices import Crop, Forwards
 from igkd.base.errors import UserError
 from igkd.base.storage import filesystem, is_local
 from igkd.config.optimisation import FewCrops
-from igkd.images.views import View, crop_flip, every_crop, few_crops
+from igkd.images.views import LARGE, View, are_resized, every_crop, few_crops, move
 from igkd.networks.network import Classifier
 from igkd.store import Plan, Store, ViewsPlan
+from igkd.store.top_logits import MANY, largest
 
 Answer = Callable[[Tensor], Tensor]
 """A teacher's forward pass: takes uint8 (N, 3, H, W), any N, and gives logits float32 (N, classes)."""
 PER_PASS = 64
 """Crops in one pass. Always this many, the last pass padded, so that rounding does not depend on what else is computed."""
-MAX_SIDE_FOR_ALL = 64
-"""Largest image side, in pixels, for which --views all is allowed: larger images have too many crops."""
 COMPARED = 500
 """Number of images on which bfloat16 is compared with float32."""
 MAX_DIFFERENCE, MIN_AGREEMENT = 0.1, 0.999
@@ -49,7 +48,7 @@ def count_of(views: str) -> int | None:
     return int(views)
 
 
-def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards) -> ViewsPlan:
+def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop: Crop = "auto", top: int = 32) -> ViewsPlan:
     """The plan of a store's views.
 
     Args:
@@ -57,27 +56,37 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards) -> V
         padding: pixels of crop on each side.
         plan: the store's plan.
         engine: the engine of the forward passes.
+        crop: which crops, as `--crop` has it.
+        top: how many of many logits are kept, as `--top` has it.
 
     Raises:
         UserError: a setting is invalid, or all crops are too many for images of this size.
     """
     if not 0 <= padding <= max(plan.image_shape):
         raise UserError(f"--padding must be between 0 and the {max(plan.image_shape)} pixels of an image's side, not {padding}")
+    if top < 0:
+        raise UserError(f"--top must be at least 1, or 0 to keep all logits, not {top}")
+    count, classes = count_of(views), len(plan.classes)
+    resized = are_resized(crop, plan.image_shape) and (count is not None or crop == "resized")
+    if resized and count is None:
+        raise UserError("--views all is for padded crops, since there are too many resized ones: give a number, such as --views 16")
     made = ViewsPlan(
         ids_sha256=plan.ids_sha256,
         rows=plan.rows,
         rows_per_file=plan.rows_per_file,
         store=plan.identity,
         teacher=plan.teacher,
-        classes=len(plan.classes),
-        padding=padding,
-        count=count_of(views),
+        classes=classes,
+        padding=0 if resized else padding,
+        count=count,
+        resized=resized,
+        top=top if classes > max(MANY, top) and top else None,
         seed=SEED,
         engine=engine,
     )
-    if made.count is None and max(plan.image_shape) > MAX_SIDE_FOR_ALL:
+    if made.count is None and max(plan.image_shape) > LARGE:
         raise UserError(
-            f"--views all is for images of at most {MAX_SIDE_FOR_ALL} pixels a side: of these, it would take "
+            f"--views all is for images of at most {LARGE} pixels a side: of these, it would take "
             f"{in_words(bytes_of(made))} and {made.crops * made.rows:,} forward passes; give a number of random crops of each image "
             "instead, such as --views 16"
         )
@@ -85,8 +94,8 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards) -> V
 
 
 def bytes_of(plan: ViewsPlan) -> int:
-    """Bytes of all views, as float16; Parquet's compression gains little on logits."""
-    return 2 * plan.rows * plan.crops * plan.classes
+    """Bytes of all views; Parquet's compression gains little on logits."""
+    return plan.rows * plan.bytes_per_image
 
 
 def in_words(size: int) -> str:
@@ -112,15 +121,20 @@ def check_space(uri: str, plan: ViewsPlan) -> None:
         )
 
 
-def crops_of(plan: ViewsPlan, ids: NDArray[np.int64]) -> View:
-    """The crops of B images that a plan asks for: fields of shape (B, crops)."""
-    if plan.count is not None:
-        return few_crops(FewCrops(count=plan.count, seed=plan.seed), ids, plan.padding)
-    every = every_crop(plan.padding)
-    return View(*(field.expand(len(ids), -1) for field in (every.dy, every.dx, every.flip)))
+def few_of(plan: ViewsPlan) -> FewCrops | None:
+    """The few crops of each image that a plan asks for; None if it asks for all."""
+    return None if plan.count is None else FewCrops(count=plan.count, seed=plan.seed, resized=plan.resized)
 
 
-def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: ViewsPlan) -> NDArray[np.float16]:
+def crops_of(plan: ViewsPlan, ids: NDArray[np.int64], shape: tuple[int, int]) -> View:
+    """The crops of B images of (H, W) pixels that a plan asks for: fields of shape (B, crops)."""
+    few = few_of(plan)
+    if few is not None:
+        return few_crops(few, ids, plan.padding, shape)
+    return every_crop(plan.padding).each(lambda values: values.expand(len(ids), -1))
+
+
+def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: ViewsPlan) -> dict[str, NDArray[np.generic]]:
     """The teacher's logits of the crops of B images.
 
     Args:
@@ -129,31 +143,37 @@ def view_logits(answer: Answer, pixels: Tensor, ids: NDArray[np.int64], plan: Vi
         ids: int64 (B,), the images' ids.
 
     Returns:
-        float16 (B, *plan.shape).
+        the columns of the views: "views", float16 (B, *plan.places, plan.values), and, if only the largest logits are kept, "view_classes",
+        int32 (B, *plan.places, plan.top).
 
     Raises:
         UserError: a logit is not finite, or too large for float16; the message names the image.
     """
-    out = np.zeros((len(ids), plan.crops, plan.classes), np.float16)
-    crops = crops_of(plan, ids)
-    together = max(1, 8 * PER_PASS // plan.crops)
+    shape = (pixels.shape[2], pixels.shape[3])
+    crops = crops_of(plan, ids, shape)
+    together = max(1, (1 if max(shape) > LARGE else 8) * PER_PASS // plan.crops)
+    values, classes = torch.zeros(len(ids), plan.crops, plan.values).half(), torch.zeros(len(ids), plan.crops, plan.top or 0).int()
     for start in range(0, len(ids), together):
         some = slice(start, start + together)
-        view = View(*(field[some].flatten() for field in (crops.dy, crops.dx, crops.flip)))
-        logits = answer(crop_flip(pixels[some].repeat_interleave(plan.crops, dim=0), view))
+        view = crops.each(lambda values, some=some: values[some].flatten())  # type: ignore[misc]
+        logits = answer(move(pixels[some].repeat_interleave(plan.crops, dim=0), view))
         if not (logits.abs() < torch.finfo(torch.float16).max).all():
             wrong = int((~(logits.abs() < torch.finfo(torch.float16).max)).any(dim=1).nonzero()[0, 0]) // plan.crops
             raise UserError(
                 f"the teacher's logits of a crop of image {ids[start + wrong]} are no numbers, or above 65,504: it is of no use"
             )
-        out[some] = logits.view(-1, plan.crops, plan.classes).half().numpy()
-    return out.reshape(len(ids), *plan.shape)
+        if plan.top is not None:
+            logits, names = largest(logits, plan.top)
+            classes[some] = names.view(-1, plan.crops, plan.top)
+        values[some] = logits.view(-1, plan.crops, plan.values).half()
+    found = {"views": values} if plan.top is None else {"views": values, "view_classes": classes}
+    return {name: column.view(len(ids), *plan.places, column.shape[-1]).numpy() for name, column in found.items()}
 
 
 def views_of_part(answer: Answer, store: Store, plan: ViewsPlan, part: int) -> dict[str, NDArray[np.generic]]:
-    """The rows of one part of the views, computed from the pictures in the store: columns image_id and views."""
+    """The rows of one part of the views, computed from the pictures in the store: column image_id and those of `view_logits`."""
     samples, _ = store.samples([part])
-    return {"image_id": samples.ids, "views": view_logits(answer, samples.pixels, samples.ids, plan)}
+    return {"image_id": samples.ids, **view_logits(answer, samples.pixels, samples.ids, plan)}
 
 
 def answering(model: Classifier, engine: Forwards) -> Answer:

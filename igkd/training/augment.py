@@ -14,24 +14,33 @@ from igkd.attribution.overlay import layer_of, overlay
 from igkd.base.random_draws import shuffled, uniform
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
-from igkd.images.views import View, crop_flip, draw_view, few_crops
+from igkd.images.views import View, are_resized, draw_resized_view, draw_view, few_crops, move
 from igkd.store.signals import SIGNALS
+from igkd.store.top_logits import TopLogits, unpacked
 
 
-def logits_of_crops(views: Tensor, draws: "Draws") -> Tensor:
+def logits_of_crops(views: Tensor, draws: "Draws", classes: Tensor | None = None) -> Tensor | TopLogits:
     """The teacher's stored logits of the crops that are drawn.
 
     Args:
-        views: (B, 2p + 1, 2p + 1, 2, classes) with p at least the padding of the draws, or (B, K, classes).
+        views: (B, 2p + 1, 2p + 1, 2, classes) with p at least the padding of the draws, or (B, K, classes); where only the k largest are
+            stored, k + 3 numbers in place of as many as there are classes (`store.top_logits.largest`).
+        classes: the classes of the largest logits, in the same shape with k; None if all are stored.
 
     Returns:
-        float32 (B, classes).
+        float32 (B, classes), or the largest logits.
     """
-    image = torch.arange(len(views), device=views.device)
-    if views.dim() == 3:
-        return views[image, draws.crop].float()
-    padding, view = views.shape[1] // 2, draws.view
-    return views[image, view.dy + padding, view.dx + padding, view.flip.long()].float()
+    found = of_crops(views, draws)
+    return found.float() if classes is None else unpacked(found, of_crops(classes, draws))
+
+
+def of_crops(values: Tensor, draws: "Draws") -> Tensor:
+    """Of what is stored of each crop, (B, 2p + 1, 2p + 1, 2, n) or (B, K, n), that of the crops that are drawn: (B, n)."""
+    image = torch.arange(len(values), device=values.device)
+    if values.dim() == 3:
+        return values[image, draws.crop]
+    padding, view = values.shape[1] // 2, draws.view
+    return values[image, view.dy + padding, view.dx + padding, view.flip.long()]
 
 
 def draw_overlay(
@@ -83,11 +92,12 @@ def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], 
         return torch.from_numpy((uniform(seed, f"epoch {epoch} {purpose}", ids) * places).astype(np.int64))
 
     crop = place("crop", 1 if objective.crops is None else objective.crops.count)
-    if objective.crops is None:
-        view = draw_view(seed, epoch, ids, optimisation.padding)
+    if objective.crops is not None:
+        view = few_crops(objective.crops, ids, optimisation.padding, shape).each(lambda values: values.gather(1, crop[:, None])[:, 0])
+    elif are_resized(optimisation.crop, shape):
+        view = draw_resized_view(seed, epoch, ids, shape)
     else:
-        few = few_crops(objective.crops, ids, optimisation.padding)
-        view = View(*(getattr(few, field.name).gather(1, crop[:, None])[:, 0] for field in fields(few)))
+        view = draw_view(seed, epoch, ids, optimisation.padding)
     return Draws(view, overlaid, exponent, place("hidden y", shape[0]), place("hidden x", shape[1]), crop)
 
 
@@ -130,7 +140,7 @@ def augment(
     Returns:
         two float (B, 3, H, W) in [0, 1].
     """
-    clean = crop_flip(samples.pixels, draws.view).float() / 255
+    clean = move(samples.pixels, draws.view).float() / 255
     pixels = clean
     rows = draws.overlaid.nonzero().squeeze(1) if objective.overlay > 0 else draws.overlaid[:0]
     if len(rows):

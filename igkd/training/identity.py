@@ -96,5 +96,5 @@ def ingest_of(config: DistillConfig, store: Store) -> Literal["resident", "strea
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows: int = store.manifest["rows"]
     views = store.views if config.which_logits == "views" else None
-    each = height * width * BYTES_PER_PIXEL + (0 if views is None else 2 * views.crops * views.classes)
+    each = height * width * BYTES_PER_PIXEL + (0 if views is None else views.bytes_per_image)
     return "stream" if rows * each * config.workers > memory / 2 else "resident"

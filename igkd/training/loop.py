@@ -20,6 +20,7 @@ from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.store.signals import SIGNALS
+from igkd.store.top_logits import TopLogits
 from igkd.training.augment import augment, logits_of_crops
 from igkd.training.batches import Batch, Feed, check_validation
 from igkd.training.execution import Forward, autocast
@@ -117,8 +118,9 @@ def compute_loss(learner: Learner, batch: Batch, epoch: int, scale: float = 1.0)
     return loss, logits
 
 
-def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]) -> tuple[Tensor | None, Tensor | None]:
-    """The teacher's logits float32 (B, classes) and attention float32 (B, h, w) of a batch's crops; None for what is not needed.
+def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]) -> tuple[Tensor | TopLogits | None, Tensor | None]:
+    """The teacher's logits float32 (B, classes), or the largest of them, and attention float32 (B, h, w) of a batch's crops; None for what
+    is not needed.
 
     Args:
         clean: float (B, 3, H, W), the crops without overlay and cutout.
@@ -137,8 +139,8 @@ def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]
     if shown is not None and not objective.uncropped_maps:
         shown = SIGNALS["attention"].moved(shown, draws.view, samples.shape)
     if objective.logits == "views":
-        views = samples.signals.get("views")
-        return None if views is None else logits_of_crops(views, draws), shown
+        views, classes = samples.signals.get("views"), samples.signals.get("view_classes")
+        return None if views is None else logits_of_crops(views, draws, classes), shown
     return samples.logits, shown
 
 

@@ -21,6 +21,7 @@ from igkd.networks.renumbered import class_numbers, restricted
 from igkd.networks.taps import check_tap, layers_of, student_tap
 from igkd.networks.trial import check_trainable
 from igkd.store import Plan, Store
+from igkd.store.views import few_of
 from igkd.training.augment import deranged
 from igkd.training.batches import check_sizes, check_validation
 from igkd.training.identity import ingest_of
@@ -107,8 +108,7 @@ def start_of(config: DistillConfig, plan: Plan) -> Initial | None:
 
 def crops_of(store: Store) -> FewCrops | None:
     """The crops that students are restricted to, if the store has logits of only some; else None."""
-    plan = store.views
-    return None if plan is None or plan.count is None else FewCrops(count=plan.count, seed=plan.seed)
+    return None if store.views is None else few_of(store.views)
 
 
 def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:
@@ -168,7 +168,7 @@ def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
         signals["ig"] = signals["ig"][partner]
     if not config.aligned:
         answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
-        signals |= {name: signals[name][answering] for name in ("logits", "views", "attention") if name in signals}
+        signals |= {name: signals[name][answering] for name in ("logits", "views", "view_classes", "attention") if name in signals}
     return replace(samples, signals=signals)
 
 
@@ -263,6 +263,20 @@ def check_views(config: DistillConfig, store: Store) -> None:
             f"{config.store} has no logits of crops, or not all of them yet: add them by its jobs.precompute command with --views all, "
             "or choose --logits image"
         )
+    if views.top is not None and config.temperature < 1:
+        raise UserError(
+            f"{config.store} has the {views.top} largest logits of crops, which say nothing of the others at --temperature "
+            f"{config.temperature:g}: choose one of at least 1, or --logits image"
+        )
+    there = "resized" if views.resized else "padded"
+    wanted = there if config.crop == "auto" else config.crop
+    if wanted != there:
+        raise UserError(
+            f"{config.store} has the logits of {there} crops, not of {wanted} ones: choose --crop {there}, or --logits image; or give a "
+            f"store its logits of {wanted} crops by jobs.precompute with --views 16 --crop {wanted}"
+        )
+    if views.resized:
+        return
     if config.padding > views.padding or (views.count is not None and config.padding != views.padding):
         raise UserError(
             f"{config.store} has the logits of crops with a padding of {views.padding}, not {config.padding}: "

@@ -12,7 +12,7 @@ from igkd.config.precompute import PrecomputeConfig
 from igkd.images.codec import encode_png, pixel_hash
 from igkd.images.open import open_images
 from igkd.networks import checkpoint
-from igkd.store import Plan, compute
+from igkd.store import Plan, Store, ViewsPlan, compute, views
 
 
 def make_store(config: PrecomputeConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -29,6 +29,20 @@ def make_store(config: PrecomputeConfig, dtype: torch.dtype = torch.float32) -> 
         else:
             entries.append(store.check_part(config.store, plan, part, chosen.ids))
     return store.finish(config.store, plan, entries)
+
+
+def add_views(uri: str, teacher: str, asked: str = "all", padding: int = 4, **how: Any) -> ViewsPlan:
+    """What jobs.precompute --views does, without Ray; `how` has further arguments of `make_views_plan`."""
+    opened, model = Store.open(uri), checkpoint.load(teacher)
+    plan = views.make_views_plan(asked, padding, opened.plan, "torch", **how)
+    answer, entries = views.answering(model, plan.engine), []
+    for part in store.start(uri, plan):
+        rows = views.views_of_part(answer, opened, plan, part)
+        ids = set(range(part * plan.rows_per_file, (part + 1) * plan.rows_per_file))
+        skipped = [image for image in opened.manifest["skipped"] if image["image_id"] in ids]
+        entries.append(store.write_part(uri, plan, part, rows, skipped))
+    store.finish(uri, plan, entries)
+    return plan
 
 
 def tiny_plan(rows: int = 6, rows_per_file: int = 4, shape: tuple[int, int] = (3, 5), **changes: Any) -> Plan:

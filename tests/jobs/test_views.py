@@ -54,6 +54,17 @@ def test_views_afterwards_are_views_at_once(at_once: Path, teacher: str, tmp_pat
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()} == after
 
 
+def test_resized_crops(at_once: Path, teacher: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(at_once, tmp_path / "copy"))
+    for path in copy.glob("views-*"):
+        path.unlink()
+    precompute_store(configure(teacher, copy, views="3", crop="resized"))
+    plan = Store.open(str(copy)).views
+    assert plan is not None and plan.resized and plan.places == (3,) and verify(str(copy)) == []
+    with pytest.raises(UserError, match=r"views of other settings \(.*resized was True and is now None"):
+        precompute_store(configure(teacher, copy, views="3", crop="padded"))
+
+
 def test_lost_and_damaged_views_are_computed_again_and_only_they(
     at_once: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from igkd.config.optimisation import Objective, Optimisation
+from igkd.store.top_logits import TopLogits
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Step:
     """int64 (B,)."""
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     """Outputs (B, C, h, w) of the student's tapped layers, by path."""
-    teacher_logits: Tensor | None = None
-    """float32 (B, classes); None if no term needs them."""
+    teacher_logits: Tensor | TopLogits | None = None
+    """float32 (B, classes), or the largest of them, if that is what the store has; None if no term needs them."""
     teacher_attention: Tensor | None = None
     """float32 (B, h, w), each of norm 1, cropped and flipped like the student's images; None if no term needs it."""
 

@@ -19,29 +19,16 @@ from igkd.images.samples import Samples
 from igkd.images.views import View, crop_flip, every_crop, few_crops
 from igkd.networks import checkpoint
 from igkd.networks.network import Classifier, NetworkSpec, build
-from igkd.store import Store, ViewsPlan, views
+from igkd.store import Store, views
 from igkd.training.augment import Draws, draw, logits_of_crops
 from igkd.training.batches import Batch
 from igkd.training.identity import decided, fingerprints, identity
 from igkd.training.loop import compute_loss, teach
 from igkd.training.student_data import crops_of, distill_task, open_store
+from tests.helpers.stores import add_views
 from tests.helpers.training import learner, loss_of, random_samples, recipe
 
 SETTINGS = {"learning_rate": 0.01, "epochs": 2, "batch_size": 8}
-
-
-def add_views(uri: str, teacher: str, asked: str = "all", padding: int = 4, **changes: Any) -> ViewsPlan:
-    """What jobs.precompute --views does, without Ray."""
-    opened, model = Store.open(uri), checkpoint.load(teacher)
-    plan = replace(views.make_views_plan(asked, padding, opened.plan, "torch"), **changes)
-    answer, entries = views.answering(model, plan.engine), []
-    for part in store.start(uri, plan):
-        rows = views.views_of_part(answer, opened, plan, part)
-        ids = set(range(part * plan.rows_per_file, (part + 1) * plan.rows_per_file))
-        skipped = [image for image in opened.manifest["skipped"] if image["image_id"] in ids]
-        entries.append(store.write_part(uri, plan, part, rows, skipped))
-    store.finish(uri, plan, entries)
-    return plan
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +108,8 @@ def test_a_smaller_padding_finds_its_crops_among_those_of_a_larger_one(padding: 
 
 def test_few_crops_are_the_same_for_all_runs_and_each_is_seen_as_often(viewed: dict[str, str]) -> None:
     crops, ids = FewCrops(count=5, seed=3), np.arange(400)
-    stored = few_crops(crops, ids, 4)
-    other = few_crops(crops, ids[::-1].copy(), 4)
+    stored = few_crops(crops, ids, 4, (32, 32))
+    other = few_crops(crops, ids[::-1].copy(), 4, (32, 32))
     assert torch.equal(stored.dy, other.dy.flip(0)) and stored.dy.shape == (400, 5)
     assert {int(v) for v in stored.dx.flatten()} == set(range(-4, 5)) and 0.4 < stored.flip.float().mean() < 0.6
     how, objective = recipe(padding=4), Objective(crops=crops)
