@@ -12,7 +12,7 @@ from igkd.images.samples import Samples
 from igkd.store import Store
 from igkd.training.augment import draw
 from igkd.training.batches import Batch, check_sizes, joined, steps_of
-from igkd.training.student_data import training_rows
+from igkd.training.student_rows import training_rows
 from igkd.training.task import Task
 from jobs.backend.runtime import READ_CPUS
 

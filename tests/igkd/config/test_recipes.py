@@ -22,7 +22,7 @@ from igkd.training.identity import BYTES_PER_PIXEL, ingest_of
 from igkd.training.loop import make_average, train
 from igkd.training.optimizer import make_optimizer
 from igkd.training.state import load_state, save_state
-from igkd.training.student_data import mixed_up
+from igkd.training.student_rows import mixed_up
 from igkd.training.terms.attention import attention_transfer
 from tests.helpers.stores import tiny_plan
 from tests.helpers.training import TINY, learner, loss_of, random_samples, recipe, resident, run, same_weights, without_seconds
