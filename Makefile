@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Tests that need no Ray, which go by two processes; those of the jobs share one Ray.
 PURE := -n 2 tests/igkd tests/cluster $(wildcard tests/test_*.py)
 
-.PHONY: demo test slow chaos lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views bench-large clean help
+.PHONY: demo test slow chaos lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views bench-large bench-networks clean help
 
 demo: $(VENV)/.ready  ## run the whole pipeline on built-in pictures; ends with the path of the report
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
@@ -26,7 +26,7 @@ lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views bench-large  ## all benchmarks
+bench: bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views bench-large bench-networks  ## all benchmarks
 
 bench-ig: $(VENV)/.ready  ## speed of attribution maps, against Captum
 	$(BIN)/python -m bench.attribution --ray 240
@@ -51,6 +51,9 @@ bench-views: $(VENV)/.ready  ## time and size of the teacher's logits of crops
 
 bench-large: $(VENV)/.ready  ## reading, attribution and training at 224 pixels, and which waits
 	$(BIN)/python -m bench.large
+
+bench-networks: $(VENV)/.ready  ## maps of sixteen networks of many kinds, against Captum
+	$(BIN)/python -m bench.networks
 
 # Made again only when what it holds changes.
 $(VENV)/.ready: pyproject.toml constraints.txt

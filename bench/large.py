@@ -27,7 +27,8 @@ from igkd.images.views import draw_resized_view, move
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.networks.open import open_teacher
 from igkd.training.batches import Resident
-from igkd.training.loop import Learner, compute_loss, learn, make_optimizer
+from igkd.training.loop import Learner, compute_loss, learn
+from igkd.training.optimizer import make_optimizer
 
 TEACHER = "torchvision:resnet18,weights=none,seed=0"
 STUDENT = "lean:4:32x2,64x2,128x2"
@@ -76,7 +77,7 @@ def photographs(number: int) -> list[bytes]:
 def trainer(pixels: Tensor, classes: int, config: Config) -> Callable[[], int]:
     """A function that trains the student for some steps on resized crops with logits, and gives the number of images."""
     settings = distill_config("strong", store="", out="", arm="kd", logits="image", batch_size=config.batch_size)
-    recipe, total = settings.training, config.batch_size * config.batches
+    optimisation, total = settings.optimisation, config.batch_size * config.batches
     generator = torch.Generator().manual_seed(0)
     samples = Samples(
         ids=np.arange(total),
@@ -86,8 +87,10 @@ def trainer(pixels: Tensor, classes: int, config: Config) -> Callable[[], int]:
     )
     spec = NetworkSpec(name=STUDENT, classes=tuple(map(str, range(classes))), image_shape=samples.shape)
     model = build(spec, 0).to(memory_format=torch.channels_last).train()
-    learner = Learner(model=model, optimizer=make_optimizer(model, recipe), recipe=recipe, objective=settings.objective, seed=0)
-    feed, epochs = Resident(samples, recipe, settings.objective, 0, torch.device("cpu")), count(1)
+    learner = Learner(
+        model=model, optimizer=make_optimizer(model, optimisation), optimisation=optimisation, objective=settings.objective, seed=0
+    )
+    feed, epochs = Resident(samples, optimisation, settings.objective, 0, torch.device("cpu")), count(1)
 
     def train() -> int:
         epoch, seen = next(epochs), 0

@@ -30,7 +30,8 @@ from igkd.images.samples import Samples, load_samples
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.training.batches import Resident
 from igkd.training.execution import Compiled, multiplies_in_bfloat16
-from igkd.training.loop import Learner, compute_loss, learn, make_optimizer
+from igkd.training.loop import Learner, compute_loss, learn
+from igkd.training.optimizer import make_optimizer
 from jobs.backend.runtime import WORKER_ENVIRONMENT
 
 BASELINE, COMPILED = "published loop", "compiled"
@@ -103,11 +104,11 @@ def ours(model: Classifier, samples: Samples, device: torch.device, precision: P
     """Train by the step of igkd.training.loop; yields the number of images of each step."""
     config = distill_config("paper", store="", test_images="", out="", precision=precision)
     model.to(memory_format=torch.channels_last)
-    feed = Resident(samples, config.training, config.objective, 0, device)
+    feed = Resident(samples, config.optimisation, config.objective, 0, device)
     learner = Learner(
         model=model,
-        optimizer=make_optimizer(model, config.training),
-        recipe=config.training,
+        optimizer=make_optimizer(model, config.optimisation),
+        optimisation=config.optimisation,
         objective=config.objective,
         seed=0,
         compiled=Compiled(model, lambda line: print(line, flush=True)) if compiled else None,

@@ -22,7 +22,8 @@ from igkd.networks.network import Classifier, build
 from igkd.networks.open import open_teacher
 from igkd.store import views
 from igkd.training.batches import Resident
-from igkd.training.loop import Learner, compute_loss, learn, make_optimizer
+from igkd.training.loop import Learner, compute_loss, learn
+from igkd.training.optimizer import make_optimizer
 
 CROPS = 162
 
@@ -68,18 +69,18 @@ def measure_engines(teacher: Classifier, pixels: torch.Tensor, rounds: int) -> d
 def measure_training(teacher: Classifier, config: Config) -> dict[str, float]:
     """Images a second of training with stored and with live logits, and their ratio."""
     settings = distill_config("strong", store="", out="", arm="kd")
-    recipe = settings.training
-    samples, _ = load_samples(open_images(config.images), "test", np.arange(min(1000, 4 * recipe.batch_size)))
+    optimisation = settings.optimisation
+    samples, _ = load_samples(open_images(config.images), "test", np.arange(min(1000, 4 * optimisation.batch_size)))
     shape = (9, 9, 2, len(teacher.spec.classes))
     samples = samples.with_signals(views=torch.randn(len(samples), *shape).half())
     model = build(dataclasses.replace(teacher.spec, name="mobilenet:cut=5"), 0).to(memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(model, recipe)
-    learner = Learner(model=model, optimizer=optimizer, recipe=recipe, objective=settings.objective, seed=0, teacher=teacher)
+    optimizer = make_optimizer(model, optimisation)
+    learner = Learner(model=model, optimizer=optimizer, optimisation=optimisation, objective=settings.objective, seed=0, teacher=teacher)
 
     def run(objective: object, steps: int) -> float:
         chosen = dataclasses.replace(settings.objective, logits=objective)  # type: ignore[arg-type]
         asked = dataclasses.replace(learner, objective=chosen)
-        feed = Resident(samples, recipe, chosen, 0, torch.device("cpu"))
+        feed = Resident(samples, optimisation, chosen, 0, torch.device("cpu"))
         begin, seen = time.perf_counter(), 0
         for batch in islice(feed.epoch(1), steps):
             learn(asked, compute_loss(asked, batch, epoch=1)[0], 1.0)

@@ -16,6 +16,7 @@ COMMANDS = {
     "nodes": ("jobs.nodes", "wait for an autoscaling cluster's nodes, then run a job"),
     "store": ("igkd.store", "verify or describe an attribution store"),
     "sweeps": ("igkd.sweeps", "status or report of a sweep, or of a pipeline"),
+    "import": ("igkd.evaluation.import_network", "make a checkpoint of a network that was trained elsewhere"),
     "evaluate": ("igkd.evaluation.evaluate", "judge a checkpoint on images"),
     "explain": ("igkd.report.explain", "draw what networks look at"),
     "export": ("igkd.deployment.export", "make a device's file of a checkpoint"),

@@ -1,6 +1,6 @@
 """Ask an autoscaling cluster for nodes, wait for them, then run a job: python -m jobs.nodes --gpus 4 -- python -m jobs.tune ...
 
-A job shares out what the cluster has when it begins, and a cluster that has scaled down to nothing has no GPUs.
+A job divides among its workers what the cluster has when the job begins. A cluster that has scaled down to nothing then has no GPUs.
 """
 
 import os
@@ -21,13 +21,14 @@ LOOK_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class NodesConfig:
-    """Wait until the cluster has so much, then run the command after `--`. The request is withdrawn before it runs: idle nodes stay for
-    some minutes, and it takes seconds to begin."""
+    """Wait until the cluster has these resources, then run the command after `--`.
+
+    The request to the autoscaler is withdrawn before the command runs: idle nodes stay for some minutes, and a job starts in seconds."""
 
     gpus: int = 0
     cpus: int = 0
     minutes: float = 20.0
-    """Wait no longer than that, then go on with the GPUs there are; without a single one of those asked for, give up."""
+    """Longest wait. After it, go on with what is there; fail if there is no GPU (or processor) at all of those asked for."""
 
     def __post_init__(self) -> None:
         if self.gpus < 0 or self.cpus < 0 or self.gpus + self.cpus == 0:
@@ -46,7 +47,7 @@ class NodesConfig:
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Our own flags, and the command after `--`."""
+    """Divide the command line into the flags of this program and the command after `--`."""
     if "--" not in arguments:
         return arguments, []
     where = arguments.index("--")
@@ -54,10 +55,10 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def wait_for_nodes(config: NodesConfig) -> None:
-    """Return when the nodes are there.
+    """Return when the cluster has the resources.
 
     Raises:
-        UserError: there is nothing of what was asked for when the time is up.
+        UserError: the time is up, and none of what was asked for is there.
     """
     deadline, said = time.monotonic() + config.minutes * 60, ""
     request_resources(bundles=config.bundles())
@@ -72,7 +73,7 @@ def wait_for_nodes(config: NodesConfig) -> None:
                 raise UserError(f"no nodes after {config.minutes:g} minutes; `ray status` on the head says why")
             time.sleep(LOOK_S)
     finally:
-        request_resources(bundles=[])  # it would outlive us, and keep the nodes for ever
+        request_resources(bundles=[])  # the request would outlive this process, and keep the nodes for ever
 
 
 def main() -> None:

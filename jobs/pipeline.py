@@ -1,4 +1,4 @@
-"""All of it: python -m jobs.pipeline --preset demo --out DIR"""
+"""Teacher, store, students and report in one command: python -m jobs.pipeline --preset demo --out DIR"""
 
 import functools
 import time
@@ -13,7 +13,10 @@ from igkd.base.time_limit import seconds_left
 from igkd.config.command_line import parse
 from igkd.config.pipeline import Pipeline, PipelineConfig
 from igkd.config.presets import make_pipeline
+from igkd.images.open import open_images
+from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
+from igkd.networks.renumbered import for_pictures
 from igkd.report import pipeline_page
 from igkd.report.gallery import Showcase, load_students
 from igkd.report.html import source_name
@@ -31,16 +34,16 @@ from jobs.precompute import precompute_store
 from jobs.teacher import train_teacher
 
 COMPARISONS = "comparisons.html"
-"""What may be said of arms that have several seeds."""
+"""File name of the page with the statistics of arms that have several seeds."""
 RUNS_PER_GPU = 3
-"""Small trainings fill a GPU better together."""
+"""Students that train on one GPU at a time; one alone leaves most of it idle."""
 
 
 def run(config: PipelineConfig) -> Path | None:
-    """Run what is not done yet; gives the path of the report, or None where the time was up before there was one.
+    """Run what is not done yet; gives the path of the report, or None if the time was up before.
 
     Raises:
-        UserError: a job cannot be run, or another one is at work in this directory.
+        UserError: a job cannot be run, or another pipeline is running in this directory.
     """
     seconds, pipeline = seconds_left(config.hours, config.until, provenance.local_now()), make_pipeline(config)
     if config.dry_run:
@@ -76,7 +79,7 @@ def forecast_hours(pipeline: Pipeline) -> None:
 
 
 def check_test_images(pipeline: Pipeline) -> None:
-    """Find before the teacher is trained, and the store made, what would end a run when it is judged.
+    """Check the test images before the teacher is trained, since they are used only at the end of runs.
 
     Raises:
         UserError: there are no test images, or one cannot be used.
@@ -87,21 +90,21 @@ def check_test_images(pipeline: Pipeline) -> None:
     if pipeline.teacher is not None:
         unseen_by_teacher(pipeline.teacher)
         return
-    given, student = open_teacher(pipeline.precompute.teacher)[0].spec, pipeline.students[0]
+    given, student = given_network(pipeline).spec, pipeline.students[0]
     if student.test_images is not None:
         resize = pipeline.precompute.image_size is not None
         read_unseen(student.test_images, given.classes, given.image_shape, resize, student.bad_images, given.scaling)
 
 
 def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> list[dict[str, Any]] | None:
-    """Train all students: each in one process, as many at a time as fit; where one needs several workers, or more memory than there is,
-    one after the other.
+    """Train all students, as many at a time as fit, each in one process; if one needs several workers, or streams its store, one after
+    the other.
 
     Args:
-        seconds: after which to stop.
+        seconds: time after which to stop.
 
     Returns:
-        their rows; None where the time was up before.
+        their rows; None if the time was up before all had finished.
 
     Raises:
         UserError: some could not be trained.
@@ -110,7 +113,7 @@ def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> 
     grid = [Cell(label=one.label, config=decided(one, opened)) for one in pipeline.students]
     for cell in grid:
         open_store(cell.config)
-    claim(grid)  # all of them, so that what is decided now is kept
+    claim(grid)  # of all students, so that what was decided now is kept when the command is repeated
     if any(cell.config.workers > 1 or cell.config.ingest == "stream" for cell in grid):
         with stopping_after(seconds):
             return [in_thread(functools.partial(distill, cell.config)) for cell in grid]
@@ -124,6 +127,15 @@ def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> 
         if row["state"] == "diverged":
             raise UserError(f"student {row['cell']} has no network: {row['error']}; delete {out}/students/{row['cell']} to try it again")
     return [rows[cell.name] for cell in grid]
+
+
+def given_network(pipeline: Pipeline) -> Classifier:
+    """The teacher that the store was or will be made with, with the logits of the images' classes."""
+    config = pipeline.precompute
+    teacher, classes = open_teacher(config.teacher)[0], open_images(config.images).classes
+    return for_pictures(
+        teacher, f"the teacher {config.teacher}", config.images, classes, "train a teacher on these images", config.class_map
+    )[0]
 
 
 def given_teacher(directory: str) -> dict[str, Any]:
@@ -144,12 +156,12 @@ def given_teacher(directory: str) -> dict[str, Any]:
 
 
 def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, Any], students: list[dict[str, Any]]) -> Path:
-    """Draw OUT/report.html from the rows, which also go into OUT/results.json."""
+    """Draw OUT/report.html from the result rows, and write these as OUT/results.json."""
     print("pipeline: drawing the report", flush=True)
     opened = store.Store.open(absolute(pipeline.precompute.store))
     networks = load_students(students, [Path(one.out) for one in pipeline.students])
-    per_class = pipeline.images_per_class if opened.plan.has_mask else 1  # without masks, more than the gallery's are of no use
-    show = Showcase(opened, open_teacher(pipeline.precompute.teacher)[0], networks, per_class)
+    per_class = pipeline.images_per_class if opened.plan.has_mask else 1  # without masks only the gallery needs maps
+    show = Showcase(opened, given_network(pipeline), networks, per_class)
     validation = opened.column("validation")
     page = pipeline_page.Report(
         title=f"Distillation on {source_name(pipeline.precompute.images)}",

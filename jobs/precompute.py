@@ -6,6 +6,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,7 @@ from igkd.images.open import open_images, tell
 from igkd.images.source import ImageSource
 from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
+from igkd.networks.renumbered import for_pictures
 from igkd.store import views
 from igkd.store.compute import Rows, Selection, make_plan
 from jobs.backend.ray_insides import map_blocks
@@ -28,10 +30,11 @@ from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
 from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write, parts_dataset
 
 PARTS_PER_CHECK = 16
-# Ray Data keeps some 50 KB of the driver's memory for every block of a data set until the data set is done.
+# Ray Data keeps some 50 KB of the driver's memory for every block of a data set until the data set is done; so a store is computed in
+# waves, a data set each.
 PARTS_AT_ONCE = 1000
 Pipeline = Callable[[list[int]], ray.data.Dataset]
-"""Makes the Ray Dataset that computes and writes some parts."""
+"""Makes the Ray Dataset that computes and writes the parts with these numbers."""
 Compute = Callable[[Work, list[int], store.Lease], dict[int, store.Entry]]
 
 
@@ -41,8 +44,8 @@ def has_gpu() -> bool:
 
 
 def heavy_task() -> dict[str, Any]:
-    """What a task takes in which the teacher computes: a GPU where there are GPUs, else a processor."""
-    # Unless told, Ray ends a process after a single task on a GPU: the teacher would be loaded anew for every part.
+    """Ray's arguments for a task in which the teacher computes: it takes a GPU if the cluster has GPUs, else a processor."""
+    # By default Ray ends a process after a single task on a GPU; the teacher would be loaded anew for every part.
     return {"num_cpus": 0, "num_gpus": 1, "max_calls": 0, "runtime_env": ALL_GPUS} if has_gpu() else {"num_cpus": 1}
 
 
@@ -51,8 +54,9 @@ def compute_pipeline(
 ) -> ray.data.Dataset:
     """The Ray Dataset that computes and writes parts.
 
-    Without GPUs a part is one task from its images to its file: Ray Data fuses stages that ask for the same. Otherwise it would set
-    processors aside for each of them, and on two processors one would attribute. With GPUs all processors read and write for these.
+    Without GPUs all stages ask for one processor, and Ray Data fuses stages that ask for the same: a part is one task, from reading its
+    images to writing its file. Unfused stages would each have processors of their own, and of two processors only one would attribute.
+    With GPUs, the processors read and write for the tasks on GPUs.
     """
     light: dict[str, Any] = {"num_cpus": READ_CPUS if has_gpu() else 1}
     read = map_blocks(parts_dataset(parts), Read(source, work).__call__, **light)
@@ -61,10 +65,11 @@ def compute_pipeline(
 
 
 def tables_of(dataset: ray.data.Dataset) -> Iterator[Rows]:
-    """The blocks of a data set as they come; an error of ours in it is raised as itself, and its tasks are gone by then."""
+    """The blocks of a data set as they are finished. A UserError in a task is raised as itself, after the other tasks were ended."""
     failure = None
     try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+        # Without prefetching, which would hold a block back until the next one is there.
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
     except Exception as error:
         failure = user_error(error)
         if failure is None:
@@ -75,7 +80,7 @@ def tables_of(dataset: ray.data.Dataset) -> Iterator[Rows]:
 
 
 def check_parts(work: Work, parts: list[int], sha256: list[str] | None) -> tuple[dict[int, store.Entry], dict[int, str]]:
-    """Read parts back on the cluster; gives the entries of the sound ones, and what is wrong with the others."""
+    """Check parts by reading them on the cluster; gives the manifest entries of the sound ones, and what is wrong with the others."""
     entries, damage = {}, {}
     if parts:
         checked = map_blocks(parts_dataset(parts, PARTS_PER_CHECK), Check(work, sha256).__call__, num_cpus=READ_CPUS)
@@ -89,16 +94,15 @@ def check_parts(work: Work, parts: list[int], sha256: list[str] | None) -> tuple
 
 
 def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease: store.Lease, what: str) -> dict[int, store.Entry]:
-    """Compute and write parts on the cluster, with a line of progress after each; gives their entries.
+    """Compute and write parts on the cluster, printing a line of progress after each; gives their entries for the manifest.
 
     Args:
-        pipeline: a block of its data set is what `stages.finished` says of a part.
-        what: images are, in words.
+        pipeline: each block of its data set comes from `stages.finished`.
+        what: a prefix of the lines, such as "views of ".
     """
     begin, done, asked = time.monotonic(), 0, rows_in(plan, parts)
     entries: dict[int, store.Entry] = {}
-    waves = (parts[start : start + PARTS_AT_ONCE] for start in range(0, len(parts), PARTS_AT_ONCE))
-    for table in chain.from_iterable(tables_of(pipeline(wave)) for wave in waves):
+    for table in tables_of_waves(pipeline, parts):
         lease.check()
         entry = entries[int(table["part"][0])] = json.loads(table["entry"][0])
         done += entry["rows"] + len(entry["skipped"])
@@ -108,16 +112,42 @@ def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease
     return entries
 
 
+def tables_of_waves(pipeline: Pipeline, parts: list[int]) -> Iterator[Rows]:
+    """The blocks of all parts as they come, computed in waves of `PARTS_AT_ONCE`.
+
+    A wave begins as soon as the one before leaves processors idle: when no more of its parts are left than run at once.
+    """
+    waves = [parts[start : start + PARTS_AT_ONCE] for start in range(0, len(parts), PARTS_AT_ONCE)]
+    at_once = int(ray.cluster_resources().get("GPU" if has_gpu() else "CPU", 1))
+    starter = ThreadPoolExecutor(1)
+    current = tables_of(pipeline(waves[0]))
+    for wave, following in zip(waves, [*waves[1:], None], strict=True):
+        left, begun = len(wave), None
+        for table in current:
+            yield table
+            left -= 1
+            if following is not None and begun is None and left <= at_once:
+                tables = tables_of(pipeline(following))
+                begun = starter.submit(next, tables)  # a data set begins when it is asked for its first block
+        if begun is not None:
+            current = chain([begun.result()], tables)
+
+
 def rows_in(plan: store.Layer, parts: Iterable[int]) -> int:
-    """Images asked for of these parts."""
+    """Number of images of these parts."""
     return sum(min(plan.rows_per_file, plan.rows - part * plan.rows_per_file) for part in parts)
 
 
 def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
-    """Compute a store and its views, or what is missing of them; gives the store's manifest."""
+    """Compute what is missing of a store and its views; gives the store's manifest."""
     source = open_images(config.images)
     tell(source)
     model, card = open_teacher(config.teacher)
+    model, restriction = for_pictures(
+        model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images", config.class_map
+    )
+    if restriction is not None:
+        print(f"precompute: {restriction}", flush=True)
     start_ray()
     plan, selection = make_plan(
         config,
@@ -136,10 +166,10 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
 
 
 def views_asked_for(config: PrecomputeConfig, plan: store.Plan) -> store.ViewsPlan | None:
-    """The views that a store is to have, whose engine is not yet chosen unless they were begun; None for none.
+    """The plan of the views that a store is to have; None for none. Its engine is not chosen yet, unless the views were begun before.
 
     Raises:
-        UserError: they are impossible, or there is no room for them: before hours are spent on the maps.
+        UserError: such views are impossible, or the disk has no room for them. This is known before hours are spent on the maps.
     """
     uri = absolute(config.store)
     begun = store.views_plan_of(uri)
@@ -153,7 +183,7 @@ def views_asked_for(config: PrecomputeConfig, plan: store.Plan) -> store.ViewsPl
 
 
 def add_views(config: PrecomputeConfig, model: Classifier, asked: store.ViewsPlan, selection: Selection) -> dict[str, Any]:
-    """Bring the views of a finished store from whatever state they are in to their plan; gives their manifest."""
+    """Complete the views of a finished store, whatever state they are in; gives their manifest."""
     uri = absolute(config.store)
     opened = store.Store.open(uri)
     if store.views_plan_of(uri) is None:
@@ -179,10 +209,10 @@ def fill_store(
     selection: Selection,
     stage: type[Attribute] = Attribute,
 ) -> dict[str, Any]:
-    """Bring a store from whatever state it is in to its plan; gives its manifest.
+    """Complete a store, whatever state it is in; gives its manifest.
 
     Args:
-        stage: what computes the rows; `bench.scale` has one that costs nothing.
+        stage: computes the rows; `bench.scale` has one that costs nothing.
 
     Raises:
         UserError: a part of an unfinished store is damaged and `config.repair` is not set, or an image cannot be used.
@@ -205,7 +235,7 @@ def fill_store(
 
 
 def fill_layer(config: PrecomputeConfig, plan: store.Layer, selection: Selection, compute: Compute) -> tuple[dict[str, Any], bool]:
-    """Bring the files of a store, or of another layer of it, from whatever state they are in to their plan.
+    """Complete the files of a store or of its views, whatever state they are in.
 
     Args:
         compute: computes and writes parts, and gives their entries.

@@ -30,7 +30,7 @@ from jobs.backend.runtime import run_job, start_ray
 
 
 def base_of(config: SearchConfig) -> DistillConfig:
-    """What all students have in common, as the one to compare with. They have no test images: what is chosen here never saw them."""
+    """The settings of the student to compare with; the others differ in their network. Without test images, since those choose nothing."""
     common = {
         "store": config.store,
         "out": "",
@@ -43,10 +43,10 @@ def base_of(config: SearchConfig) -> DistillConfig:
 
 
 def specs_of(config: SearchConfig, store: Store) -> list[NetworkSpec]:
-    """The networks to time: the student to compare with, and the candidates. All normalise pixels as the teacher does, which takes time.
+    """The networks to time: the student to compare with, then the candidates. All normalise pixels as the teacher does: it costs time.
 
     Raises:
-        UserError: there are not so many candidates.
+        UserError: fewer candidates than asked for exist.
     """
     plan, teacher = store.plan, open_teacher(config.teacher)[0].spec
     name = student_name(config.student, plan.teacher_network, plan.image_shape)

@@ -4,11 +4,14 @@ import dataclasses
 import functools
 from typing import Any
 
+from igkd.base.storage import absolute
 from igkd.config.command_line import parse
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images, tell
+from igkd.networks.initial import init_hash
+from igkd.networks.open import DEFAULT
 from igkd.training.held_out import unseen_by_teacher
-from igkd.training.teacher_data import check_teacher, teacher_task
+from igkd.training.teacher_data import check_teacher, start_of, teacher_task
 from jobs.backend.runtime import in_thread, run_job
 from jobs.backend.training import run_training
 
@@ -18,8 +21,12 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     source = open_images(config.images)
     tell(source)
     check_teacher(config)
-    task = functools.partial(teacher_task, dataclasses.replace(config, images=str(source)))
-    fingerprints = {"images_fingerprint": source.fingerprint("train")}
+    fingerprints, init = {"images_fingerprint": source.fingerprint("train")}, config.init
+    if init is not None and (start := start_of(config, len(source.classes))) is not None:
+        print(f"teacher: {start.line}", flush=True)
+        fingerprints["init_sha256"] = init_hash(init)
+        init = init if init == DEFAULT else absolute(init)
+    task = functools.partial(teacher_task, dataclasses.replace(config, images=str(source), init=init))
     return run_training("teacher", config, task, fingerprints, {}, unseen=functools.partial(unseen_by_teacher, config))
 
 

@@ -37,13 +37,13 @@ from jobs.backend.trials import persist, run_trials
 
 
 def trial_cell(root: str, base: DistillConfig, settings: Settings) -> Cell:
-    """The run that a trial is: its name is a function of its settings, so that the same proposal goes on with the same run."""
+    """The cell of a trial. Its name follows from its settings, so a proposal that comes again continues the run that it began."""
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
     return make_cell(root, tuned(base, settings), f"trial-{digest}")
 
 
 def unfinished(root: Path, ranges: dict[str, BaseDistribution]) -> list[Settings]:
-    """Settings of the runs that an earlier driver began and did not finish."""
+    """The settings of runs that an earlier command began and did not finish."""
     begun = [path for path in sorted((root / "students").glob("*/config.json")) if not (path.parent / "result.json").exists()]
     try:
         return [settings_of(read_object(path), ranges) for path in begun]
@@ -52,17 +52,17 @@ def unfinished(root: Path, ranges: dict[str, BaseDistribution]) -> list[Settings
 
 
 def accuracy(row: Row) -> float:
-    """The objective: validation accuracy of the last epoch, 0 where there is none."""
+    """What the search maximises: validation accuracy after the last epoch; 0 if there was no epoch, or the run diverged."""
     return float(row["history"][-1][METRIC]) if row["history"] and row["state"] != "diverged" else 0.0
 
 
 def make_search(config: TuneConfig, base: DistillConfig, rows: list[Row], begun: list[Settings]) -> OptunaSearch:
-    """TPE that knows the rows, and proposes first what was begun, or the recipe itself."""
+    """Optuna's TPE, told of all finished runs. It first proposes what was begun before, or in a new search the recipe itself."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ranges = space(base)
     own = settings_of(vars(base), ranges)
     first = begun or ([own] if not rows and inside(own, ranges) else [])
-    # Another seed after a restart: the first proposals are random, and would be the same again.
+    # After a restart it has another seed: its first proposals are random, and would be the same again.
     search = OptunaSearch(space=ranges, metric=METRIC, mode="max", seed=config.seed + 1000 * len(rows), points_to_evaluate=first or None)
     for row in rows:
         search.add_evaluated_point(row["settings"], accuracy(row))
@@ -88,7 +88,7 @@ def tune(config: TuneConfig) -> int:
 
 
 def base_of(config: TuneConfig) -> DistillConfig:
-    """What all trials have in common. They have no test images: what is chosen here never saw them."""
+    """The settings that all trials share. They have no test images, so that nothing is chosen by them."""
     given: dict[str, Any] = {"teacher": config.teacher, "epochs": config.epochs}
     given = {k: v for k, v in given.items() if v is not None}
     common = {"store": config.store, "out": "", "arm": config.arm, "student": config.student, "seed": config.seed}
@@ -96,7 +96,7 @@ def base_of(config: TuneConfig) -> DistillConfig:
 
 
 def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> int:
-    """Run the trials that are missing, and write the best configuration and the report."""
+    """Run the missing trials, then write the best settings and the report; gives the exit status."""
     root, (resources, at_once) = Path(config.out), slots(config.runs_per_gpu)
     identity = fingerprints(base)
     work = Work(

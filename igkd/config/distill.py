@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from igkd.base.choices import Arm, BadImages, Content, Crop, Logits, Optimizer, Precision, Schedule
+from igkd.base.choices import Arm, BadImages, Content, Logits
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation, check_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Optimisation):
     """Distil one student from a store. Settings that are not on the command line have the recipe's values."""
 
     store: str = field(metadata=PLACE)
@@ -27,37 +27,16 @@ class DistillConfig:
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
     lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
-    jobs.search finds good ones."""
+    jobs.search finds good ones; torchvision:NAME, timm:NAME; or one of your own, module:PACKAGE.MODULE:FUNCTION."""
+    init: str | None = field(default=None, metadata=PLACE)
+    """Weights to start from instead of random ones: a file, a checkpoint's directory, or default for the family's own. A last layer for
+    another number of classes is made anew."""
+    taps: tuple[str, str] | None = field(default=None, metadata=RUN)
+    """Paths of the layers that attention transfer compares, the student's and the teacher's; by default the deepest ones of equal size."""
     teacher: str | None = field(default=None, metadata=PLACE)
     """Directory of the teacher's checkpoint: for --live, and to compare the student with at the end."""
-    optimizer: Optimizer = "adam"
-    """sgd has Nesterov momentum 0.9."""
-    schedule: Schedule = "constant"
-    """Schedule of the learning rate: constant, or one cycle of warm-up and cosine."""
-    epochs: int = 100
-    learning_rate: float = 1e-3
-    """Constant, or the cycle's peak."""
-    weight_decay: float = 0.0
-    batch_size: int = 64
-    """Images a step, over all workers together."""
     normalise: bool = False
     """Whether the student sees pixels of mean 0 and standard deviation 1 instead of those in [0, 1]."""
-    crop: Crop = "auto"
-    """What the student sees of an image: padded, a crop of the image with --padding pixels of black around it; resized, 35 to 100 % of its
-    area at a random place, scaled to its size; auto is resized for images above 64 pixels a side. With --logits views of a few
-    crops, auto is the crops of the store."""
-    padding: int = 4
-    """Padding of a padded crop, in pixels on each side."""
-    cutout: int = 0
-    """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
-    averaging: float = 0.0
-    """Decay at each step of a moving average of the weights, which becomes the student; 0 for none."""
-    low_resolution_epochs: int = 0
-    """Epochs at the start trained at 3/4 of the resolution; the teacher's logits stay those of the whole crop."""
-    precision: Precision = "auto"
-    """auto is bfloat16 autocast if the device has instructions for bfloat16, else float32; decided once, when a run starts."""
-    compile: bool = field(default=False, metadata=SPEED)
-    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
     alpha: float = 0.01
     """Weight of distillation in the arms with kd."""
     temperature: float = 2.5
@@ -98,6 +77,8 @@ class DistillConfig:
     """Elastic training: continue with as few workers as this if nodes are lost, and with up to --workers when nodes return."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_frozen(self.freeze_norms, self.init)
         if self.live and self.logits == "views":
             raise UserError("--live asks the teacher in training, --logits views takes its answers from the store: give one of them")
         if not 0 < self.share <= 1:
@@ -115,24 +96,6 @@ class DistillConfig:
         if "kd" not in self.arm.split("+"):
             return "image"
         return "live" if self.live or self.logits == "crop" else "views" if self.logits == "views" else "image"
-
-    @property
-    def training(self) -> Recipe:
-        return Recipe(
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            padding=self.padding,
-            crop=self.crop,
-            cutout=self.cutout,
-            averaging=self.averaging,
-            precision=self.precision,
-            low_resolution_epochs=self.low_resolution_epochs,
-            compile=self.compile,
-        )
 
     @property
     def objective(self) -> Objective:

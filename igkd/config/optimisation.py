@@ -1,11 +1,12 @@
 """Settings of training: how the weights are optimised, and what the network learns from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Literal
 
 from igkd.base.choices import Content, Crop, Logits, Optimizer, Precision, Schedule
 from igkd.base.errors import UserError
+from igkd.base.settings import SPEED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,46 +22,73 @@ class FewCrops:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a network is trained."""
+class Optimisation:
+    """How a network is trained: settings that jobs.teacher and jobs.distill share. The defaults are those of the paper's students."""
 
-    optimizer: Optimizer
+    optimizer: Optimizer = "adam"
     """sgd has Nesterov momentum 0.9."""
-    schedule: Schedule
+    schedule: Schedule = "constant"
     """Schedule of the learning rate: constant, or one cycle of warm-up and cosine."""
-    learning_rate: float
+    epochs: int = 100
+    learning_rate: float = 1e-3
     """Constant, or the cycle's peak."""
-    weight_decay: float
-    epochs: int
-    batch_size: int
+    weight_decay: float = 0.0
+    batch_size: int = 64
     """Images a step, over all workers together."""
+    crop: Crop = "auto"
+    """What the network sees of an image: padded, a crop of the image with --padding pixels of black around it; resized, 35 to 100 % of its
+    area at a random place, scaled to its size; auto is resized for images above 64 pixels a side. With --logits views of a few crops, auto
+    is the crops of the store."""
     padding: int = 4
     """Padding of a padded crop, in pixels on each side."""
-    crop: Crop = "auto"
-    """padded: the image is shifted by whole pixels, with zeros from outside. resized: a random part of it is enlarged to its size. auto:
-    resized for images above 64 pixels a side, else padded."""
     cutout: int = 0
     """Side in pixels of a grey square that hides a part of every training image (DeVries, Taylor 2017); 0 for none."""
     averaging: float = 0.0
-    """Decay by step of an exponential moving average of the weights, which is then the network; 0 for none."""
-    precision: Precision = "auto"
-    """Precision of the forward pass in training; auto is bfloat16 autocast if the device has instructions for it, else float32."""
-    low_resolution_epochs: int = 0
-    """Epochs at the start trained at 3/4 of the resolution: nearly twice as fast (progressive resizing)."""
+    """Decay at each step of a moving average of the weights, which becomes the network; 0 for none."""
     label_smoothing: float = 0.0
-    """Share of a label's weight that is spread evenly over all classes (Szegedy et al. 2016)."""
-    compile: bool = False
-    """Compile the training step by torch.compile."""
+    """Share of a label's weight that is spread evenly over all classes (Szegedy et al. 2016); a teacher smoothed so tells its students
+    less."""
+    low_resolution_epochs: int = 0
+    """Epochs at the start trained at 3/4 of the resolution, nearly twice as fast (progressive resizing). A teacher's logits stay those of
+    the whole crop."""
+    precision: Precision = "auto"
+    """Precision of the forward pass in training; auto is bfloat16 autocast if the device has instructions for bfloat16, else float32;
+    decided once, when a run starts."""
+    compile: bool = field(default=False, metadata=SPEED)
+    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
+
+    head_learning_rate: float | None = None
+    """Learning rate of the network's last layer, which is new where the classes are; by default that of the others."""
+    freeze_norms: bool = False
+    """Leave the statistics of batch normalisations as they are in the weights of --init."""
+
+    @property
+    def head_factor(self) -> float:
+        """The last layer's learning rate divided by that of the others."""
+        return 1.0 if self.head_learning_rate is None else self.head_learning_rate / self.learning_rate
+
+    @property
+    def optimisation(self) -> "Optimisation":
+        """These settings alone, without those that a subclass adds."""
+        return Optimisation(**{one.name: getattr(self, one.name) for one in fields(Optimisation)})
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < inf or not 0 <= self.low_resolution_epochs <= self.epochs:
-            raise UserError(
-                "epochs and batch-size must be at least 1, the learning rate above 0, low-resolution epochs at most all of them"
-            )
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < inf:
+            raise UserError("epochs and batch-size must be at least 1, the learning rate above 0")
+        if not 0 <= self.low_resolution_epochs <= self.epochs:
+            raise UserError(f"--low-resolution-epochs {self.low_resolution_epochs} must be between 0 and all --epochs, {self.epochs}")
+        if self.head_learning_rate is not None and not 0 < self.head_learning_rate < inf:
+            raise UserError("the learning rate of the last layer must be above 0")
         if not 0 <= self.weight_decay < inf:
             raise UserError(f"the weight decay must be a number of at least 0, not {self.weight_decay}")
         if self.cutout < 0 or not 0 <= self.averaging < 1 or not 0 <= self.label_smoothing < 1:
             raise UserError("cutout must be at least 0, averaging and label smoothing at least 0 and below 1")
+
+
+def check_frozen(freeze_norms: bool, init: str | None) -> None:
+    """Raise UserError if the statistics of a network are to stay that has none yet."""
+    if freeze_norms and init is None:
+        raise UserError("--freeze-norms keeps the statistics of trained weights: name them by --init")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +118,9 @@ class Objective:
     crops: FewCrops | None = None
     """The crops of which one is used in each epoch; None for any that the padding allows."""
     tap: str | None = None
-    """Path of the layer whose attention is transferred, such as features.9; needed where gamma is above 0."""
+    """Path of the student's layer whose attention is compared, such as features.9; needed where gamma is above 0."""
+    teacher_tap: str | None = None
+    """Path of the teacher's layer that it is compared with; needed with a live teacher."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):

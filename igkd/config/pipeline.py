@@ -34,9 +34,10 @@ class PipelineConfig:
     """Integration steps of integrated gradients."""
     arms: tuple[Arm, ...] | None = None
     seeds: tuple[int, ...] | None = None
-    """A student of every arm for each of them."""
+    """Seeds; each arm has a student for each."""
     recipe: str | None = None
-    """Of the students: paper, paper-as-published, strong, or a JSON file of settings. It replaces all of the preset's, epochs included."""
+    """The students' recipe: paper, paper-as-published, strong, strong-cpu, strong-night, or a JSON file of settings. It replaces all
+    settings of the preset's students, epochs included."""
     student: str | None = None
     """The students' network, such as mobilenet:cut=9, instead of the preset's."""
     epochs: int | None = None
@@ -52,7 +53,7 @@ class PipelineConfig:
     until: str | None = None
     """Stop at this time of day, such as 07:00; the same command goes on."""
     dry_run: bool = False
-    """Only print what would be done, and how long it takes on this machine, from steps measured for a minute or two."""
+    """Only print what would be done, and how long that takes on this machine, from training steps measured for a minute or two."""
 
     def __post_init__(self) -> None:
         check_limit(self.hours, self.until)
@@ -66,7 +67,7 @@ class Pipeline:
     """None if a teacher is given."""
     precompute: PrecomputeConfig
     students: tuple[DistillConfig, ...]
-    """Of a preset one for each arm, control and recipe, which `seeds` multiply; after that one for each run."""
+    """In a preset, one for each arm, control and recipe; `make_pipeline` makes one for each run of them, by the seeds."""
     seeds: tuple[int, ...] = (0,)
     images_per_class: int
     """Pictures of each class whose maps the report compares with the ground truth."""

@@ -13,7 +13,8 @@ class PrecomputeConfig:
     images: str
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     teacher: str
-    """Directory of the teacher's checkpoint, or torchvision:NAME for one trained on ImageNet, which takes images of its own size."""
+    """Directory of the teacher's checkpoint, or a network of torchvision or timm, such as torchvision:resnet50 or timm:resnet18, or of your
+    own, module:PACKAGE.MODULE:FUNCTION, with its default weights or those of NETWORK,weights=FILE."""
     store: str
     """Directory or s3:// URI of the store; the same command continues what is there."""
     split: Split = "train"
@@ -24,27 +25,34 @@ class PrecomputeConfig:
     method: Method = "ig"
     """Integrated gradients, their mean over noisy images, or input times gradient."""
     engine: Literal["fast"] | Engine = "fast"
-    """captum is the reference; fast gives the same maps sooner: by torch on a GPU or where OpenVINO is not installed or fails with this
-    teacher, by openvino else, with the backward pass in bfloat16 where the processor of the driver has that."""
+    """captum is the reference; fast chooses the fastest engine that gives the same maps: torch on a GPU, or if OpenVINO is not installed or
+    fails with this teacher; else openvino, with the backward pass in bfloat16 if the driver's processor has instructions for it."""
     student: str = "mobilenet:cut=5"
-    """The student for whose attention transfer the teacher's attention is kept, where the two have layers that correspond."""
+    """The student that the store's attention is for: it decides the teacher's layer whose attention is kept, if the two have layers that
+    correspond."""
+    taps: tuple[str, str] | None = None
+    """Paths of the layers that attention transfer compares, the student's and the teacher's, such as layer3 features.13; by default the
+    deepest ones of equal size."""
     precision: Literal["float16", "float32"] = "float16"
     """How maps are stored."""
     views: str = "none"
-    """The teacher's logits of crops, too, for students to learn from as if it were asked in training: all that --padding allows, or a
-    number of random ones for each image. May be added to a finished store, by the same command."""
+    """Also store the teacher's logits of crops of each image, from which students learn as if the teacher were asked during training: none,
+    all that --padding allows, or a number of random ones. They can be added to a finished store by the same command."""
     crop: Crop = "auto"
     """What these crops are: padded, moved by up to --padding pixels; resized, 35 to 100 % of the area, scaled to the image's size, of which
     there can only be a number; auto is resized for images above 64 pixels a side."""
     padding: int = 4
-    """Pixels of a padded crop on each side that these views allow."""
+    """Padding of a padded crop, in pixels on each side."""
     top: int = 32
     """Of a teacher of more than 256 classes, these views hold only this many of the largest logits of a crop, and how probable all other
     classes are together; 0 keeps all logits."""
     rows_per_file: int | None = None
-    """Images in one Parquet file: the unit of work, of a retry and of resumption; by default 250, less for large images."""
+    """Images in one Parquet file, which is computed, retried and resumed as a whole; by default 250, fewer for large images."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
+    class_map: str | None = None
+    """JSON or CSV file that says which of the teacher's classes (its name, or its number from 0) each class of the images is; without it,
+    a teacher of more classes is matched by name."""
     bad_images: BadImages = "refuse"
     """What to do with an image that cannot be used."""
     repair: bool = False

@@ -1,4 +1,4 @@
-"""Presets of jobs.pipeline: functions that give its configuration, and how the command line changes it."""
+"""Presets of jobs.pipeline: functions that give the configurations of its jobs, which the command line then changes."""
 
 import re
 from dataclasses import replace
@@ -60,8 +60,8 @@ def evidence_night(out: str) -> Pipeline:
 
 
 def evidence_cpu(out: str) -> Pipeline:
-    """All of CIFAR-10 as far as processors carry: the paper's teacher, the logits of all its crops, and the paper's student and a residual
-    one that is smaller and faster, each without a teacher, with one, with the teacher's maps and with another image's."""
+    """All of CIFAR-10, as long as processors without a GPU can take: the paper's teacher, its logits of all crops, and two students, the
+    paper's and a smaller and faster residual one. Each is trained alone, by kd, by kd+ig, and by kd+ig with other images' maps."""
     places = {"store": f"{out}/store", "test_images": "cifar10", "out": f"{out}/students", "teacher": f"{out}/teacher"}
     arms: tuple[tuple[Arm, Content], ...] = (("student", "own"), ("kd", "own"), ("kd+ig", "own"), ("kd+ig", "other"))
     whole = cifar10(out)
@@ -135,8 +135,8 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
 
 
 def by_recipe(recipe: str, student: DistillConfig) -> DistillConfig:
-    """A preset's run trained by another recipe, which decides every setting, also those that it leaves at their defaults. Only where the
-    run's files are, its arm and its control stay the preset's."""
+    """A preset's run by another recipe, which decides every setting, also those that it leaves at their defaults. Places, arm, seed and
+    control stay the preset's."""
     kept = ["store", "out", "test_images", "teacher", "arm", "seed", "maps"]
     if student.content != "own":
         kept.append("content")
@@ -144,10 +144,10 @@ def by_recipe(recipe: str, student: DistillConfig) -> DistillConfig:
 
 
 def changed(part: S, **values: object) -> S:
-    """A configuration with those values changed that are not None."""
+    """A configuration in which the values that are not None are changed."""
     return replace(part, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
 
 
 def directory(student: DistillConfig, several: bool) -> str:
-    """The run's label as a name of files, with its network where there are several."""
+    """A run's label as a file name; with the network, if there are several networks."""
     return re.sub(r"[^A-Za-z0-9+.]+", "-", f"{student.label} {student.student}" if several else student.label)

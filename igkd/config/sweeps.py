@@ -67,7 +67,7 @@ class AblateConfig(SweepConfig):
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with a test image that cannot be used."""
     grids: tuple[Grid, ...] = ("arms",)
-    """arms: all eight; controls: kd+ig with other things laid over, beside student, kd and kd+ig; compression: student, kd and kd+ig at
+    """arms: all eight; controls: student, kd, kd+ig, and kd+ig with something else than the map; compression: student, kd and kd+ig at
     the paper's eight cuts; monte-carlo: the same on random 80 % of the training images; choices: each choice of the recipe undone."""
     recipes: tuple[str, ...] = ("paper",)
     """paper, paper-as-published, strong, or JSON files of settings."""
@@ -78,9 +78,9 @@ class AblateConfig(SweepConfig):
     students: tuple[str, ...] = PAPER_STUDENTS
     """Networks of the compression sweep."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run of every cell for each of them; runs of one seed are paired."""
+    """Seeds; each cell has a run for each, and runs of one seed are compared with each other."""
     maps: int | None = field(default=None, metadata=SPEED)
-    """Test images whose maps are judged at the end of each run, and compared with those of --teacher."""
+    """Number of test images whose maps are evaluated at the end of each run, and compared with those of --teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class TuneConfig(SweepConfig):
 
     trials: int = field(default=50, metadata=SPEED)
     recipe: str = field(default="strong", metadata=RUN)
-    """Where the search begins, and what it leaves alone: paper, paper-as-published, strong, or a JSON file of settings."""
+    """Settings that the search begins with, and keeps where it has no range: paper, paper-as-published, strong, or a JSON file."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network."""
@@ -125,7 +125,7 @@ class SearchConfig(SweepConfig):
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """A student to compare them with."""
     rounds: int = 20
-    """Turns of each network when it is timed, of 5 passes each."""
+    """Rounds of 5 passes in which each network is timed."""
     seed: int = field(default=0, metadata=RUN)
     """Seed of the candidates and of every student."""
 

@@ -2,46 +2,35 @@
 
 from dataclasses import dataclass, field
 
-from igkd.base.choices import BadImages, Crop, Precision
+from igkd.base.choices import BadImages, Optimizer, Schedule
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
-from igkd.config.optimisation import Recipe
+from igkd.config.optimisation import Optimisation, check_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Train a teacher: a whole MobileNet-V2 or a residual network, by one-cycle SGD, on all training images but the validation split."""
+class TeacherConfig(Optimisation):
+    """Train a teacher on all training images but the validation split: from random weights, or from those of --init."""
 
     images: str = field(metadata=PLACE)
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     out: str = field(metadata=PLACE)
     """Directory of the checkpoint and its result; the same command continues what is there."""
+    optimizer: Optimizer = "sgd"
+    schedule: Schedule = "one-cycle"
     epochs: int = 200
     learning_rate: float = 0.1
-    """Peak of the one-cycle schedule."""
     weight_decay: float = 5e-4
     batch_size: int = 128
-    """Images a step, over all workers together."""
-    low_resolution_epochs: int = 0
-    """Epochs at the start trained at 3/4 of the resolution: nearly twice as fast."""
-    label_smoothing: float = 0.0
-    """Share of a label's weight that is spread evenly over all classes; a teacher smoothed so tells its students less."""
-    averaging: float = 0.0
-    """Decay at each step of a moving average of the weights, which becomes the teacher; 0 for none."""
-    crop: Crop = "auto"
-    """What the network sees of an image: padded, a crop of the image with 4 pixels of black around it; resized, 35 to 100 % of its area at
-    a random place, scaled to its size; auto is resized for images above 64 pixels a side."""
-    cutout: int = 0
-    """Side in pixels of a grey square that hides a part of every training image; 0 for none."""
-    precision: Precision = "auto"
-    """auto is bfloat16 autocast if the device has instructions for bfloat16, else float32; decided once, when a run starts."""
-    compile: bool = field(default=False, metadata=SPEED)
-    """Compile the training step by torch.compile: a minute at the start, for a faster step; needs a C++ compiler."""
     keep_epochs: tuple[int, ...] = field(default=(), metadata=SPEED)
     """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
     network: str = "mobilenet"
     """mobilenet, the paper's MobileNet-V2; mobilenet:width=0.5,stride=2 has half the channels, and a first layer of stride 2, for images
-    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS)."""
+    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS);
+    torchvision:NAME, timm:NAME; or one of your own, module:PACKAGE.MODULE:FUNCTION."""
+    init: str | None = field(default=None, metadata=PLACE)
+    """Weights to start from: a file, a checkpoint's directory, or default for the family's own. A last layer for another number of classes
+    is made anew; pictures are prepared as these weights' were, at their size unless --image-size gives another."""
     image_size: int | None = None
     """Scale and crop every picture to this many pixels a side; needed where sizes are mixed."""
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
@@ -53,23 +42,7 @@ class TeacherConfig:
     """Elastic training: continue with as few workers as this if nodes are lost, and with up to --workers when nodes return."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_frozen(self.freeze_norms, self.init)
         if not all(1 <= epoch <= self.epochs for epoch in self.keep_epochs):
             raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: they must be between 1 and --epochs {self.epochs}")
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(
-            optimizer="sgd",
-            schedule="one-cycle",
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            low_resolution_epochs=self.low_resolution_epochs,
-            label_smoothing=self.label_smoothing,
-            averaging=self.averaging,
-            crop=self.crop,
-            cutout=self.cutout,
-            precision=self.precision,
-            compile=self.compile,
-        )

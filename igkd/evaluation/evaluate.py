@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from igkd.attribution import attributor
 from igkd.base import provenance
 from igkd.base.choices import BadImages, Split
-from igkd.base.errors import UserError, run_cli
+from igkd.base.errors import UserError, printable, run_cli
 from igkd.base.random_draws import stratified_choice
 from igkd.base.storage import write_json
 from igkd.config.command_line import parse
@@ -32,7 +32,7 @@ from igkd.images.samples import Samples, load_samples, sentences
 from igkd.images.source import ImageSource
 from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
-from igkd.networks.renumbered import class_numbers, renumbered
+from igkd.networks.renumbered import class_numbers, renumbered, restricted
 
 SIMILARITIES = {"cosine": cosine, "rank_correlation": rank_correlation, "top_overlap": top_overlap}
 OWN_CLASSES = "give --images of its own classes"
@@ -185,6 +185,9 @@ def matching_teacher(text: str, model: Classifier, name: str) -> tuple[Classifie
         UserError: there is no such teacher, or its classes or image size differ from the network's.
     """
     teacher, card = open_teacher(text)
+    teacher, line = restricted(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
+    if line is not None:
+        print(f"note: {printable(line)}", file=sys.stderr, flush=True)
     teacher = renumbered(teacher, f"the teacher {text}", name, model.spec.classes, "give one of the same classes")
     if teacher.spec.image_shape != model.spec.image_shape:
         size = " and the checkpoint on ".join(f"{h}x{w}" for h, w in (teacher.spec.image_shape, model.spec.image_shape))

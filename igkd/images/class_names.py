@@ -59,6 +59,44 @@ def renumbering(
     raise UserError(f"{name} knows other classes{ours} than {others}{those}; {remedy}")
 
 
+def among(known: Sequence[str], given: Sequence[str], name: str) -> NDArray[np.int64] | None:
+    """The index in `known` of each class of `given`, if each is one of the known ones by its name, or by one of several synonyms that the
+    known name lists ("tabby, tabby cat"), in any case and with spaces or underscores; else None.
+
+    Args:
+        name: who has the `known` classes, for messages.
+
+    Returns:
+        int64 (len(given),).
+
+    Raises:
+        UserError: a class could be several of the known ones, or two classes are the same known one.
+    """
+    exact: dict[str, set[int]] = {}
+    words: dict[str, set[int]] = {}
+    for number, one in enumerate(known):
+        exact.setdefault(one, set()).add(number)
+        for word in _synonyms(one) | {_word(one)}:
+            words.setdefault(word, set()).add(number)
+    found = []
+    for one in given:
+        places = exact.get(one) or words.get(_word(one))
+        if places is None:
+            return None
+        if len(places) > 1:
+            raise UserError(
+                f"{one} could be {len(places)} classes that {name} knows ({', '.join(map(str, sorted(places)))}, counted from 0): "
+                "say which by --class-map FILE"
+            )
+        found.append(next(iter(places)))
+    for label, place in enumerate(found):
+        if place in found[:label]:
+            raise UserError(
+                f"{given[found.index(place)]} and {given[label]} are one class of {name}, {known[place]}: merge them, or leave one out"
+            )
+    return np.array(found, dtype=np.int64)
+
+
 def named(*lists: Sequence[str]) -> tuple[str, ...]:
     """Of several lists of the same classes, the first that has names instead of numbers; the first list if all have numbers."""
     return tuple(next((names for names in lists if _numbers(names, False) is None), lists[0]))
@@ -85,8 +123,17 @@ def _numbers(names: Sequence[str], imagenet: bool) -> list[int] | None:
 
 def _same_order(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two spellings of the classes, such as "tench" and "tench, Tinca tinca", list them in the same order."""
-    synonyms = [[{word.strip().casefold().replace("_", " ") for word in name.split(",")} for name in names] for names in (one, other)]
+    synonyms = [[_synonyms(name) for name in names] for names in (one, other)]
     return sum(bool(a & b) for a, b in zip(*synonyms, strict=True)) >= SAME * len(one)
+
+
+def _word(name: str) -> str:
+    return name.strip().casefold().replace("_", " ")
+
+
+def _synonyms(name: str) -> set[str]:
+    """The names in a list such as "tench, Tinca tinca", in lower case, with spaces for underscores."""
+    return {_word(word) for word in name.split(",")}
 
 
 def _what_is_missing(known: Sequence[str], given: Sequence[str]) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
 from igkd.base.storage import read_json, write_bytes, write_json
+from igkd.networks.module import CodeRefused
 from igkd.networks.network import Classifier, NetworkSpec, multiply_adds, parameter_count
+from igkd.networks.weights import shapes
 
 
 def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool = False) -> None:
@@ -51,6 +52,7 @@ def load(directory: Path | str) -> Classifier:
 
     Raises:
         UserError: there is no checkpoint, it is damaged, or its tensors do not fit its spec.
+        CodeRefused: its network is code that the user did not name.
     """
     directory = Path(directory)
     card = checkpoint_card(directory)
@@ -62,17 +64,30 @@ def load(directory: Path | str) -> Classifier:
         raise UserError(f"{directory}/model.safetensors does not match the sha256 in model.json: it was damaged or replaced")
     try:
         spec, state = NetworkSpec.from_json(card["spec"]), safetensors.torch.load(weights)
-        with torch.device("meta"):  # on the device "meta" a network of any size takes no memory
-            expected = {name: tensor.shape for name, tensor in Classifier(spec).network.state_dict().items()}
+        expected = shapes(spec.name, len(spec.classes))
         if wrong := sorted(name for name in expected.keys() | state.keys() if name not in state or state[name].shape != expected.get(name)):
             raise ValueError(f"{len(wrong)} tensor(s) do not fit its spec, such as {short(wrong[0])}")
         model = Classifier(spec)
         model.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except CodeRefused:
+        raise
     except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError, KeyError, UserError) as error:
         raise UserError(
             f"{directory} is not a checkpoint of this project: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from None
     return model.eval()
+
+
+def spec_of(directory: Path | str) -> NetworkSpec:
+    """The spec of a checkpoint, without its weights.
+
+    Raises:
+        UserError: there is no checkpoint, or its spec is damaged.
+    """
+    try:
+        return NetworkSpec.from_json(checkpoint_card(directory)["spec"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{directory} is not a checkpoint of this project: {error}") from None
 
 
 def checkpoint_card(directory: Path | str) -> dict[str, Any]:

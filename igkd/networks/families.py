@@ -1,6 +1,7 @@
 """The registry of families of networks. A network's name, FAMILY or FAMILY:OPTIONS, determines its architecture.
 
-To add a family, write one module with the functions of `Family`, and add one entry to `FAMILIES`.
+To add a family, write one module with the functions of `Family`, and add one entry to `FAMILIES`. A family of networks that others have
+made has the functions of `Outside`, too, and an entry in `OUTSIDE`.
 """
 
 from typing import Protocol
@@ -9,7 +10,8 @@ from torch import nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
-from igkd.networks import lean, mobilenet, torchvision
+from igkd.networks import lean, mobilenet, module, timm, torchvision
+from igkd.networks.preparation import Preparation
 
 
 class Family(Protocol):
@@ -28,7 +30,26 @@ class Family(Protocol):
         """A student's options, with those that the user left open filled in; see `student_name`."""
 
 
-FAMILIES: dict[str, Family] = {"mobilenet": mobilenet, "lean": lean, "torchvision": torchvision}
+class Outside(Protocol):
+    """What the module of a family has besides, if its networks were made by others: they may be trained already."""
+
+    def preparation(self, options: str) -> Preparation:
+        """How pictures are prepared for this network, as far as it says so."""
+
+    def outputs(self, options: str) -> int | None:
+        """Number of classes if none is asked for; None if that is not known."""
+
+    def categories(self, options: str, count: int) -> tuple[str, ...] | None:
+        """The names of the classes of a network with `count` of them; None if they are not known."""
+
+    def pretrained(self, options: str) -> nn.Module:
+        """The network with its default weights; raises UserError if they cannot be had."""
+
+
+FAMILIES: dict[str, Family] = {"mobilenet": mobilenet, "lean": lean, "torchvision": torchvision, "timm": timm, "module": module}
+OUTSIDE: dict[str, Outside] = {"torchvision": torchvision, "timm": timm, "module": module}
+IMAGENET = ("torchvision", "timm")
+"""Families whose networks with 1,000 classes know those of ImageNet."""
 
 
 def family_of(name: str) -> str:
@@ -41,6 +62,11 @@ def _split(name: str) -> tuple[Family, str]:
     if family not in FAMILIES:
         raise UserError(f"{short(name)} names no network: its family must be one of {', '.join(FAMILIES)}")
     return FAMILIES[family], options
+
+
+def outside(name: str) -> tuple[Outside | None, str]:
+    """The functions of `Outside` for a network's name, None if its family has none; and the name's options."""
+    return OUTSIDE.get(family_of(name)), name.partition(":")[2]
 
 
 def canonical_name(name: str) -> str:

@@ -133,7 +133,8 @@ def build(spec: NetworkSpec, seed: int) -> Classifier:
 
 
 def values_a_channel(spec: NetworkSpec, scale: float = 1.0) -> int:
-    """Number of pixels of the smallest feature maps, of one image, that a batch normalisation of this network gets.
+    """Number of pixels of the smallest feature maps, of one image, that a batch normalisation of this network gets; of the image, if there
+    is none.
 
     Args:
         scale: factor on the image's sides.
@@ -145,7 +146,7 @@ def values_a_channel(spec: NetworkSpec, scale: float = 1.0) -> int:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].shape[2:].numel()))
         network(torch.zeros(1, 3, *(round(side * scale) for side in spec.image_shape)))
-    return min(found)
+    return min(found, default=spec.image_shape[0] * spec.image_shape[1])
 
 
 def parameter_count(model: nn.Module) -> int:

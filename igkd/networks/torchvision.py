@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 from igkd.base.errors import UserError
+from igkd.networks.preparation import Preparation
 
 # torchvision unpickles files in $TORCH_HOME without checking their hash. This setting makes torch load nothing but tensors.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -37,7 +38,7 @@ def build(options: str, classes: int) -> nn.Module:
 
 
 def tap(options: str) -> str | None:
-    """Always None: no layer corresponds to one of a teacher."""
+    """Always None: `networks.taps` finds layers of equal size."""
     return None
 
 
@@ -49,6 +50,35 @@ def student(options: str, teacher: str | None, side: int) -> str:
 def default_weights(options: str) -> Any:
     """torchvision's entry of its default weights for ImageNet, with `meta["categories"]` and `transforms()`."""
     return torchvision.models.get_model_weights(canonical(options)).DEFAULT
+
+
+def preparation(options: str) -> Preparation:
+    """The size, scaling, mean and deviation of the default weights' own transforms."""
+    transform = default_weights(options).transforms()
+    (side,), (short_side,) = transform.crop_size, transform.resize_size
+    return Preparation(
+        image_shape=(side, side),
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        short_side=short_side,
+        interpolation=transform.interpolation.value,
+    )
+
+
+def imagenet_categories() -> tuple[str, ...]:
+    """torchvision's names of ImageNet's 1,000 classes, in the usual order of their WordNet ids."""
+    return tuple(default_weights("resnet18").meta["categories"])
+
+
+def outputs(options: str) -> int | None:
+    """Number of classes of the default weights."""
+    return len(default_weights(options).meta["categories"])
+
+
+def categories(options: str, count: int) -> tuple[str, ...] | None:
+    """The names of ImageNet's classes, if the network has so many; else None."""
+    names = tuple(default_weights(options).meta["categories"])
+    return names if count == len(names) else None
 
 
 def pretrained(options: str) -> nn.Module:

@@ -17,9 +17,11 @@ from igkd.images.class_names import named
 from igkd.images.codec import pixel_hash, scale_mask
 from igkd.images.samples import decode_all, first_image
 from igkd.images.source import ImageSource, Record
-from igkd.networks.families import student_name, tap_of
+from igkd.networks.families import student_name
 from igkd.networks.network import Classifier, NetworkSpec, parameter_count
-from igkd.networks.renumbered import class_numbers
+from igkd.networks.renumbered import Reordered, class_numbers
+from igkd.networks.taps import check_tap, layers, teacher_tap
+from igkd.networks.trial import check_trainable
 from igkd.store.signals import SIGNALS, Answers, columns_of
 
 Rows = dict[str, NDArray[Any]]
@@ -93,10 +95,16 @@ def kept_attention(config: PrecomputeConfig, model: Classifier, shape: tuple[int
     """The teacher's layer whose attention a store keeps for --student, and that map's (h, w); None and (0, 0) where none corresponds.
 
     Raises:
-        UserError: --student names no network.
+        UserError: --student names no network, or one that cannot take such pictures; or --taps names no layer of the teacher.
     """
     teacher = model.spec
-    layer = tap_of(student_name(config.student, teacher.name, teacher.image_shape), teacher.name)
+    student = student_name(config.student, teacher.name, teacher.image_shape)
+    check_trainable(NetworkSpec(name=student, classes=teacher.classes, image_shape=shape))
+    network = model.network.network if isinstance(model.network, Reordered) else model.network
+    if config.taps is not None:
+        layer: str | None = check_tap(config.taps[1], layers(network, shape), teacher.name)
+    else:
+        layer = teacher_tap(student, teacher.name, network, len(teacher.classes), shape)
     if layer is None:
         return None, (0, 0)
     with torch.inference_mode():

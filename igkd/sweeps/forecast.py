@@ -10,7 +10,7 @@ import torch
 from igkd import attribution
 from igkd.base.random_draws import validation_mask
 from igkd.config.distill import DistillConfig
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.config.pipeline import Pipeline
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images
@@ -66,7 +66,7 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
         spec = replace(spec, name=given.network)
         teacher = build(spec, 0).eval()
         held_out = int(validation_mask(labels).sum())
-        yield _training("teacher", spec, given.recipe, Objective(), len(labels) - held_out)
+        yield _training("teacher", spec, given.optimisation, Objective(), len(labels) - held_out)
     yield from _store(config, teacher, count)
     train = count - round(count * float(validation_mask(labels).mean()))
     groups: dict[tuple[str, str], list[DistillConfig]] = {}
@@ -76,24 +76,24 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
         one = group[0]
         student = replace(spec, name=student_name(name, spec.name, spec.image_shape))
         # The teacher's logits come from the store, of images or of crops; the time to look them up is negligible.
-        objective = replace(one.objective, logits="image", gamma=0.0, tap=None)
-        yield replace(_training(f"{label}, {student.name}", student, one.training, objective, train), runs=len(group))
+        objective = replace(one.objective, logits="image", gamma=0.0)
+        yield replace(_training(f"{label}, {student.name}", student, one.optimisation, objective, train), runs=len(group))
 
 
-def _training(name: str, spec: NetworkSpec, recipe: Recipe, objective: Objective, count: int) -> Stage:
+def _training(name: str, spec: NetworkSpec, optimisation: Optimisation, objective: Objective, count: int) -> Stage:
     """A training with `count` images an epoch; its rate is the mean over epochs of low and of full resolution."""
-    low = recipe.low_resolution_epochs / recipe.epochs
+    low = optimisation.low_resolution_epochs / optimisation.epochs
     seconds = sum(
-        share * _seconds_an_image(spec, replace(recipe, epochs=2, low_resolution_epochs=2 if small else 0, compile=False), objective)
+        share * _seconds_an_image(spec, replace(optimisation, epochs=2, low_resolution_epochs=2 if small else 0, compile=False), objective)
         for share, small in ((low, True), (1 - low, False))
         if share
     )
-    return Stage(name=name, images=recipe.epochs * count, rate=1 / seconds)
+    return Stage(name=name, images=optimisation.epochs * count, rate=1 / seconds)
 
 
-def _seconds_an_image(spec: NetworkSpec, recipe: Recipe, objective: Objective) -> float:
+def _seconds_an_image(spec: NetworkSpec, optimisation: Optimisation, objective: Objective) -> float:
     """Seconds for each image in a training step."""
-    count, (height, width) = STEPS * recipe.batch_size, spec.image_shape
+    count, (height, width) = STEPS * optimisation.batch_size, spec.image_shape
     generator = torch.Generator().manual_seed(0)
     samples = Samples(
         ids=np.arange(count),
@@ -104,7 +104,15 @@ def _seconds_an_image(spec: NetworkSpec, recipe: Recipe, objective: Objective) -
             "logits": torch.randn(count, len(spec.classes), generator=generator),
         },
     )
-    task = Task(spec=spec, train=samples, count=count, validation=samples.select(np.arange(2)), recipe=recipe, objective=objective, seed=0)
+    task = Task(
+        spec=spec,
+        train=samples,
+        count=count,
+        validation=samples.select(np.arange(2)),
+        optimisation=optimisation,
+        objective=objective,
+        seed=0,
+    )
     trainer = Trainer(task, _on_device, progress=lambda line: None)
     seconds: float = list(trainer.epochs())[-1][-1]["seconds"]
     return seconds / count

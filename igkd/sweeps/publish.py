@@ -11,7 +11,7 @@ from igkd.base.storage import write_bytes
 from igkd.networks import checkpoint
 from igkd.networks.checkpoint import checkpoint_card
 from igkd.networks.network import Classifier
-from igkd.networks.open import open_teacher
+from igkd.networks.open import names_network, open_teacher
 from igkd.report import pareto_page
 from igkd.report.gallery import Showcase, warm_latencies
 from igkd.report.html import source_name
@@ -122,7 +122,7 @@ def publish_front(root: Path, status: Status) -> str:
         store = Store.open(config["store"])
         source = source_name(store.plan.images)
         note = f"Students learn from {store.manifest['rows']:,} images of {source}, less those of the validation split."
-        teacher = {} if config["teacher"].startswith("torchvision:") else checkpoint_card(config["teacher"])
+        teacher = {} if names_network(config["teacher"]) else checkpoint_card(config["teacher"])
     best = read_object(root / "best.json").get("student") if (root / "best.json").exists() else None
     report = pareto_page.FrontReport(
         title="Search for a fast student",

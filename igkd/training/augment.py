@@ -12,7 +12,7 @@ from torch import Tensor
 
 from igkd.attribution.overlay import layer_of, overlay
 from igkd.base.random_draws import shuffled, uniform
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.images.views import View, are_resized, draw_resized_view, draw_view, few_crops, move
 from igkd.store.signals import SIGNALS
@@ -78,14 +78,14 @@ class Draws:
         return Draws(self.view.to(device), *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)[1:]))
 
 
-def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], recipe: Recipe, objective: Objective) -> Draws:
+def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], optimisation: Optimisation, objective: Objective) -> Draws:
     """The random choices for each image in one epoch: a function of (seed, epoch, id) alone.
 
     Args:
         ids: int64 (B,).
         shape: (H, W) of the images.
     """
-    probability = overlay_probability(objective, (epoch - 0.5) / recipe.epochs)
+    probability = overlay_probability(objective, (epoch - 0.5) / optimisation.epochs)
     overlaid, exponent = draw_overlay(seed, epoch, ids, probability, objective.exponents)
 
     def place(purpose: str, places: int) -> Tensor:
@@ -93,11 +93,11 @@ def draw(seed: int, epoch: int, ids: NDArray[np.int64], shape: tuple[int, int], 
 
     crop = place("crop", 1 if objective.crops is None else objective.crops.count)
     if objective.crops is not None:
-        view = few_crops(objective.crops, ids, recipe.padding, shape).each(lambda values: values.gather(1, crop[:, None])[:, 0])
-    elif are_resized(recipe.crop, shape):
+        view = few_crops(objective.crops, ids, optimisation.padding, shape).each(lambda values: values.gather(1, crop[:, None])[:, 0])
+    elif are_resized(optimisation.crop, shape):
         view = draw_resized_view(seed, epoch, ids, shape)
     else:
-        view = draw_view(seed, epoch, ids, recipe.padding)
+        view = draw_view(seed, epoch, ids, optimisation.padding)
     return Draws(view, overlaid, exponent, place("hidden y", shape[0]), place("hidden x", shape[1]), crop)
 
 
@@ -128,7 +128,9 @@ def cutout(pixels: Tensor, centre_y: Tensor, centre_x: Tensor, side: int) -> Ten
     return torch.where(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0.5, pixels)
 
 
-def augment(samples: Samples, draws: Draws, recipe: Recipe, objective: Objective, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+def augment(
+    samples: Samples, draws: Draws, optimisation: Optimisation, objective: Objective, seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
     """The student's input for a batch, and the same crops without overlay and cutout, for a live teacher.
 
     Args:
@@ -153,8 +155,8 @@ def augment(samples: Samples, draws: Draws, recipe: Recipe, objective: Objective
             order = pixel_order(seed, epoch, samples.ids[rows.cpu().numpy()], maps[0].numel()).to(maps.device)
         layer = layer_of(objective.content, maps, masks, draws.exponent[rows], order)
         pixels = clean.index_copy(0, rows, overlay(clean[rows], layer, objective.blend))
-    if recipe.cutout:
-        pixels = cutout(pixels, draws.hidden_y, draws.hidden_x, recipe.cutout)
+    if optimisation.cutout:
+        pixels = cutout(pixels, draws.hidden_y, draws.hidden_x, optimisation.cutout)
     return pixels, clean
 
 

@@ -3,6 +3,7 @@
 torch's SyncBatchNorm is for GPUs only; this one works on any device that the process group supports.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -96,6 +97,20 @@ class SharedSyncBatchNorm(SharedStatistics, nn.SyncBatchNorm):
         return nn.functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
+class SharedActivated(SharedStatistics):
+    """Replaces timm's BatchNormAct2d, which is a batch norm, a dropout and an activation in one layer."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        normalised = super().forward(input)
+        if not self.training:  # that was timm's own forward pass
+            return normalised
+        activated: Tensor = self.act(self.drop(normalised))
+        return activated
+
+
 SHARED: dict[type[nn.Module], type[SharedStatistics]] = {
     nn.BatchNorm1d: SharedBatchNorm1d,
     nn.BatchNorm2d: SharedBatchNorm2d,
@@ -107,14 +122,18 @@ SHARED: dict[type[nn.Module], type[SharedStatistics]] = {
 def share_batch_norms(network: nn.Module) -> nn.Module:
     """Make every batch normalisation of a network share its statistics, in place, keeping parameters and statistics; returns the network.
 
-    This covers torch's batch norms and subclasses with the same forward pass. Layers without batch statistics (frozen batch norms, layer
-    norms, group norms) are not changed.
+    This covers torch's batch norms, subclasses with the same forward pass, and timm's with an activation. Layers without batch statistics
+    (frozen batch norms, layer norms, group norms) are not changed.
 
     Raises:
         UserError: a layer computes batch statistics in another way, so that several workers would give another result than one.
     """
+    timm = sys.modules.get("timm.layers")  # loaded if the network is timm's
     for name, module in network.named_modules():
         if isinstance(module, SharedStatistics):
+            continue
+        if timm is not None and type(module) is timm.BatchNormAct2d:
+            module.__class__ = type("SharedBatchNormAct2d", (SharedActivated, timm.BatchNormAct2d), {})
             continue
         kind = next((kind for kind in SHARED if isinstance(module, kind)), None)
         if why := _why_not_shared(module, kind):

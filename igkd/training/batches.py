@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from igkd.base.errors import UserError
 from igkd.base.random_draws import shuffled
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.training.augment import Draws, draw
 
@@ -45,17 +45,24 @@ class Resident:
     """
 
     def __init__(
-        self, samples: Samples, recipe: Recipe, objective: Objective, seed: int, device: torch.device, rank: int = 0, world: int = 1
+        self,
+        samples: Samples,
+        optimisation: Optimisation,
+        objective: Objective,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        check_sizes(len(samples), recipe.batch_size, world)
-        self.samples, self.recipe, self.objective, self.seed = samples.to(device), recipe, objective, seed
+        check_sizes(len(samples), optimisation.batch_size, world)
+        self.samples, self.optimisation, self.objective, self.seed = samples.to(device), optimisation, objective, seed
         self.rank, self.world, self.device = rank, world, device
-        self.count, self.steps = len(samples), steps_of(len(samples), recipe.batch_size)
+        self.count, self.steps = len(samples), steps_of(len(samples), optimisation.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         ids, shape = self.samples.ids, self.samples.shape
-        draws = draw(self.seed, epoch, ids, shape, self.recipe, self.objective).to(self.device)
-        for positions in epoch_batches(self.seed, epoch, ids, self.recipe.batch_size):
+        draws = draw(self.seed, epoch, ids, shape, self.optimisation, self.objective).to(self.device)
+        for positions in epoch_batches(self.seed, epoch, ids, self.optimisation.batch_size):
             mine = positions[self.rank :: self.world]
             index = torch.from_numpy(mine).to(self.device, non_blocking=True)
             yield Batch(self.samples.select(mine, index), draws.select(index), len(positions))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from igkd.base.choices import Precision
-from igkd.config.optimisation import Recipe
+from igkd.config.optimisation import Optimisation
 
 Forward = Callable[..., Any]
 """A network's forward pass, called with (pixels) or (pixels, taps)."""
@@ -30,9 +30,9 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["flo
     return "bfloat16" if multiplies_in_bfloat16(device) else "float32"
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The context of a forward pass in the recipe's precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(recipe.precision, device) == "bfloat16")
+def autocast(optimisation: Optimisation, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in the precision that a run has."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(optimisation.precision, device) == "bfloat16")
 
 
 def compiler() -> str | None:

@@ -14,6 +14,7 @@ from igkd.images.class_names import renumbering
 from igkd.images.codec import FILL, Scaling
 from igkd.images.open import open_images, tell
 from igkd.images.samples import Samples, first_image, load_samples, sentences
+from igkd.networks.initial import sizing
 from igkd.store import Store
 
 TEST_SIZING = "test images must have the training images' size"
@@ -38,9 +39,9 @@ def unseen_by_teacher(config: TeacherConfig) -> Unseen:
         UserError: there are none, or one cannot be used.
     """
     source = open_images(config.images)
-    resize = config.image_size is not None
-    shape = (config.image_size, config.image_size) if config.image_size else first_image(source, "train", config.bad_images).shape[:2]
-    return read_unseen(config.images, source.classes, shape, resize, config.bad_images)
+    shape, scaling = sizing(config.network, config.init, config.image_size)
+    own = first_image(source, "train", config.bad_images).shape[:2] if shape is None else shape
+    return read_unseen(config.images, source.classes, own, shape is not None, config.bad_images, scaling)
 
 
 def unseen_by_student(config: DistillConfig, store: Store) -> Unseen | None:

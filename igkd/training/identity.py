@@ -12,6 +12,7 @@ from igkd.config.distill import DistillConfig
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images
 from igkd.networks.families import student_name
+from igkd.networks.initial import init_hash
 from igkd.store import Store
 
 BYTES_PER_PIXEL = 8
@@ -44,10 +45,12 @@ def fingerprints(config: DistillConfig) -> dict[str, str]:
     """The values that identify a student's run besides its settings. Test images are not among them: nothing is learned from them.
 
     Raises:
-        UserError: the store does not exist.
+        UserError: the store or the weights to start from do not exist.
     """
     store = Store.open(config.store)
     found = {"store_fingerprint": store.fingerprint()}
+    if config.init is not None:
+        found["init_sha256"] = init_hash(config.init)
     views = store.views_fingerprint()
     return found if views is None else found | {"views_fingerprint": views}
 

@@ -17,22 +17,18 @@ from torch.optim.swa_utils import AveragedModel
 
 from igkd.attribution.attention import attention_map
 from igkd.base.errors import UserError
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.store.signals import SIGNALS
 from igkd.store.top_logits import TopLogits
 from igkd.training.augment import augment, logits_of_crops
 from igkd.training.batches import Batch, Feed, check_validation
 from igkd.training.execution import Forward, autocast
+from igkd.training.optimizer import learning_rate, set_training, unwrapped
 from igkd.training.state import History
 from igkd.training.terms import terms_of
 from igkd.training.terms.term import Step, Term
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
 SAY_S = 15.0
 """Seconds between two lines of progress within an epoch."""
 
@@ -41,32 +37,16 @@ class Diverged(UserError):
     """The loss became NaN or infinite."""
 
 
-def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Learning rate when a fraction `progress` of the run is done: constant, or one cycle (Smith, Topin 2018): a linear warm-up over the
-    first fifth, then a cosine to 0."""
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    if progress < 0.2:
-        return recipe.learning_rate * max(progress / 0.2, 0.01)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe, terms: nn.Module | None = None) -> torch.optim.Optimizer:
-    """The recipe's optimizer for the parameters of a network and of the terms of its loss; the learning rate is set at every step."""
-    own = [] if terms is None else list(terms.parameters())
-    return OPTIMIZERS[recipe.optimizer]([*model.parameters(), *own], lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-
-
-def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
-    """The recipe's moving average of weights and buffers; None if it has none.
+def make_average(model: nn.Module, optimisation: Optimisation) -> AveragedModel | None:
+    """The moving average of weights and buffers; None if none is wanted.
 
     The decay at step n is at most n / (n + 10), so that the random initial weights are soon forgotten.
     """
-    if not recipe.averaging:
+    if not optimisation.averaging:
         return None
 
     def update(averaged: list[Tensor], current: list[Tensor], step: Tensor) -> None:
-        decay = min(recipe.averaging, step.item() / (step.item() + 10))
+        decay = min(optimisation.averaging, step.item() / (step.item() + 10))
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, 1 - decay)
@@ -83,7 +63,7 @@ class Learner:
     model: nn.Module
     """A `Classifier`, possibly wrapped for data parallelism, on its device."""
     optimizer: torch.optim.Optimizer
-    recipe: Recipe
+    optimisation: Optimisation
     objective: Objective
     seed: int
     terms: nn.ModuleList | None = None
@@ -101,7 +81,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         if self.terms is None:
-            self.terms = terms_of(self.objective, self.recipe)
+            self.terms = terms_of(self.objective, self.optimisation)
 
     @property
     def device(self) -> torch.device:
@@ -119,14 +99,14 @@ def compute_loss(learner: Learner, batch: Batch, epoch: int, scale: float = 1.0)
     Returns:
         scalar loss (mean over the batch) and logits, both float32, logits (B, classes).
     """
-    samples, recipe = batch.samples, learner.recipe
+    samples, optimisation = batch.samples, learner.optimisation
     assert learner.terms is not None
     terms = [term for term in learner.terms if isinstance(term, Term)]
-    pixels, clean = augment(samples, batch.draws, recipe, learner.objective, learner.seed, epoch)
+    pixels, clean = augment(samples, batch.draws, optimisation, learner.objective, learner.seed, epoch)
     if scale != 1.0:
         size = [round(side * scale) for side in samples.shape]
         pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-    with autocast(recipe, pixels.device):
+    with autocast(optimisation, pixels.device):
         logits, outputs = forward(
             learner.compiled or learner.model, pixels, tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
         )
@@ -151,8 +131,8 @@ def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]
         return None, None
     if objective.logits == "live":
         assert learner.teacher is not None
-        taps = (objective.tap,) if "attention" in signals and objective.tap is not None else ()
-        with torch.no_grad(), autocast(learner.recipe, clean.device):
+        taps = (objective.teacher_tap or objective.tap,) if "attention" in signals and objective.tap is not None else ()
+        with torch.no_grad(), autocast(learner.optimisation, clean.device):
             wanted, outputs = forward(learner.teacher, clean, taps)
         return wanted.float(), attention_map(outputs[taps[0]].float()) if taps else None
     shown = samples.signals.get("attention") if "attention" in signals else None
@@ -211,7 +191,7 @@ def train(learner: Learner, feed: Feed, validation: Samples, history: History) -
         Diverged: the loss became NaN or infinite.
     """
     check_validation(len(validation), learner.world)
-    history, validation, epochs = list(history), validation.to(learner.device), learner.recipe.epochs
+    history, validation, epochs = list(history), validation.to(learner.device), learner.optimisation.epochs
     for epoch in range(len(history) + 1, epochs + 1):
         begin = time.monotonic()
         loss, accuracy, seen = train_epoch(learner, feed, epoch)
@@ -241,14 +221,14 @@ def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float,
     Raises:
         Diverged: the loss became NaN or infinite.
     """
-    device, recipe = learner.device, learner.recipe
-    learner.model.train()
-    scale = 0.75 if epoch <= recipe.low_resolution_epochs else 1.0
+    device, optimisation = learner.device, learner.optimisation
+    set_training(learner.model, optimisation)
+    scale = 0.75 if epoch <= optimisation.low_resolution_epochs else 1.0
     total, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
     seen, spoke_of, spoke = 0, 0, time.monotonic()
     for step, batch in enumerate(feed.epoch(epoch)):
         for group in learner.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, (epoch - 1 + step / feed.steps) / recipe.epochs)
+            group["lr"] = learning_rate(optimisation, (epoch - 1 + step / feed.steps) / optimisation.epochs) * group.get("factor", 1.0)
         loss, logits = compute_loss(learner, batch, epoch, scale)
         learn(learner, loss, len(batch.samples) * learner.world / batch.size)
         total += loss.detach() * len(batch.samples)
@@ -259,7 +239,9 @@ def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float,
             raise Diverged(f"the loss became {loss.item()} in epoch {epoch}, step {step + 1}; try a lower --learning-rate")
         if (now := time.monotonic()) - spoke > SAY_S:
             rate, spoke, spoke_of = (seen - spoke_of) / (now - spoke), now, seen
-            learner.progress(f"epoch {epoch}/{recipe.epochs}, {seen}/{feed.count} images, {rate:.0f} images/s, loss {loss.item():.3f}")
+            learner.progress(
+                f"epoch {epoch}/{optimisation.epochs}, {seen}/{feed.count} images, {rate:.0f} images/s, loss {loss.item():.3f}"
+            )
     loss_sum, hits = _sum_over_workers([total.item(), correct.item()], device)
     return loss_sum / seen, hits / seen, seen
 
@@ -281,8 +263,3 @@ def learn(learner: Learner, loss: Tensor, share: float) -> None:
     learner.optimizer.step()
     if learner.average is not None:
         learner.average.update_parameters(unwrapped(learner.model))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network without its wrapper for data parallelism, if it has one."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -19,10 +19,12 @@ from igkd.base.storage import read_json, write_json
 from igkd.evaluation.evaluate import evaluate
 from igkd.networks import checkpoint
 from igkd.networks.network import Classifier, build, multiply_adds, parameter_count
+from igkd.networks.weights import load_into
 from igkd.training.batch_norm import share_batch_norms
 from igkd.training.batches import Feed, Resident
 from igkd.training.execution import Compiled, choose_precision, multiplies_in_bfloat16
-from igkd.training.loop import Learner, make_average, make_optimizer, train, unwrapped
+from igkd.training.loop import Learner, make_average, train
+from igkd.training.optimizer import make_optimizer, unwrapped
 from igkd.training.state import History, load_state, read_decided, save_state
 from igkd.training.task import Task, check_batch_size
 from igkd.training.terms import terms_of
@@ -46,22 +48,24 @@ class Trainer:
         Raises:
             UserError: the batches are too small for this network.
         """
-        check_batch_size(task.spec, task.recipe)
+        check_batch_size(task.spec, task.optimisation)
         network = build(task.spec, task.seed).to(memory_format=torch.channels_last)
+        if task.initial is not None:
+            load_into(network.network, task.initial, "--init")
         self.task, self.rank, self.world, self.progress = task, rank, world, progress
         self.model = prepare(share_batch_norms(network) if world > 1 else network)
         self.device = next(self.model.parameters()).device
-        self.terms = terms_of(task.objective, task.recipe).to(self.device)
-        self.optimizer = make_optimizer(self.model, task.recipe, self.terms)
-        self.average = make_average(unwrapped(self.model), task.recipe)
+        self.terms = terms_of(task.objective, task.optimisation).to(self.device)
+        self.optimizer = make_optimizer(self.model, task.optimisation, self.terms)
+        self.average = make_average(unwrapped(self.model), task.optimisation)
         self.teacher = None if task.teacher is None else task.teacher.to(self.device).eval()
         self.history: History = []
         # The first worker decides, and a resumed run keeps the choice: another rounding would make it another run.
-        self.precision: Precision = _agreed(choose_precision(task.recipe.precision, self.device), world)
+        self.precision: Precision = _agreed(choose_precision(task.optimisation.precision, self.device), world)
         self.compiled = None
-        if task.recipe.compile and world > 1:
+        if task.optimisation.compile and world > 1:
             progress("goes on without torch.compile, which is for one worker")
-        elif task.recipe.compile:
+        elif task.optimisation.compile:
             self.compiled = Compiled(self.model, progress)
 
     def load(self, directory: Path) -> None:
@@ -77,7 +81,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return len(self.history) >= self.task.recipe.epochs
+        return len(self.history) >= self.task.optimisation.epochs
 
     def epochs(self, feed: Feed | None = None) -> Iterator[History]:
         """Train the remaining epochs; yields the history after each. Without a feed, the task's images are kept in memory."""
@@ -88,13 +92,14 @@ class Trainer:
             self.progress(f"going on after epoch {len(self.history)}")
         if self.precision == "bfloat16" and not multiplies_in_bfloat16(self.device):
             self.progress("trains in bfloat16, which this processor only emulates: about ten times slower than float32")
-        recipe = dataclasses.replace(task.recipe, precision=self.precision)
+        optimisation = dataclasses.replace(task.optimisation, precision=self.precision)
         if feed is None:
             assert task.train is not None
-            feed = Resident(task.train, task.recipe, task.objective, task.seed, self.device, self.rank, self.world)
+            feed = Resident(task.train, task.optimisation, task.objective, task.seed, self.device, self.rank, self.world)
         learner = Learner(
-            model=self.model, optimizer=self.optimizer, recipe=recipe, objective=task.objective, seed=task.seed, terms=self.terms,
-            average=self.average, teacher=self.teacher, compiled=self.compiled, rank=self.rank, world=self.world, progress=self.progress,
+            model=self.model, optimizer=self.optimizer, optimisation=optimisation, objective=task.objective, seed=task.seed,
+            terms=self.terms, average=self.average, teacher=self.teacher, compiled=self.compiled, rank=self.rank, world=self.world,
+            progress=self.progress,
         )  # fmt: skip
         rows = train(learner, feed, task.validation, self.history)
         for self.history in rows:
@@ -102,7 +107,7 @@ class Trainer:
 
     @property
     def network(self) -> Classifier:
-        """The network so far: the averaged one, if the recipe averages."""
+        """The network so far: the averaged one, if weights are averaged."""
         network = unwrapped(self.model) if self.average is None else self.average.module
         assert isinstance(network, Classifier)
         return network

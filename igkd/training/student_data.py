@@ -3,26 +3,29 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from igkd.base.errors import UserError
-from igkd.base.random_draws import stratified_choice
 from igkd.base.storage import absolute
 from igkd.config.distill import DistillConfig
 from igkd.config.optimisation import FewCrops
 from igkd.config.recipes import MADE, made_for
-from igkd.images.samples import Samples, concatenate
+from igkd.images.samples import Samples
 from igkd.networks.families import student_name, tap_of
+from igkd.networks.initial import Initial, initial, normalised
 from igkd.networks.network import Classifier, NetworkSpec
-from igkd.networks.open import open_teacher
-from igkd.networks.renumbered import class_numbers
+from igkd.networks.open import DEFAULT, open_teacher
+from igkd.networks.renumbered import class_numbers, restricted
+from igkd.networks.taps import check_tap, layers_of, student_tap
+from igkd.networks.trial import check_trainable
 from igkd.store import Plan, Store
 from igkd.store.views import few_of
-from igkd.training.augment import deranged
 from igkd.training.batches import check_sizes, check_validation
 from igkd.training.identity import ingest_of
+from igkd.training.student_rows import look_through, mixed_up, some_of
 from igkd.training.task import Moments, Task, check_batch_size, every
+
+IMPORTED = "take a checkpoint of `igkd import --class-map FILE`"
 
 
 def check_student(config: DistillConfig, store: Store) -> None:
@@ -60,17 +63,24 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
         train, moments = train.select(some_of(train, config)), Moments()
         moments.add(train.pixels[:: every(len(train))])
 
-    spec = student_spec(config, plan)
-    if config.normalise:
+    spec, start = student_spec(config, plan), start_of(config, plan)
+    if start is not None:
+        mean, std = normalised(spec, start)
+        spec = replace(spec, mean=mean, std=std)
+    elif config.normalise:
         mean, std = moments.normalisation()
         spec = replace(spec, mean=mean, std=std)
+    objective, tap = config.objective, attention_tap(config, plan)
     return Task(
         spec=spec,
+        initial=None if start is None else start.state,
         train=None if train is None else mixed_up(train, config),
         count=int((~held_out).sum()) if train is None else len(train),
         validation=validation,
-        recipe=config.training,
-        objective=replace(config.objective, crops=crops_of(store) if views else None, tap=attention_tap(config, plan)),
+        optimisation=config.optimisation,
+        objective=replace(
+            objective, crops=crops_of(store) if views else None, tap=tap, teacher_tap=None if tap is None else plan.attention_layer
+        ),
         seed=config.seed,
         teacher=teacher,
         maps=config.maps,
@@ -85,69 +95,24 @@ def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:
     )  # fmt: skip
 
 
+def start_of(config: DistillConfig, plan: Plan) -> Initial | None:
+    """The weights that a student starts from; None for random ones.
+
+    Raises:
+        UserError: they cannot be had, or do not fit.
+    """
+    return None if config.init is None else initial(student_spec(config, plan).name, len(plan.classes), config.init)
+
+
 def crops_of(store: Store) -> FewCrops | None:
     """The crops that students are restricted to, if the store has logits of only some; else None."""
     return None if store.views is None else few_of(store.views)
 
 
-def some_of(train: Samples, config: DistillConfig) -> NDArray[np.bool_]:
-    """The training images that a run with --share uses, stratified by class and drawn by its seed: bool (N,)."""
-    return stratified_choice(train.labels.numpy(), round(config.share * len(train)), config.seed, "share")
-
-
 def for_workers(config: DistillConfig) -> DistillConfig:
     """The settings for processes with another working directory: paths absolute, no test images, which are sent decoded."""
-    return replace(config, store=absolute(config.store), test_images=None)
-
-
-def look_through(store: Store, step: int) -> tuple[Samples, Moments]:
-    """What a streamed run needs before it starts: the validation images, and the sums over every `step`th training image."""
-    held_out, moments, seen = [], Moments(), 0
-    for part in range(store.plan.parts):
-        samples, validation = store.samples([part])
-        if validation.any():
-            held_out.append(samples.select(validation))
-        pixels = samples.pixels[torch.from_numpy(~validation)]
-        moments.add(pixels[-seen % step :: step])
-        seen += len(pixels)
-    return concatenate(held_out), moments
-
-
-def training_rows(config: DistillConfig, store: Store, part: int) -> Samples:
-    """The training images of one part, changed by `mixed_up` if the control needs that.
-
-    Another image's map is then that of an image of the same part or, if the part has only one, of a later part.
-    """
-    train = _training(config, store, part)
-    if len(train) != 1 or mixed_up(train, config) is train:
-        return mixed_up(train, config)
-    later = (_training(config, store, (part + offset) % store.plan.parts) for offset in range(1, store.plan.parts))
-    other = next((samples for samples in later if len(samples)), None)
-    if other is None:
-        raise UserError(f"{config.store} has one training image: there is no other whose map could be laid over it; make a larger one")
-    return mixed_up(concatenate([train, other.select(np.arange(1))]), config).select(np.arange(1))
-
-
-def _training(config: DistillConfig, store: Store, part: int) -> Samples:
-    samples, validation = store.samples([part], views=config.which_logits == "views")
-    return samples.select(~validation)
-
-
-def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
-    """The training images with another image's map, for the control "other"; or mixed up as by the published code.
-
-    There, two programs saved their results, each in its own random order: one the maps, the other logits and attention.
-    """
-    if config.aligned and config.content != "other":
-        return samples
-    partner = torch.from_numpy(deranged(len(samples), config.seed, "partner"))
-    signals = dict(samples.signals)
-    if "ig" in signals:
-        signals["ig"] = signals["ig"][partner]
-    if not config.aligned:
-        answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
-        signals |= {name: signals[name][answering] for name in ("logits", "views", "view_classes", "attention") if name in signals}
-    return replace(samples, signals=signals)
+    init = config.init if config.init in (None, DEFAULT) else absolute(config.init)
+    return replace(config, store=absolute(config.store), test_images=None, init=init)
 
 
 def open_store(config: DistillConfig) -> Store:
@@ -158,7 +123,9 @@ def open_store(config: DistillConfig) -> Store:
             batches are too small for the student.
     """
     store = _fitting_store(config)
-    check_batch_size(student_spec(config, store.plan), config.training)
+    spec = student_spec(config, store.plan)
+    check_trainable(spec)
+    check_batch_size(spec, config.optimisation)
     wanted = made_for(config.recipe)
     if wanted is not None and wanted != store.fingerprint():
         raise UserError(
@@ -182,10 +149,21 @@ def _fitting_store(config: DistillConfig) -> Store:
 
 
 def attention_tap(config: DistillConfig, plan: Plan) -> str | None:
-    """Path of the layer where attention transfer compares a student with its teacher; None if its arm has no attention transfer."""
+    """Path of the student's layer that attention transfer compares with the teacher's; None if its arm has no attention transfer, or it
+    has no such layer.
+
+    Raises:
+        UserError: --taps names no layer of the student.
+    """
     if "at" not in config.arm.split("+"):
         return None
-    return tap_of(student_spec(config, plan).name, plan.teacher_network)
+    spec = student_spec(config, plan)
+    if config.taps is not None:
+        return check_tap(config.taps[0], layers_of(spec.name, len(plan.classes), plan.image_shape), spec.name)
+    if plan.attention_layer is None:
+        return tap_of(spec.name, plan.teacher_network)
+    height, width = plan.attention_shape
+    return student_tap(spec.name, plan.teacher_network, len(plan.classes), plan.image_shape, (height, width))
 
 
 def check_attention(config: DistillConfig, plan: Plan) -> None:
@@ -195,20 +173,22 @@ def check_attention(config: DistillConfig, plan: Plan) -> None:
         UserError: it has not; the message says what to do.
     """
     student, tap = student_spec(config, plan).name, attention_tap(config, plan)
-    if tap is None:
-        raise UserError(
-            f"{student} has no layer that corresponds to one of its teacher, {plan.teacher_network}, so {config.arm} cannot transfer "
-            "attention: choose an arm without at"
-        )
     if plan.attention_layer is None:
         raise UserError(
             f"{config.store} holds no attention, which {config.arm} needs; make a store with --student {config.student}, or choose an arm "
             "without at"
         )
-    if tap != plan.attention_layer:
+    if tap is None:
         raise UserError(
-            f"{config.store} holds attention of layer {plan.attention_layer}, {student} needs {tap}; "
-            f"make a store with `python -m jobs.precompute --student {config.student}`"
+            f"{student} has no layer with feature maps to compare with {plan.attention_layer} of its teacher, {plan.teacher_network}, so "
+            f"{config.arm} cannot transfer attention: choose an arm without at"
+        )
+    needed = config.taps[1] if config.taps is not None else tap_of(student, plan.teacher_network)
+    if needed not in (None, plan.attention_layer):
+        how = f"--student {config.student}" if config.taps is None else f"--taps {' '.join(config.taps)}"
+        raise UserError(
+            f"{config.store} holds attention of layer {plan.attention_layer}, {student} needs {needed}; "
+            f"make a store with `python -m jobs.precompute {how}`"
         )
 
 
@@ -265,7 +245,9 @@ def open_teacher_of(config: DistillConfig) -> Classifier | None:
     (teacher, card), store = open_teacher(config.teacher), Store.open(config.store)
     if card["sha256"] != store.plan.teacher:
         raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its weights differ")
-    numbers = class_numbers(teacher, f"the teacher {config.teacher}", config.store, store.plan.classes, "make a store with this teacher")
+    remedy = "make a store with this teacher"
+    teacher, _ = restricted(teacher, f"the teacher {config.teacher}", config.store, store.plan.classes, f"{IMPORTED}, or {remedy}")
+    numbers = class_numbers(teacher, f"the teacher {config.teacher}", config.store, store.plan.classes, remedy)
     if not np.array_equal(numbers, np.arange(len(numbers))):
         raise UserError(f"{config.teacher} is not the teacher that {config.store} was made with: its classes are in another order")
     return teacher

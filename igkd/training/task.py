@@ -1,14 +1,14 @@
 """The input of a training run: network, images, settings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from igkd.base.errors import UserError
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.networks.network import Classifier, NetworkSpec, values_a_channel
 from igkd.training.held_out import Unseen
@@ -26,9 +26,11 @@ class Task:
     validation: Samples
     left_out: tuple[str, ...] = ()
     """A sentence for each training image that cannot be used."""
-    recipe: Recipe
+    optimisation: Optimisation
     objective: Objective
     seed: int
+    initial: Mapping[str, Tensor] | None = None
+    """Weights that the network starts from, by the names of its tensors; those that are missing are random."""
     teacher: Classifier | None = None
     """The student's teacher, if it is available."""
     keep_epochs: tuple[int, ...] = ()
@@ -66,14 +68,14 @@ class Moments:
         return tuple(mean), tuple(std)
 
 
-def check_batch_size(spec: NetworkSpec, recipe: Recipe) -> None:
+def check_batch_size(spec: NetworkSpec, optimisation: Optimisation) -> None:
     """Check that no batch normalisation would get a single value a channel, which has no variance, from a batch of one image.
 
     Raises:
         UserError: one would; the message says what is needed.
     """
-    scale = 0.75 if recipe.low_resolution_epochs else 1.0
-    if recipe.batch_size == 1 and values_a_channel(spec, scale) == 1:
+    scale = 0.75 if optimisation.low_resolution_epochs else 1.0
+    if optimisation.batch_size == 1 and values_a_channel(spec, scale) == 1:
         height, width = (round(side * scale) for side in spec.image_shape)
         raise UserError(
             f"--batch-size 1 is too small: at {height}x{width} pixels this network's last feature maps have a single pixel, and batch "

@@ -1,5 +1,7 @@
 """A teacher's task: the training images of a source."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from igkd.base.random_draws import validation_mask
@@ -7,8 +9,10 @@ from igkd.config.optimisation import Objective
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images
 from igkd.images.samples import first_image, load_samples, sentences
-from igkd.networks.families import canonical_name
+from igkd.networks.families import canonical_name, outside
+from igkd.networks.initial import Initial, initial, normalised, sizing
 from igkd.networks.network import NetworkSpec
+from igkd.networks.trial import check_trainable
 from igkd.training.batches import check_sizes, check_validation
 from igkd.training.task import Moments, Task, check_batch_size, every
 
@@ -21,42 +25,63 @@ def teacher_task(config: TeacherConfig) -> Task:
     """
     source = open_images(config.images)
     labels = source.checked_labels("train")
-    resize = config.image_size is not None
-    shape = (config.image_size, config.image_size) if config.image_size is not None else None
-    samples, left_out = load_samples(source, "train", np.arange(len(labels)), shape, resize, config.bad_images)
+    start = start_of(config, len(source.classes))
+    shape, scaling = sizing(config.network, config.init, config.image_size)
+    ids = np.arange(len(labels))
+    samples, left_out = load_samples(source, "train", ids, shape, shape is not None, config.bad_images, scaling=scaling)
     validation = validation_mask(labels)[samples.ids]
     train = samples.select(~validation)
     moments = Moments()
     moments.add(train.pixels[:: every(len(train))])
     mean, std = moments.normalisation()
-    spec = NetworkSpec(name=config.network, classes=source.classes, image_shape=samples.shape, mean=mean, std=std)
+    spec = NetworkSpec(
+        name=config.network, classes=source.classes, image_shape=samples.shape, mean=mean, std=std,
+        short_side=scaling.short_side, interpolation=scaling.interpolation,
+    )  # fmt: skip
+    if start is not None:
+        mean, std = normalised(spec, start)
+        spec = replace(spec, mean=mean, std=std)
     return Task(
         spec=spec,
+        initial=None if start is None else start.state,
         train=train,
         count=len(train),
         left_out=sentences(left_out),
         validation=samples.select(validation),
-        recipe=config.recipe,
+        optimisation=config.optimisation,
         objective=Objective(),
         seed=config.seed,
         keep_epochs=config.keep_epochs,
     )
 
 
+def start_of(config: TeacherConfig, classes: int) -> Initial | None:
+    """The weights that a teacher starts from; None for random ones.
+
+    Raises:
+        UserError: they cannot be had, or do not fit.
+    """
+    return None if config.init is None else initial(canonical_name(config.network), classes, config.init)
+
+
 def check_teacher(config: TeacherConfig) -> None:
     """Check a teacher's settings; reads no picture but the first.
 
     Raises:
-        UserError: there is no such network, there are no or too few images, or batches are too small for the network or the workers.
+        UserError: there is no such network, or it is of no use; there are no or too few images; or batches are too small for the network or
+            the workers.
     """
     canonical_name(config.network)
     source = open_images(config.images)
     validation = validation_mask(source.checked_labels("train"))
     check_sizes(int((~validation).sum()), config.batch_size, config.workers)
     check_validation(int(validation.sum()), config.workers)
-    if config.batch_size > 1:
+    if config.batch_size > 1 and outside(config.network)[0] is None:
         return
-    first = first_image(source, "train", config.bad_images).shape
-    shape = (first[0], first[1]) if config.image_size is None else (config.image_size, config.image_size)
+    shape = sizing(config.network, config.init, config.image_size)[0]
+    if shape is None:
+        first = first_image(source, "train", config.bad_images).shape
+        shape = (first[0], first[1])
     spec = NetworkSpec(classes=source.classes, image_shape=shape, name=config.network)
-    check_batch_size(spec, config.recipe)
+    check_trainable(spec)
+    check_batch_size(spec, config.optimisation)

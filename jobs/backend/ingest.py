@@ -12,7 +12,7 @@ from igkd.images.samples import Samples
 from igkd.store import Store
 from igkd.training.augment import draw
 from igkd.training.batches import Batch, check_sizes, joined, steps_of
-from igkd.training.student_data import training_rows
+from igkd.training.student_rows import training_rows
 from igkd.training.task import Task
 from jobs.backend.runtime import READ_CPUS
 
@@ -47,10 +47,10 @@ class Stream:
     """A worker's share of a data set. Shares are equal; a remainder smaller than the number of workers is left out."""
 
     def __init__(self, shard: ray.data.DataIterator, task: Task, device: torch.device, rank: int, world: int) -> None:
-        check_sizes(task.count, task.recipe.batch_size, world)
+        check_sizes(task.count, task.optimisation.batch_size, world)
         self.shard, self.task, self.device, self.rank, self.world = shard, task, device, rank, world
         self.count, mine = task.count, task.count // world
-        self.size = math.ceil(mine / steps_of(task.count, task.recipe.batch_size))
+        self.size = math.ceil(mine / steps_of(task.count, task.optimisation.batch_size))
         self.steps = math.ceil(mine / self.size) - (mine % self.size == 1 < min(self.size, mine))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -63,5 +63,5 @@ class Stream:
         )
         for columns in joined(batches):
             samples = Samples.from_columns(columns)
-            draws = draw(task.seed, epoch, samples.ids, samples.shape, task.recipe, task.objective)
+            draws = draw(task.seed, epoch, samples.ids, samples.shape, task.optimisation, task.objective)
             yield Batch(samples.to(self.device), draws.to(self.device), len(samples) * self.world)

@@ -20,8 +20,6 @@ def set_environment() -> None:
     settings = {
         # Ray reports its use to its makers unless told not to.
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Tasks without a GPU: what Ray will do to CUDA_VISIBLE_DEVICES in future. Without this it warns of the change.
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Tune's tables say in many words what `jobs.backend.sweep_progress.Keeper` says in few.
         "RAY_AIR_NEW_OUTPUT": "0",
         # Ray Train's watcher of preempted nodes only tells training loops that ask, which ours do not, and prints an error at each start.

@@ -1,4 +1,4 @@
-"""What the jobs share: starting Ray, running a training loop on it, and turning its errors into sentences."""
+"""What all jobs use: starting Ray, running a training loop on it, and turning its errors into sentences."""
 
 import atexit
 import contextlib
@@ -21,6 +21,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.config import LoggingConfig
 
 from igkd.base.errors import INTERRUPTED, STOPPED, UserError, run_cli
+from igkd.networks import module
 from jobs.backend.ray_insides import QUIET_WORKERS, lean_trainer, silence_ray_data
 from jobs.backend.start import connect
 
@@ -35,7 +36,7 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
 }
 READ_CPUS = 0.2
-"""Processors that a task of Ray Data takes which mostly waits for a disk or a network."""
+"""Processors of a Ray Data task that mostly waits for a disk or a network."""
 T = TypeVar("T")
 
 
@@ -64,7 +65,7 @@ def run_job(main: Callable[[], int | None]) -> None:
 def leave(status: int) -> None:
     """End this process at once, after what was registered with `atexit`.
 
-    Python would take all of its modules apart first: with torch and Ray among them the prompt came back some 10 s after the last line.
+    Python would first destroy all modules one by one; with torch and Ray among them, the prompt came back some 10 s after the last line.
     """
     atexit._run_exitfuncs()
     with contextlib.suppress(BrokenPipeError):
@@ -93,8 +94,8 @@ def user_error(error: BaseException | None) -> UserError | None:
 def start_ray(num_cpus: int | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, as it does for submitted jobs, or start one of all processors or `num_cpus`.
 
-    Left to itself Ray would join whatever cluster was started last on this machine: that of another job, whose end would be ours, or of
-    another user.
+    Without an address Ray would join the cluster that was started last on this machine. It may belong to another job, and end with it, or
+    to another user.
 
     Raises:
         UserError: that cluster cannot be reached, or none can be started.
@@ -104,22 +105,25 @@ def start_ray(num_cpus: int | None = None) -> None:
         return
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    connect(num_cpus, {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": path}, "worker_process_setup_hook": QUIET_WORKERS})
+    connect(
+        num_cpus,
+        {"env_vars": {**WORKER_ENVIRONMENT, **module.environment(), "PYTHONPATH": path}, "worker_process_setup_hook": QUIET_WORKERS},
+    )
 
 
 @functools.lru_cache(maxsize=4)
 def fetched(ref: ray.ObjectRef[T]) -> T:
-    """An object of the driver, unpacked once in a worker process: a source may know the names of a million files.
+    """An object that the driver put into Ray's store, unpacked once in each worker process: a source may hold the names of a million files.
 
-    Here and not where it is used: a job's own module is __main__, which Ray sends by value, and a cache cannot go that way.
+    It is defined here because Ray sends what is defined in a program's own module, `__main__`, by value, and caches cannot be sent.
     """
     return ray.get(ref)
 
 
 def set_up_ray_data() -> None:
-    """Settings that a data set takes from its driver when it is made: errors of ours stay themselves, progress is left to our own lines.
+    """Set Ray Data's options for the data sets of this process: a UserError stays one, and no progress bars are shown.
 
-    Ray Data's bars need a terminal and count blocks; our lines count images and work in a log, too.
+    Ray Data's bars need a terminal and count blocks; our lines count images and can be read in a log, too.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -129,11 +133,11 @@ def set_up_ray_data() -> None:
 
 
 def scaling(workers: int, reads: bool = False, least: int | None = None) -> ScalingConfig:
-    """Share the cluster among the workers of a run; on GPUs where there are GPUs.
+    """Divide the cluster among the workers of a run; they train on GPUs if there are any.
 
-    Elastic workers, at least `least` of them, have a GPU or a processor each: how many there will be to share is not known.
-
-    With `reads`, a quarter of the processors stays free for the tasks that feed the workers, which would otherwise wait for ever.
+    Args:
+        reads: leave a quarter of the processors to the tasks that read data for the workers, which would otherwise wait for ever.
+        least: smallest number of elastic workers. These have one GPU or processor each, since it is not known how many there will be.
     """
     resources = ray.cluster_resources()
     gpus = resources.get("GPU", 0)
@@ -150,7 +154,7 @@ def scaling(workers: int, reads: bool = False, least: int | None = None) -> Scal
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """What a worker of Ray Train runs: an error of ours leaves it as itself, and unlike others without a traceback in the log."""
+    """A context for code in a worker of Ray Train: a UserError is raised as itself, without the traceback in the log that others get."""
     try:
         yield
     except Exception as error:
@@ -162,8 +166,9 @@ def one_sentence() -> Iterator[None]:
 
 
 class Final(ray.train.UserCallback):
-    """Ends a run at an error of ours, which would come again however often it was tried: to Ray Train all errors of workers are alike,
-    and an error in its own controller, where this is called, is one that is not tried again."""
+    """Ends a run at a UserError, which would come again at every retry.
+
+    Ray Train treats all errors of workers alike. But an error in its own controller, where this is called, is not retried."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         causes = [cause for error in worker_exceptions.values() if (cause := user_error(error)) is not None]

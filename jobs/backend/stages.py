@@ -1,6 +1,6 @@
 """The stages of `jobs.precompute` on Ray Data. A block of the data set is a part of the store: an Arrow table with a row for each image.
 
-A module of its own, not of a program: what is `__main__` Ray sends by value, and a cache cannot go that way.
+It is a module of its own because Ray sends what is defined in `__main__`, where a program's module is, by value, and caches cannot be sent.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ def parts_dataset(parts: Sequence[int], at_once: int = 1) -> ray.data.Dataset:
 
 
 def finished(part: int, ids: NDArray[np.int64], entry: store.Entry) -> Rows:
-    """What a task gives of a part that it wrote: a row for each image asked for, so that Ray's dashboard counts images.
+    """The block that a task returns for a part that it has written. It has a row for each image, so that Ray's dashboard counts images.
 
     Args:
-        ids: int64 (n,), of these images.
-        entry: the part's, for the manifest: it is in the first row.
+        ids: int64 (n,), ids of the part's images.
+        entry: the part's entry for the manifest, which goes into the first row.
     """
     entries = np.full(len(ids), "", dtype=object)
     entries[0] = json.dumps(entry)
@@ -45,26 +45,26 @@ def finished(part: int, ids: NDArray[np.int64], entry: store.Entry) -> Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What all stages know: a small value, however many rows there are."""
+    """What all stages have in common; small, since Ray sends it with every task."""
 
     uri: str
     plan: store.Layer
     selection: ray.ObjectRef[compute.Selection]
 
     def images(self, part: int) -> compute.Selection:
-        """The images asked for of a part."""
+        """The images of a part that are to be computed."""
         chosen: compute.Selection = fetched(self.selection)
         return chosen.part(self.plan, part)
 
 
 def plan_of(work: Work) -> store.Plan:
-    """The plan of a store's own rows."""
+    """The work's plan, which is that of the store and not of its views."""
     assert isinstance(work.plan, store.Plan)
     return work.plan
 
 
 class Check:
-    """Parts that are there already: for each a row with its entry for the manifest, or with what is wrong with it."""
+    """Checks parts that are in the store already. Each gives a row, with its entry for the manifest or with what is wrong with it."""
 
     def __init__(self, work: Work, sha256: list[str] | None) -> None:
         self.work, self.sha256 = work, sha256
@@ -84,7 +84,7 @@ class Check:
 
 
 class Views:
-    """The teacher's logits of crops of a part's images, which are read from the store and written beside it: one task, one file."""
+    """Computes the teacher's logits of crops of a part's images, which it reads from the store, and writes them as a file beside it."""
 
     def __init__(self, model: ray.ObjectRef[Classifier], work: Work, opened: ray.ObjectRef[store.Store]) -> None:
         self.model, self.work, self.opened = model, work, opened
@@ -101,7 +101,7 @@ class Views:
 
 
 class Read:
-    """Stage 1: the images of a part, a row each, with the part's number in the column `part`."""
+    """Stage 1: reads the images of a part. Each is a row, with the part's number in the column `part`."""
 
     def __init__(self, source: ray.ObjectRef[ImageSource], work: Work) -> None:
         self.source, self.work = source, work
@@ -113,10 +113,10 @@ class Read:
 
 
 class Attribute:
-    """Stage 2: what the teacher makes of them, on a GPU where there is one.
+    """Stage 2: computes the teacher's map, logits and attention of each image, on a GPU if the cluster has GPUs.
 
-    A task, not an actor: Ray Data keeps a pool of actors at the size with which it began (2.60, seen with processors and with GPUs), while
-    tasks go to every node that joins, and anywhere when one leaves.
+    It runs as tasks, not as actors: Ray Data (2.60) never changes the size of a pool of actors, with processors or with GPUs, while tasks
+    use every node that joins and move elsewhere when one leaves.
     """
 
     def __init__(self, model: ray.ObjectRef[Classifier], work: Work) -> None:
@@ -128,7 +128,7 @@ class Attribute:
 
 
 class Write:
-    """Stage 3: one Parquet file."""
+    """Stage 3: writes the part as one Parquet file."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -141,14 +141,14 @@ class Write:
 
 @functools.lru_cache(maxsize=1)
 def ready(model: ray.ObjectRef[Classifier], plan: store.Plan, device: str) -> tuple[Classifier, Attributor]:
-    """The teacher and its attributor, made once in a process, which Ray uses for one task after the other."""
+    """The teacher and its attributor, made once in each process; Ray uses a process for one task after the other."""
     network = ray.get(model).to(device).eval()
     return network, compute.plan_attributor(network, plan)
 
 
 @functools.lru_cache(maxsize=1)
 def ready_to_answer(model: ray.ObjectRef[Classifier], engine: store.Forwards, device: str) -> views.Answer:
-    """The teacher's forward pass, made once in a process."""
+    """The teacher's forward pass, made once in each process."""
     return views.answering(ray.get(model).to(device).eval(), engine)
 
 

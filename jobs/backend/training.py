@@ -25,7 +25,7 @@ from jobs.backend.runtime import fetched, fit, one_sentence, start_ray
 
 @one_sentence()
 def train_worker(loop_config: dict[str, Any]) -> None:
-    """One worker of a run: build the task, resume from the last checkpoint, report every epoch with a checkpoint."""
+    """One worker of a run: builds the task, resumes from the last checkpoint, and reports a checkpoint after every epoch."""
     logging.disable(logging.INFO)  # Ray Train logs at length what `progress` prints in one line
     task: Task = loop_config["task"]()
     if "unseen" in loop_config:

@@ -6,20 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.networks.network import NetworkSpec
 from igkd.training.augment import draw
 from igkd.training.batches import Batch, Resident
-from igkd.training.loop import Learner, compute_loss, make_average, make_optimizer, train
+from igkd.training.loop import Learner, compute_loss, make_average, train
+from igkd.training.optimizer import make_optimizer
 from igkd.training.state import History
 
 TINY = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="mobilenet:cut=11,width=0.35")
 
 
-def recipe(**changes: Any) -> Recipe:
+def recipe(**changes: Any) -> Optimisation:
     usual = {"optimizer": "sgd", "schedule": "one-cycle", "learning_rate": 0.05, "weight_decay": 5e-4, "epochs": 3, "batch_size": 8}
-    return Recipe(**usual | {"padding": 2} | changes)
+    return Optimisation(**usual | {"padding": 2} | changes)
 
 
 def random_samples(count: int, seed: int = 0, size: int = 16) -> Samples:
@@ -41,19 +42,19 @@ def quiet(line: str) -> None:
     assert "epoch" in line
 
 
-def resident(samples: Samples, how: Recipe, objective: Objective, seed: int, rank: int = 0, world: int = 1) -> Resident:
+def resident(samples: Samples, how: Optimisation, objective: Objective, seed: int, rank: int = 0, world: int = 1) -> Resident:
     return Resident(samples, how, objective, seed, torch.device("cpu"), rank, world)
 
 
-def learner(model: nn.Module, how: Recipe, objective: Objective | None = None, seed: int = 0, **rest: Any) -> Learner:
+def learner(model: nn.Module, how: Optimisation, objective: Objective | None = None, seed: int = 0, **rest: Any) -> Learner:
     """A network in training, with a new optimizer and average where none are given."""
     rest = {"optimizer": make_optimizer(model, how), "average": make_average(model, how), "progress": quiet} | rest
-    return Learner(model=model, recipe=how, objective=objective or Objective(), seed=seed, **rest)
+    return Learner(model=model, optimisation=how, objective=objective or Objective(), seed=seed, **rest)
 
 
 def run(
-    model: nn.Module, samples: Samples, how: Recipe, seed: int = 0, objective: Objective | None = None, *, rank: int = 0, world: int = 1,
-    validation: Samples | None = None, history: History | None = None, **rest: Any,
+    model: nn.Module, samples: Samples, how: Optimisation, seed: int = 0, objective: Objective | None = None, *, rank: int = 0,
+    world: int = 1, validation: Samples | None = None, history: History | None = None, **rest: Any,
 ) -> History:  # fmt: skip
     """A whole run, or the rest of one; its last history."""
     own = learner(model, how, objective, seed, rank=rank, world=world, **rest)

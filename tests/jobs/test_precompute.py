@@ -114,6 +114,31 @@ def test_every_processor_attributes(cluster: None, teacher: str, tmp_path: Path)
     assert len(list((tmp_path / "pids").iterdir())) == 2
 
 
+class PatientAttribute(Attribute):
+    """Finishes the second part only when the third one is in the store; gives up after a minute."""
+
+    uri: str
+
+    def attributed(self, rows: Rows) -> Rows:
+        deadline = time.monotonic() + 60
+        while rows["part"][0] == 1 and not (Path(self.uri) / "part-00002.parquet").exists():
+            if time.monotonic() > deadline:
+                raise UserError("the second wave waits for the last part of the first")
+            time.sleep(0.1)
+        return super().attributed(rows)
+
+
+def test_a_wave_does_not_wait_for_the_last_part_of_the_one_before(
+    cluster: None, store: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.precompute.PARTS_AT_ONCE", 2)
+    config, source, model = configure(teacher, tmp_path / "store", limit=40), open_images(IMAGES), checkpoint.load(teacher)
+    plan, selection = make_plan(config, source, model, checkpoint.checkpoint_card(teacher)["sha256"])
+    patient = type("Patient", (PatientAttribute,), {"uri": str(tmp_path / "store")})
+    fill_store(config, source, model, plan, selection, patient)
+    assert digests(tmp_path / "store") == digests(store)
+
+
 def test_lost_part_is_computed_again_and_only_that(
     cluster: None, store: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,7 +365,7 @@ def test_a_store_of_another_method_names_it_and_its_setting_is_kept(cluster: Non
 
 
 def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """1,000 classes at 224x224; a teacher that is not of the students' kind gives no attention, and OpenVINO cannot differentiate it."""
+    """1,000 classes at 224x224; the attention is that of layers of equal size, and OpenVINO cannot differentiate this teacher."""
     rng = np.random.default_rng(0)
     for number in range(1000):
         directory = tmp_path / "images" / "train" / f"{number:04d}"
@@ -355,19 +380,18 @@ def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path, c
     precompute_store(configure(teacher, tmp_path / "store", **settings))
     assert "precompute: fast stands for the engine torch here: openvino" in capfd.readouterr().out
     opened = Store.open(str(tmp_path / "store"))
-    assert verify(opened.uri) == [] and opened.plan.attention_layer is None
+    assert verify(opened.uri) == [] and opened.plan.attention_shape == (28, 28) and opened.plan.attention_layer == "stage2"
     assert opened.column("ig").shape == (4, 224, 224) and opened.column("logits").shape == (4, 1000)
     assert opened.column("label").tolist() == [0, 250, 500, 750]
     samples, _ = opened.samples()
-    assert "attention" not in samples.signals
-    with pytest.raises(UserError, match="has no layer that corresponds.*choose an arm without at"):
-        open_store(DistillConfig(store=opened.uri, test_images="shapes", out="o", arm="at"))
+    assert samples.signals["attention"].shape == (4, 28, 28)
+    open_store(DistillConfig(store=opened.uri, test_images="shapes", out="o", arm="at"))
 
 
 def test_a_torchvision_teacher_that_is_none_is_refused(tmp_path: Path) -> None:
     for text, words in [
         ("torchvision:nonet", "no classifier 'nonet'; it has .*mobilenet_v2"),
-        ("torchvision:resnet18,colour=red", "at most weights=none and seed=N"),
+        ("torchvision:resnet18,colour=red", "at most weights=FILE, weights=default, or weights=none and seed=N"),
     ]:
         with pytest.raises(UserError, match=words):
             precompute_store(configure(text, tmp_path / "store"))

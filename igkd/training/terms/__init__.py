@@ -5,7 +5,7 @@ To add a term, write one module with a `Term`, add one entry to `TERMS`, and its
 
 from torch import nn
 
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.training.terms.attention import AttentionTransfer
 from igkd.training.terms.cross_entropy import CrossEntropy
 from igkd.training.terms.distillation import Distillation
@@ -17,7 +17,7 @@ TERMS: dict[str, type[Term]] = {"ce": CrossEntropy, "kd": Distillation, "at": At
 __all__ = ["TERMS", "Step", "Term", "terms_of"]
 
 
-def terms_of(objective: Objective, recipe: Recipe) -> nn.ModuleList:
+def terms_of(objective: Objective, optimisation: Optimisation) -> nn.ModuleList:
     """The terms whose weight is not 0, each a `Term`, in the order of the registry."""
-    made = (term(objective, recipe) for term in TERMS.values())
+    made = (term(objective, optimisation) for term in TERMS.values())
     return nn.ModuleList([term for term in made if term.weight > 0])

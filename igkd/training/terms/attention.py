@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from igkd.attribution.attention import attention_map, resize_map
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.training.terms.term import Step, Term
 
 
@@ -18,8 +18,8 @@ class AttentionTransfer(Term):
 
     signals = ("attention",)
 
-    def __init__(self, objective: Objective, recipe: Recipe) -> None:
-        super().__init__(objective, recipe)
+    def __init__(self, objective: Objective, optimisation: Optimisation) -> None:
+        super().__init__(objective, optimisation)
         self.weight = objective.gamma
         if objective.gamma > 0:
             assert objective.tap is not None

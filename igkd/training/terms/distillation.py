@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.store.top_logits import TopLogits
 from igkd.training.terms.term import Step, Term
 
@@ -51,8 +51,8 @@ class Distillation(Term):
 
     signals = ("logits",)
 
-    def __init__(self, objective: Objective, recipe: Recipe) -> None:
-        super().__init__(objective, recipe)
+    def __init__(self, objective: Objective, optimisation: Optimisation) -> None:
+        super().__init__(objective, optimisation)
         self.weight, self.temperature = objective.alpha, objective.temperature
 
     def forward(self, step: Step) -> Tensor:

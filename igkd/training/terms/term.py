@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.store.top_logits import TopLogits
 
 
@@ -37,7 +37,7 @@ class Term(nn.Module, abc.ABC):
     """The teacher's signals that the term needs: "logits", "attention"."""
 
     @abc.abstractmethod
-    def __init__(self, objective: Objective, recipe: Recipe) -> None:
+    def __init__(self, objective: Objective, optimisation: Optimisation) -> None:
         super().__init__()
 
     @abc.abstractmethod

@@ -38,7 +38,7 @@ from igkd.store.__main__ import main as store_program
 from igkd.sweeps.__main__ import main as sweeps_program
 from igkd.sweeps.ledger import Status, describe, read_rows, read_status
 from igkd.sweeps.publish import publish
-from igkd.training.loop import make_optimizer
+from igkd.training.optimizer import make_optimizer
 from igkd.training.state import History, load_state, read_history, save_state
 from tests.helpers.pages import HOSTILE, Page
 from tests.helpers.pictures import encoded, png_of_size
@@ -91,7 +91,7 @@ def torch_file(payload: Any, directory: Path) -> bytes:
 
 def test_a_pickle_for_the_state_of_a_run(payload: Any, tmp_path: Path) -> None:
     model = build(SPEC, 0)
-    optimizer = make_optimizer(model, TeacherConfig(images="shapes", out="").recipe)
+    optimizer = make_optimizer(model, TeacherConfig(images="shapes", out="").optimisation)
     for data in (pickle.dumps(payload), torch_file(payload, tmp_path)):
         (tmp_path / run_directory.STATE).write_bytes(data)
         refused(lambda: load_state(tmp_path, model, optimizer), "cannot be read .*delete it to begin that run anew")
@@ -260,7 +260,7 @@ def history(epochs: int = 2) -> History:
 
 @pytest.mark.parametrize("kind", ["tensors", "optimizer", "parameter", "history", "nested"])
 def test_a_state_of_something_else(kind: str, tmp_path: Path) -> None:
-    model, recipe = build(SPEC, 0), TeacherConfig(images="shapes", out="").recipe
+    model, recipe = build(SPEC, 0), TeacherConfig(images="shapes", out="").optimisation
     optimizer = make_optimizer(model, recipe)
     save_state(tmp_path, model, optimizer, history())
     assert load_state(tmp_path, model, optimizer) == history()

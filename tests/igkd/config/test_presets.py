@@ -36,7 +36,7 @@ def recipe_named(name: str, directory: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "command_line", [{}, {"epochs": 7}, {"workers": 2, "student": "mobilenet:cut=7", "arms": ("kd", "ig"), "seeds": (3,)}]
+    "command_line", [{}, {"epochs": 14}, {"workers": 2, "student": "mobilenet:cut=7", "arms": ("kd", "ig"), "seeds": (3,)}]
 )
 @pytest.mark.parametrize("name", [*RECIPES, *FILES])
 @pytest.mark.parametrize("preset", PRESETS)

@@ -19,9 +19,10 @@ from igkd.networks.network import build
 from igkd.store import Store
 from igkd.training.augment import draw
 from igkd.training.identity import BYTES_PER_PIXEL, ingest_of
-from igkd.training.loop import make_average, make_optimizer, train
+from igkd.training.loop import make_average, train
+from igkd.training.optimizer import make_optimizer
 from igkd.training.state import load_state, save_state
-from igkd.training.student_data import mixed_up
+from igkd.training.student_rows import mixed_up
 from igkd.training.terms.attention import attention_transfer
 from tests.helpers.stores import tiny_plan
 from tests.helpers.training import TINY, learner, loss_of, random_samples, recipe, resident, run, same_weights, without_seconds
@@ -43,8 +44,8 @@ def test_the_command_line_changes_what_the_recipe_says(name: str, monkeypatch: p
     places = ["--store", "s", "--test-images", "t", "--out", "o"]
     monkeypatch.setattr("sys.argv", ["jobs.distill", "--recipe", name, *places])
     assert parse_distill("python -m jobs.distill") == distill_config(name, **PLACES)
-    monkeypatch.setattr("sys.argv", ["jobs.distill", *places, f"--recipe={name}", "--epochs", "7", "--logits", "image"])
-    assert parse_distill("python -m jobs.distill") == distill_config(name, **PLACES, epochs=7, logits="image")
+    monkeypatch.setattr("sys.argv", ["jobs.distill", *places, f"--recipe={name}", "--epochs", "14", "--logits", "image"])
+    assert parse_distill("python -m jobs.distill") == distill_config(name, **PLACES, epochs=14, logits="image")
 
 
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from igkd.networks.lean import MAX_BLOCKS, MAX_STAGES, MAX_WIDTH, Lean, parse
 from igkd.networks.network import NetworkSpec, build, multiply_adds, parameter_count
 from igkd.sweeps.candidates import candidates
 from igkd.sweeps.grid import make_cell
-from igkd.training.student_data import check_attention
+from igkd.training.student_data import attention_tap, check_attention
 from tests.helpers.networks import hooked_multiply_adds, lively, same_state, settled
 from tests.helpers.paths import ROOT
 from tests.helpers.stores import tiny_plan
@@ -186,9 +186,10 @@ def test_its_files_give_what_the_checkpoint_gives() -> None:
 
 
 @pytest.mark.parametrize("arm", ["at", "kd+at", "kd+ig+at"])
-def test_attention_transfer_is_refused(arm: Arm) -> None:
-    with pytest.raises(UserError, match="has no layer that corresponds .* cannot transfer attention: choose an arm without at"):
-        check_attention(DistillConfig(store="s", out="o", student=f"lean:{NAME}", arm=arm), tiny_plan())
+def test_attention_is_transferred_to_the_deepest_layer_of_the_teachers_size(arm: Arm) -> None:
+    config = DistillConfig(store="s", out="o", student=f"lean:{NAME}", arm=arm)
+    check_attention(config, tiny_plan())
+    assert attention_tap(config, tiny_plan()) == "features.1"  # NAME halves 3x5 pixels in its stem, and has one block at 2x3
 
 
 def test_a_label_a_directory_and_a_recipe_say_which_it_is(tmp_path: Path) -> None:

@@ -16,11 +16,16 @@ from igkd.evaluation.map_samples import read
 from igkd.images.open import open_images
 from igkd.networks import checkpoint
 from igkd.networks.network import NetworkSpec, build
-from igkd.networks.open import open_teacher, torchvision_spec
+from igkd.networks.open import open_teacher
+from igkd.networks.torchvision import preparation
 from igkd.store import Store, compute
 from igkd.training.held_out import unseen_by_student
 from igkd.training.student_data import distill_task
 from tests.helpers.stores import make_store
+
+
+def spec_of(name: str) -> NetworkSpec:
+    return NetworkSpec(name=f"torchvision:{name}", classes=("a", "b"), **preparation(name).complete(name))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,7 @@ from tests.helpers.stores import make_store
     ],
 )
 def test_a_networks_own_size_and_scaling(name: str, short_side: int, side: int, interpolation: str) -> None:
-    spec = torchvision_spec(name, torchvision.models.get_model_weights(name).DEFAULT.transforms(), ("a", "b"))
+    spec = spec_of(name)
     assert (spec.image_shape, spec.short_side, spec.interpolation) == ((side, side), short_side, interpolation)
     assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -43,7 +48,7 @@ def test_a_networks_own_size_and_scaling(name: str, short_side: int, side: int, 
 @pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
 def test_every_network_of_torchvisions_has_a_spec_that_a_checkpoint_may_have(name: str) -> None:
     how = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    spec = torchvision_spec(name, how, ("a", "b"))
+    spec = spec_of(name)
     assert NetworkSpec.from_json(spec.__dict__) == spec and (list(spec.mean), list(spec.std)) == (how.mean, how.std)
 
 
@@ -57,7 +62,9 @@ def test_random_weights_take_the_same_images_as_the_default_ones(name: str, side
 
 @pytest.mark.parametrize("seed", ["seed=-1", "seed=1e3", "seed=99999999999999999999", "seed=", "seed=\u0663"])
 def test_a_seed_that_is_none_is_refused(seed: str) -> None:
-    with pytest.raises(UserError, match="is no teacher: after torchvision:NAME come at most weights=none and seed=N"):
+    with pytest.raises(
+        UserError, match="is no teacher: after the network come at most weights=FILE, weights=default, or weights=none and seed=N"
+    ):
         open_teacher(f"torchvision:resnet18,weights=none,{seed}")
 
 

@@ -67,14 +67,14 @@ def asked_and_stored(large: dict[str, str], name: str, seed: int, epoch: int) ->
     task = distill_task(student(large[name]))
     assert task.train is not None
     model = checkpoint.load(large["teacher"]).to(memory_format=torch.channels_last)
-    draws = draw(seed, epoch, task.train.ids, task.train.shape, task.recipe, task.objective)
+    draws = draw(seed, epoch, task.train.ids, task.train.shape, task.optimisation, task.objective)
     assert draws.view.resized
     batch = Batch(task.train, draws, len(task.train))
     clean = move(task.train.pixels, draws.view).float() / 255
     live = replace(task.objective, logits="live")
     with torch.no_grad():
-        asked = teach(learner(model, task.recipe, live, teacher=model), batch, clean, KD)[0]
-        stored = teach(learner(model, task.recipe, task.objective), batch, clean, KD)[0]
+        asked = teach(learner(model, task.optimisation, live, teacher=model), batch, clean, KD)[0]
+        stored = teach(learner(model, task.optimisation, task.objective), batch, clean, KD)[0]
     assert isinstance(asked, torch.Tensor)
     return asked, stored
 
@@ -111,8 +111,8 @@ def test_a_student_learns_from_the_largest_logits_at_low_resolution_and_with_an_
         task = distill_task(config)
         assert task.train is not None
         network, objective = build(task.spec, 0), replace(task.objective, logits=logits)
-        batch = Batch(task.train, draw(1, 1, task.train.ids, task.train.shape, task.recipe, objective), len(task.train))
-        own = learner(network, task.recipe, objective, 1, teacher=checkpoint.load(large["teacher"]))
+        batch = Batch(task.train, draw(1, 1, task.train.ids, task.train.shape, task.optimisation, objective), len(task.train))
+        own = learner(network, task.optimisation, objective, 1, teacher=checkpoint.load(large["teacher"]))
         losses[name, logits] = compute_loss(own, batch, 1, 0.75)[0].item()
     assert losses["all", "views"] == pytest.approx(losses["all", "live"], rel=1e-3)
     assert losses["top", "views"] < losses["all", "views"]
@@ -126,14 +126,14 @@ def test_students_see_the_stored_crops_alone(large: dict[str, str]) -> None:
     stored = few_crops(crops, ids, 4, (SIDE, SIDE))
     seen = set()
     for epoch in range(1, 30):
-        draws = draw(5, epoch, ids, (SIDE, SIDE), task.recipe, task.objective)
+        draws = draw(5, epoch, ids, (SIDE, SIDE), task.optimisation, task.objective)
         rows = torch.arange(60)
         for name in ("dy", "dx", "flip", "height", "width"):
             assert torch.equal(getattr(draws.view, name), getattr(stored, name)[rows, draws.crop])
         seen |= set(draws.crop.tolist())
     assert seen == set(range(CROPS))
     free = distill_task(student(large["top"], logits="image"))
-    assert free.objective.crops is None and draw(5, 1, ids, (SIDE, SIDE), free.recipe, free.objective).view.resized
+    assert free.objective.crops is None and draw(5, 1, ids, (SIDE, SIDE), free.optimisation, free.objective).view.resized
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_students_see_the_stored_crops_alone(large: dict[str, str]) -> None:
 )
 def test_a_teacher_is_trained_on_such_crops_too(side: int, crop: Any, resized: bool) -> None:
     task = teacher_task(TeacherConfig(images="shapes:train=40,test=5", out="o", image_size=side, crop=crop))
-    draws = draw(0, 1, np.arange(5), (side, side), task.recipe, task.objective)
+    draws = draw(0, 1, np.arange(5), (side, side), task.optimisation, task.objective)
     assert draws.view.resized is resized
 
 

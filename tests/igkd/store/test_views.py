@@ -56,13 +56,16 @@ def test_views_are_what_a_live_teacher_says(viewed: dict[str, str], teacher: str
     model, compared = checkpoint.load(teacher).to(memory_format=torch.channels_last), 0
     with torch.no_grad():
         for seed, epoch in ((0, 1), (0, 2), (7, 1), (3, 50), (3, 51), (4, 1), (5, 2), (6, 3), (8, 4), (9, 5), (10, 6)):
-            draws = draw(seed, epoch, task.train.ids, task.train.shape, task.recipe, task.objective)
+            draws = draw(seed, epoch, task.train.ids, task.train.shape, task.optimisation, task.objective)
             for mine in (np.arange(0, len(task.train), 2), np.arange(1, len(task.train), 2)):
                 batch = Batch(task.train.select(mine), draws.select(torch.from_numpy(mine)), len(mine))
                 clean = crop_flip(batch.samples.pixels, batch.draws.view).float() / 255
-                stored = teach(learner(model, task.recipe, task.objective), batch, clean, frozenset({"logits"}))[0]
+                stored = teach(learner(model, task.optimisation, task.objective), batch, clean, frozenset({"logits"}))[0]
                 asked_now = teach(
-                    learner(model, task.recipe, replace(task.objective, logits="live"), teacher=model), batch, clean, frozenset({"logits"})
+                    learner(model, task.optimisation, replace(task.objective, logits="live"), teacher=model),
+                    batch,
+                    clean,
+                    frozenset({"logits"}),
                 )[0]
                 assert stored is not None and asked_now is not None
                 rounding = 2**-11 * asked_now.abs() + 2e-5  # half a unit of float16; kernels of other batches in float32
@@ -80,9 +83,11 @@ def test_the_loss_with_views_is_the_live_one_at_low_resolution_and_with_what_onl
     task = distill_task(config)
     assert task.train is not None
     network, model = build(task.spec, 0), checkpoint.load(teacher)
-    batch = Batch(task.train, draw(1, 1, task.train.ids, task.train.shape, task.recipe, task.objective), len(task.train))
+    batch = Batch(task.train, draw(1, 1, task.train.ids, task.train.shape, task.optimisation, task.objective), len(task.train))
     losses = [
-        compute_loss(learner(network, task.recipe, replace(task.objective, logits=logits), 1, teacher=model), batch, 1, 0.75)[0].item()
+        compute_loss(
+            learner(network, task.optimisation, replace(task.objective, logits=logits), 1, teacher=model), batch, 1, 0.75,
+        )[0].item()
         for logits in ("views", "live", "image")
     ]  # fmt: skip
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and abs(losses[0] - losses[2]) > 0.01 * losses[0]

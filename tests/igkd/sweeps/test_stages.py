@@ -10,7 +10,7 @@ from igkd.base.run_directory import STATE
 from igkd.networks.network import NetworkSpec, build
 from igkd.sweeps.__main__ import main
 from igkd.sweeps.stages import describe_stages
-from igkd.training.loop import make_optimizer
+from igkd.training.optimizer import make_optimizer
 from igkd.training.state import save_state
 from tests.helpers.training import recipe
 

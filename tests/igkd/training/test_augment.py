@@ -13,7 +13,7 @@ from torch import Tensor
 from igkd.attribution.attention import moved_attention, normalise_map
 from igkd.attribution.overlay import layer_of, minmax, overlay, sharpen
 from igkd.base.choices import Content
-from igkd.config.optimisation import Objective, Recipe
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.images.views import View, crop_flip, draw_view, warp
 from igkd.training.augment import augment, cutout, deranged, draw, draw_overlay, overlay_probability, pixel_order
@@ -275,7 +275,7 @@ def test_nobody_is_their_own_partner(count: int, seed: int) -> None:
 
 
 def test_the_teacher_sees_the_crop_without_overlay_and_cutout() -> None:
-    how = Recipe(optimizer="sgd", schedule="constant", learning_rate=1, weight_decay=0, epochs=1, batch_size=4, padding=2, cutout=3)
+    how = Optimisation(optimizer="sgd", schedule="constant", learning_rate=1, weight_decay=0, epochs=1, batch_size=4, padding=2, cutout=3)
     pixels = torch.randint(256, (4, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     samples, objective = (
         Samples(np.arange(4), pixels, torch.zeros(4, dtype=torch.int64), {"ig": torch.rand(4, 9, 9)}),

@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 def task(**changes: Any) -> Task:
     train = random_samples(16)
     return Task(
-        spec=TINY, train=train, count=16, validation=random_samples(5, seed=9), test=None, recipe=recipe(**changes), objective=Objective(),
-        seed=0,
+        spec=TINY, train=train, count=16, validation=random_samples(5, seed=9), test=None, optimisation=recipe(**changes),
+        objective=Objective(), seed=0,
     )  # fmt: skip
 
 
@@ -209,7 +209,12 @@ def test_a_teacher_may_be_any_network_and_leaves_snapshots(tmp_path: Path) -> No
     )  # fmt: skip
     made = teacher_task(config)
     assert made.spec.name == "lean:2:8x1,16x1" and made.keep_epochs == (1,)
-    assert (made.recipe.averaging, made.recipe.label_smoothing, made.recipe.cutout, made.recipe.low_resolution_epochs) == (0.9, 0.1, 4, 1)
+    assert (
+        made.optimisation.averaging,
+        made.optimisation.label_smoothing,
+        made.optimisation.cutout,
+        made.optimisation.low_resolution_epochs,
+    ) == (0.9, 0.1, 4, 1)
     one = Trainer(made, lambda network: network, progress=lambda line: None)
     next(one.epochs())
     one.write_snapshot(tmp_path / "epoch-1", "teacher, epoch 1")

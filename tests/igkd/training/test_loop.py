@@ -23,7 +23,8 @@ from igkd.networks.network import Classifier, NetworkSpec, build, values_a_chann
 from igkd.store import Store
 from igkd.training.augment import draw_overlay
 from igkd.training.batches import epoch_batches, joined
-from igkd.training.loop import evaluate_split, learning_rate, make_optimizer, train
+from igkd.training.loop import evaluate_split, train
+from igkd.training.optimizer import learning_rate, make_optimizer
 from igkd.training.state import History, load_state, save_state
 from igkd.training.student_data import check_student, student_spec
 from igkd.training.task import check_batch_size

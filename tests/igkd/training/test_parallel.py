@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import FrozenBatchNorm2d
@@ -190,6 +191,7 @@ NORMS = {
     "sync": (lambda: nn.SyncBatchNorm(4), lambda: nn.BatchNorm2d(4), (6, 4, 5, 3)),
     "subclass": (lambda: Plain(4), lambda: Plain(4), (6, 4, 5, 3)),
     "no weight": (lambda: nn.BatchNorm2d(4, affine=False), lambda: nn.BatchNorm2d(4, affine=False), (6, 4, 5, 3)),
+    "timm's with an activation": (lambda: BatchNormAct2d(4), lambda: BatchNormAct2d(4), (6, 4, 5, 3)),
     "no momentum": (lambda: nn.BatchNorm2d(4, momentum=None), lambda: nn.BatchNorm2d(4, momentum=None), (6, 4, 5, 3)),
 }
 

@@ -24,7 +24,8 @@ from igkd.store import Store, compute
 from igkd.training.held_out import decoded_test_split, read_unseen, unseen_by_student, unseen_by_teacher
 from igkd.training.identity import decided, judged_otherwise
 from igkd.training.run import finish_run
-from igkd.training.student_data import distill_task, look_through, open_teacher_of, training_rows
+from igkd.training.student_data import distill_task, open_teacher_of
+from igkd.training.student_rows import look_through, training_rows
 from igkd.training.task import Moments, every
 from igkd.training.teacher_data import teacher_task
 from tests.helpers.stores import make_store, tiny_plan

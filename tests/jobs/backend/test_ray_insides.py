@@ -1,6 +1,7 @@
 """What we change of Ray 2.60 is still needed: each test fails when Ray does by itself what jobs/backend/ray_insides.py makes it do."""
 
 import inspect
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import ray.data
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from jobs.backend.ray_insides import lean_trainer
+from jobs.backend.ray_insides import lean_trainer, silence_ray_data, silence_ray_tune
 
 
 def test_workers_of_a_ray_of_ours_have_their_drivers_priority(cluster: None) -> None:
@@ -52,6 +53,31 @@ def test_tune_would_hand_the_drivers_aws_keys_to_its_runs() -> None:
     program = "import jobs; from ray.tune.execution import class_cache; print(*class_cache.ENV_VARS_TO_PROPAGATE)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert "AWS_SECRET_ACCESS_KEY" in done.stdout
+
+
+def test_ray_would_report_its_use_watch_for_preemption_print_tables_and_log_at_length() -> None:
+    """Ray's own defaults, in a process in which this package sets nothing."""
+    program = """
+import logging, ray, ray.data, ray.tune
+from ray._common.usage.usage_lib import usage_stats_enabled
+from ray.train.v2._internal.constants import DEFAULT_ENABLE_PREEMPTION_WATCHER
+from ray.tune.experimental.output import get_air_verbosity
+print(usage_stats_enabled(), DEFAULT_ENABLE_PREEMPTION_WATCHER, get_air_verbosity(1) is not None)
+print(*(logging.getLogger(name).isEnabledFor(logging.INFO) for name in ("ray.data", "ray.tune")))
+"""
+    ours = ("RAY_USAGE_STATS_ENABLED", "RAY_AIR_NEW_OUTPUT", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["True"] * 5
+    quiet = {name: os.environ[name] for name in ours}
+    assert set(quiet.values()) == {"0"}
+
+
+def test_our_settings_keep_ray_quiet() -> None:
+    silence_ray_data()
+    silence_ray_tune()
+    assert not logging.getLogger("ray.data").isEnabledFor(logging.WARNING) and logging.getLogger("ray.data").isEnabledFor(logging.ERROR)
+    assert not logging.getLogger("ray.tune").isEnabledFor(logging.ERROR)
 
 
 def test_ray_data_would_refuse_a_whole_block_on_a_gpu(cluster: None) -> None:

@@ -1,0 +1,142 @@
+"""Make a checkpoint of a network that was trained elsewhere: igkd import NETWORK --weights FILE --images SRC --out DIR"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from igkd.base import provenance
+from igkd.base.errors import UserError, run_cli
+from igkd.base.random_draws import stratified_choice
+from igkd.base.storage import parse_json
+from igkd.config.command_line import parse
+from igkd.config.import_network import ImportConfig
+from igkd.evaluation.evaluate import evaluate, matching_samples
+from igkd.images.class_names import distinct
+from igkd.images.open import open_images, tell
+from igkd.images.source import ImageSource
+from igkd.networks import checkpoint
+from igkd.networks.class_map import mapped
+from igkd.networks.families import canonical_name, family_of, outside
+from igkd.networks.module import ALLOWED
+from igkd.networks.network import Classifier
+from igkd.networks.open import DEFAULT, NONE, Request, classifier, file_classes
+from igkd.networks.preparation import Preparation
+from igkd.networks.renumbered import restricted
+
+REMEDY = "give --classes in the order of its logits"
+MAX_BYTES = 16 << 20
+"""Largest file of --classes."""
+
+
+def class_list(text: str) -> tuple[str, ...]:
+    """The class names that --classes gives: lines of a text file, a JSON list, or those of an image source.
+
+    Raises:
+        UserError: it is none of these, or names a class twice.
+    """
+    path = Path(text)
+    if not path.is_file():
+        try:
+            return open_images(text).classes
+        except UserError as error:
+            raise UserError(f"--classes {text} is no file, and {error}") from None
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"--classes {path} has more than {MAX_BYTES >> 20} MiB; it must have a name on each line")
+    try:
+        text = path.read_text("utf-8-sig")
+        names: Any = parse_json(text.encode()) if path.suffix == ".json" else [one for line in text.splitlines() if (one := line.strip())]
+    except ValueError as error:
+        raise UserError(f"--classes {path} is neither text in UTF-8 nor JSON: {error}") from None
+    if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
+        raise UserError(f"--classes {path} must have a name on each line, or be a JSON list of names")
+    if twice := sorted({one for one in names if names.count(one) > 1}):
+        raise UserError(f"--classes {path} names {twice[0]} twice; distinguish the two")
+    return tuple(names)
+
+
+def imported(config: ImportConfig, source: ImageSource) -> Classifier:
+    """The network of a configuration, with its weights, classes and preparation; in evaluation mode.
+
+    Raises:
+        UserError: as in `networks.open.classifier`; or --classes or --class-map are not what they should be.
+    """
+    if config.weights == NONE:
+        raise UserError("--weights none imports nothing: give a file, or default")
+    request = Request(canonical_name(config.network), config.weights)
+    found, options = outside(request.network)
+    preparation = (Preparation() if found is None else found.preparation(options)).overridden(config.image_size, config.mean, config.std)
+    classes = None if config.classes is None else class_list(config.classes)
+    if classes is None and config.weights != DEFAULT and file_classes(request) in (None, len(source.classes)):
+        classes = source.classes
+    model = classifier(request, classes, preparation)
+    if config.class_map is None:
+        return model
+    names = list(model.spec.classes)
+    for given, number in zip(
+        source.classes, mapped(config.class_map, model.spec.classes, source.classes, config.network, config.images), strict=True
+    ):
+        names[number] = given
+    model.spec = dataclasses.replace(model.spec, classes=tuple(distinct(names)))
+    return model
+
+
+def near_chance(correct: int, count: int, classes: int) -> bool:
+    """Whether so many right answers may be luck: they are not above chance by three standard deviations, and nearer to it than to all."""
+    chance = 1 / classes
+    luck = count * chance + 3 * math.sqrt(count * chance * (1 - chance))
+    return correct <= min(luck, count * (1 + chance) / 2)
+
+
+def import_network(config: ImportConfig) -> list[str]:
+    """Import a network, judge it and write its checkpoint; gives the lines to print.
+
+    Raises:
+        UserError: its weights, classes or images are missing or damaged, or do not fit each other.
+    """
+    started, name = provenance.now(), config.network
+    source = open_images(config.images)
+    tell(source)
+    labels = source.checked_labels("test")
+    whole = imported(config, source)
+    model, line = restricted(whole, name, config.images, source.classes, REMEDY)
+    ids = np.arange(len(labels))
+    if config.limit < len(labels):
+        ids = np.flatnonzero(stratified_choice(labels, config.limit, 0, "limit"))
+    samples, _ = matching_samples(model, name, source, "test", ids, True, config.bad_images)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
+    figures = evaluate(model, samples)
+    settings = dataclasses.asdict(config) | {"image_size": whole.spec.image_shape[0]}
+    made = {"job": "import", "config": settings, "test": figures, "provenance": provenance.provenance(provenance.command(), 0, started)}
+    checkpoint.save(whole.cpu(), Path(config.out), made)
+    height, width = whole.spec.image_shape
+    lines = [] if line is None else [line]
+    lines.append(
+        f"{whole.spec.name}, {len(whole.spec.classes)} classes, {height}x{width} pixels, mean {_row(whole.spec.mean)}, "
+        f"deviation {_row(whole.spec.std)}: {figures['accuracy']:.1%} of {figures['count']:,} test images right; written to {config.out}"
+    )
+    if near_chance(figures["correct"], figures["count"], len(model.spec.classes)):
+        lines.append(
+            f"warning: that is near chance ({1 / len(model.spec.classes):.1%}): is the order of --classes that of its logits, and are "
+            "--mean, --std and --image-size those that it was trained with?"
+        )
+    if family_of(whole.spec.name) == "module":
+        place = whole.spec.name.partition(":")[2]
+        lines.append(f"commands with --teacher {config.out} run your code only if you say {ALLOWED}={place} before them")
+    return lines
+
+
+def _row(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def main() -> None:
+    for line in import_network(parse(ImportConfig, "igkd import")):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,90 @@
+"""Tries a network on two random pictures before hours are spent on it."""
+
+import torch
+from torch import Tensor, nn
+
+from igkd.base.errors import UserError
+from igkd.networks.families import build_named, family_of, outside
+from igkd.networks.network import NetworkSpec
+
+SAME = 1e-3
+"""Two passes may differ by this share of the largest logit: some kernels round differently each time."""
+
+
+def outputs_of(network: nn.Module, name: str, shape: tuple[int, int]) -> int:
+    """The number of classes of a network, from a trial; the network is then in evaluation mode.
+
+    Args:
+        network: should map float (B, 3, H, W) to logits (B, classes).
+        name: of the network, for messages.
+        shape: (H, W) in pixels.
+
+    Raises:
+        UserError: the network cannot take such pictures, gives no logits, or answers differently when asked twice.
+    """
+    pixels = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    network.eval()
+    try:
+        with torch.no_grad():
+            first, second = network(pixels), network(pixels)
+    except Exception as error:  # the network may be anyone's, and raise anything
+        raise UserError(_why(network, name, shape, error)) from None
+    check_logits(first, name)
+    if not torch.allclose(first, second, rtol=0, atol=SAME * float(first.abs().max().nan_to_num(1)), equal_nan=True):
+        raise UserError(
+            f"{name} gives two answers for the same pictures in evaluation mode: something in it is random (such as a dropout that "
+            "model.eval() does not switch off), so it has no one map or logit to learn from"
+        )
+    return int(first.shape[1])
+
+
+def check_logits(value: object, name: str) -> None:
+    """Raise UserError if what a network gave for two pictures is not a tensor of logits, float (2, classes)."""
+    if not isinstance(value, Tensor):
+        raise UserError(f"{name} gives a {type(value).__name__} where logits, a tensor (pictures, classes), are needed; wrap it by module:")
+    if value.dim() != 2 or len(value) != 2 or not value.is_floating_point():
+        given = "x".join(map(str, value.shape)) or "a single number"
+        raise UserError(
+            f"{name} gives {given} ({str(value.dtype).removeprefix('torch.')}) for 2 pictures, where logits, 2x(classes), are needed"
+        )
+
+
+def _why(network: nn.Module, name: str, shape: tuple[int, int], error: Exception) -> str:
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and first.in_channels != 3:
+        return (
+            f"{name} takes pictures of {first.in_channels} channel(s), and igkd's have three, red, green and blue: choose another network"
+        )
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return (
+        f"{name} cannot take pictures of {shape[0]}x{shape[1]} pixels ({reason}): choose a size that it takes by "
+        "--image-size, or another network"
+    )
+
+
+def check_trainable(spec: NetworkSpec) -> None:
+    """Try an untrained network of others for training: in evaluation and in training mode it must give logits of the spec's classes.
+
+    Networks of our own families are not tried: they have what is needed by construction.
+
+    Raises:
+        UserError: it does not, or cannot take pictures of the spec's size.
+    """
+    if outside(spec.name)[0] is None:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_named(spec.name, len(spec.classes))
+        count = outputs_of(network, spec.name, spec.image_shape)
+        if count != len(spec.classes):
+            raise UserError(f"{spec.name} gives logits of {count} classes, and there are {len(spec.classes)}: {_remedy(spec.name)}")
+        with torch.no_grad():
+            try:
+                answer = network.train()(torch.randn(2, 3, *spec.image_shape))
+            except Exception as error:  # the network may be anyone's, and raise anything
+                raise UserError(f"{_why(network, spec.name, spec.image_shape, error)} (in training)") from None
+    check_logits(answer, f"{spec.name}, in training,")
+
+
+def _remedy(name: str) -> str:
+    return "let its function take the number of classes" if family_of(name) == "module" else "choose another network"

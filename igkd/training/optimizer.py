@@ -1,0 +1,61 @@
+"""What a step changes: the optimizer with its learning rates, and which layers learn how."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from igkd.config.optimisation import Optimisation
+from igkd.networks.network import Classifier
+from igkd.networks.weights import head
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def learning_rate(optimisation: Optimisation, progress: float) -> float:
+    """Learning rate when a fraction `progress` of the run is done: constant, or one cycle (Smith, Topin 2018): a linear warm-up over the
+    first fifth, then a cosine to 0."""
+    if optimisation.schedule == "constant":
+        return optimisation.learning_rate
+    if progress < 0.2:
+        return optimisation.learning_rate * max(progress / 0.2, 0.01)
+    return optimisation.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
+
+
+def make_optimizer(model: nn.Module, optimisation: Optimisation, terms: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimizer for the parameters of a network and of the terms of its loss; the learning rate is set at every step.
+
+    The network is a `Classifier`, possibly wrapped, if its last layer has a learning rate of its own.
+    """
+    groups: list[dict[str, Any]] = [{"params": [*model.parameters(), *([] if terms is None else terms.parameters())]}]
+    if optimisation.head_factor != 1.0:
+        network = unwrapped(model)
+        assert isinstance(network, Classifier)
+        names = head(network.spec.name)
+        last = {id(parameter) for name, parameter in network.network.named_parameters() if name in names}
+        every = groups[0]["params"]
+        groups = [
+            {"params": [one for one in every if id(one) not in last]},
+            {"params": [one for one in every if id(one) in last], "factor": optimisation.head_factor},
+        ]
+    return OPTIMIZERS[optimisation.optimizer](groups, lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay)
+
+
+def set_training(model: nn.Module, optimisation: Optimisation) -> None:
+    """Put a network into training mode; with `freeze_norms`, its batch normalisations keep their statistics."""
+    model.train()
+    if optimisation.freeze_norms:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network without its wrapper for data parallelism, if it has one."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -1,0 +1,140 @@
+"""igkd import: a checkpoint of a network that was trained elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from igkd.base.errors import UserError
+from igkd.config.import_network import ImportConfig
+from igkd.evaluation.import_network import class_list, import_network, near_chance
+from igkd.networks import checkpoint
+from tests.helpers.modules import write_module
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+NET = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(3, classes)
+    def forward(self, x):
+        return self.head(x.mean(dim=(2, 3)))
+def net(classes):
+    return Net(classes)
+"""
+"""Its logits are the mean of each channel, if the head is the identity."""
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> str:
+    for split, count in (("train", 12), ("test", 10)):
+        for name, colour in COLOURS.items():
+            for number in range(count):
+                path = tmp_path / "images" / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((20, 30, 3), np.array(colour) * (number + 5) // 20, np.uint8)).save(path)
+    return f"folder:{tmp_path}/images"
+
+
+def configure(tmp_path: Path, coloured: str, place: str, **changes: Any) -> ImportConfig:
+    usual = {
+        "weights": str(tmp_path / "w.pth"),
+        "classes": str(tmp_path / "classes.txt"),
+        "image_size": 16,
+        "mean": (0.5,) * 3,
+        "std": (1.0,) * 3,
+    }
+    return ImportConfig(network=f"module:{place}:net", out=str(tmp_path / "out"), **{"images": coloured} | usual | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    torch.save({"module.head.weight": torch.eye(3), "module.head.bias": torch.zeros(3)}, tmp_path / "w.pth")
+    return write_module(tmp_path, NET, monkeypatch)
+
+
+def test_a_network_of_known_answers(tmp_path: Path, coloured: str, place: str) -> None:
+    lines = import_network(configure(tmp_path, coloured, place))
+    assert lines == [
+        f"module:{place}:net, 3 classes, 16x16 pixels, mean 0.5 0.5 0.5, deviation 1 1 1: "
+        f"100.0% of 30 test images right; written to {tmp_path}/out",
+        f"commands with --teacher {tmp_path}/out run your code only if you say IGKD_MODULES={place}:net before them",
+    ]
+    back, card = checkpoint.load(tmp_path / "out"), checkpoint.checkpoint_card(tmp_path / "out")
+    assert back.spec.classes == ("red", "green", "blue") and card["made"]["test"]["accuracy"] == 1
+    assert card["made"]["config"]["image_size"] == 16
+    with torch.no_grad():
+        assert back(torch.tensor([0.1, 0.9, 0.3]).view(1, 3, 1, 1).expand(-1, -1, 16, 16)).tolist()[0] == pytest.approx([-0.4, 0.4, -0.2])
+
+
+def test_a_wrong_order_of_classes_is_seen_at_once(tmp_path: Path, coloured: str, place: str) -> None:
+    lines = import_network(configure(tmp_path, coloured, place, classes=coloured))  # sorted: blue, green, red
+    assert "33.3% of 30" in lines[0] and lines[1].startswith("warning: that is near chance (33.3%): is the order of --classes that of")
+
+
+def test_classes_by_a_map(tmp_path: Path, coloured: str, place: str) -> None:
+    (tmp_path / "map.json").write_text(json.dumps({"red": 0, "green": "lawn", "blue": 2}))
+    (tmp_path / "names.json").write_text(json.dumps(["fire", "lawn", "sky", "night"]))
+    torch.save(
+        {"head.weight": torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]]), "head.bias": torch.full((4,), -9.0)},
+        tmp_path / "w.pth",
+    )
+    changes = {"classes": str(tmp_path / "names.json"), "class_map": str(tmp_path / "map.json")}
+    lines = import_network(configure(tmp_path, coloured, place, **changes))
+    assert "knows 4 classes, of which 3 are used: " in lines[0] and "100.0% of 30" in lines[1] and len(lines) == 3
+    assert checkpoint.load(tmp_path / "out").spec.classes == ("red", "green", "blue", "night")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": None}, "does not say how its pictures are prepared: .* with --image-size N"),
+        ({"mean": None, "std": None}, "with --mean R G B --std R G B"),
+        ({"classes": "shapes"}, "has a head for 3 classes, and 10 are asked for: give the 3 names"),
+        ({"classes": "nothing"}, "--classes nothing is no file, and 'nothing' names no images"),
+        ({"weights": "none"}, "--weights none imports nothing"),
+        ({"weights": "default"}, "must be told its number of classes"),
+        ({"images": "shapes:train=20,test=20"}, "knows 3 classes, shapes.* has 10; give --images of its own classes"),
+    ],
+)
+def test_what_does_not_fit(tmp_path: Path, coloured: str, place: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        import_network(configure(tmp_path, coloured, place, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"limit": 0}, "at least 1"), ({"image_size": 0}, "at least 1"), ({"std": (1, 0, 1)}, "above 0")]
+)
+def test_settings_that_are_impossible(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ImportConfig(network="x", out="o", images="i", **changes)
+
+
+def test_lists_of_classes(tmp_path: Path) -> None:
+    for name, text, expected in (
+        ("c.txt", "\ufeffa b\r\n\r\n c\n", ("a b", "c")),
+        ("c.json", '["x", "y"]', ("x", "y")),
+        ("c.txt", "a\na\n", "names a twice"),
+        ("c.txt", "", "a name on each line"),
+        ("c.json", "[1]", "a JSON list of names"),
+        ("c.json", "{", "JSON"),
+    ):
+        (tmp_path / name).write_text(text)
+        if isinstance(expected, tuple):
+            assert class_list(str(tmp_path / name)) == expected
+        else:
+            with pytest.raises(UserError, match=expected):
+                class_list(str(tmp_path / name))
+
+
+def test_near_chance() -> None:
+    assert near_chance(100, 1000, 10) and near_chance(0, 10, 2) and not near_chance(200, 1000, 10) and not near_chance(30, 30, 3)
+    assert not near_chance(3, 3, 3) and near_chance(1, 3, 3)
