@@ -121,7 +121,7 @@ class SearchConfig(SweepConfig):
     recipe: str = field(default="strong", metadata=RUN)
     """How all of them are trained: paper, paper-as-published, strong, or a JSON file of settings."""
     arm: Arm = field(default="kd", metadata=RUN)
-    """What they learn from; without at, which needs layers that correspond to the teacher's."""
+    """What the students learn from."""
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """A student to compare them with."""
     rounds: int = 20

@@ -107,7 +107,6 @@ def test_an_impossible_budget_names_the_fastest_and_trains_nothing(searched: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arm": "kd+at"}, "cannot transfer attention"),
         ({"student": "mobilenet:cut=4"}, "cut 4 is not one of"),
         ({"parameters": 300}, "there are only 0 lean students"),
         ({"store": "nowhere"}, "holds no attribution store"),
