@@ -4,14 +4,18 @@ To add a family, write one module with the functions of `Family`, and add one en
 made has the functions of `Outside`, too, and an entry in `OUTSIDE`.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
+import torch
 from torch import nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
 from igkd.networks import lean, mobilenet, module, timm, torchvision
 from igkd.networks.preparation import Preparation
+
+T = TypeVar("T")
 
 
 class Family(Protocol):
@@ -83,6 +87,23 @@ def build_named(name: str, classes: int) -> nn.Module:
     """The network with this name, freshly initialised; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
     family, options = _split(name)
     return family.build(options, classes)
+
+
+def on_meta(compute: Callable[[], T]) -> T:
+    """Call a function that builds networks and looks at shapes alone, with networks on the device "meta", where they take no memory.
+
+    Some networks compute with values while they are made or run, which "meta" has not; for those it is called again without it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return compute()
+        except UserError as error:
+            if error.__cause__ is None:  # not an error of the network's own code
+                raise
+        except (RuntimeError, NotImplementedError):
+            pass
+        return compute()
 
 
 def student_name(name: str, teacher: str, image_shape: tuple[int, int]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
-from igkd.networks.families import build_named, canonical_name
+from igkd.networks.families import build_named, canonical_name, on_meta
 
 MAX_SIDE = 8192
 """Longest allowed side of an image, in pixels."""
@@ -139,14 +139,18 @@ def values_a_channel(spec: NetworkSpec, scale: float = 1.0) -> int:
     Args:
         scale: factor on the image's sides.
     """
-    found: list[int] = []
-    with torch.device("meta"), torch.no_grad():  # only shapes are computed
+
+    def sizes() -> list[int]:
+        found: list[int] = []
         network = Classifier(spec).eval()
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].shape[2:].numel()))
-        network(torch.zeros(1, 3, *(round(side * scale) for side in spec.image_shape)))
-    return min(found, default=spec.image_shape[0] * spec.image_shape[1])
+        with torch.no_grad():
+            network(torch.zeros(1, 3, *(round(side * scale) for side in spec.image_shape)))
+        return found
+
+    return min(on_meta(sizes), default=spec.image_shape[0] * spec.image_shape[1])
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
-from igkd.networks.families import build_named, tap_of
+from igkd.networks.families import build_named, on_meta, tap_of
 
 Size = tuple[int, int]
 Layers = Mapping[str, Size]
@@ -50,17 +50,8 @@ def layers(network: nn.Module, shape: Size) -> dict[str, Size]:
 
 @functools.lru_cache(maxsize=64)
 def layers_of(name: str, classes: int, shape: Size) -> Layers:
-    """`layers` of the network of a name; nothing but shapes is computed if possible."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return layers(build_named(name, classes), shape)
-        except UserError as error:
-            if error.__cause__ is None:  # it does not come from building the network without memory
-                raise
-        except (RuntimeError, NotImplementedError):  # some networks compute with values
-            pass
-        return layers(build_named(name, classes), shape)
+    """`layers` of the network of a name; nothing but shapes is computed, if possible."""
+    return on_meta(lambda: layers(build_named(name, classes), shape))
 
 
 def deepest(found: Layers, size: Size) -> str | None:

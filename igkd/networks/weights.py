@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
-from igkd.networks.families import build_named
+from igkd.networks.families import build_named, on_meta
 
 NESTED = ("model_ema", "state_dict_ema", "ema", "state_dict", "model", "module", "network")
 """Entries of a file under which the tensors may lie, an average of the weights first."""
@@ -66,17 +66,7 @@ def _tensors(value: Any, depth: int = DEPTH) -> dict[str, Tensor]:
 
 def shapes(name: str, classes: int) -> dict[str, torch.Size]:
     """The shapes of a network's tensors by name."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):  # where a network of any size takes no memory
-                network = build_named(name, classes)
-        except UserError as error:
-            if error.__cause__ is None:
-                raise
-            network = build_named(name, classes)  # some networks compute with values while they are made
-        except (RuntimeError, NotImplementedError):
-            network = build_named(name, classes)
-    return {key: value.shape for key, value in network.state_dict().items()}
+    return on_meta(lambda: {key: value.shape for key, value in build_named(name, classes).state_dict().items()})
 
 
 def head(name: str) -> dict[str, int]:

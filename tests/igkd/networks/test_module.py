@@ -11,9 +11,11 @@ import torch
 from igkd.base.errors import UserError
 from igkd.networks import checkpoint, module
 from igkd.networks.families import build_named, canonical_name
-from igkd.networks.network import NetworkSpec, build
+from igkd.networks.network import NetworkSpec, build, values_a_channel
 from igkd.networks.open import open_teacher
+from igkd.networks.taps import layers_of
 from igkd.networks.trial import check_trainable
+from igkd.networks.weights import head
 from tests.helpers.modules import write_module
 from tests.helpers.paths import ROOT
 
@@ -155,3 +157,28 @@ def test_a_module_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_malformed_names(name: str) -> None:
     with pytest.raises(UserError, match=re.escape("names no network; one is module:package.module:function")):
         canonical_name(name)
+
+
+VALUES = (
+    HEAD
+    + """
+class Deciding(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, classes)
+        self.scale = float(torch.linspace(1, 2, 3).sum())
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        return self.head(x.mean(dim=(2, 3))) * (1 if x.sum().item() > -1e9 else 2)
+def net(classes):
+    return Deciding(classes)
+"""
+)
+
+
+def test_a_network_that_computes_with_values_is_asked_for_its_shapes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"module:{write_module(tmp_path, VALUES, monkeypatch)}:net"
+    spec = NetworkSpec(name=name, classes=("a", "b"), image_shape=(8, 10))
+    assert values_a_channel(spec) == 6 * 8
+    assert head(name) == {"head.weight": 0, "head.bias": 0} and layers_of(name, 2, (8, 10))["norm"] == (6, 8)
+    check_trainable(spec)
