@@ -1,5 +1,6 @@
 """UserError, the one exception whose message is written for users, and `run_cli`, which prints it."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -19,11 +20,19 @@ def run_cli(main: Callable[[], int | None]) -> None:
     try:
         if any(_TYPED.search(argument) for argument in sys.argv[1:]):
             raise UserError(f"an argument has a name or a secret before an @ in a URL; {CREDENTIALS}")
-        sys.exit(main() or 0)
+        try:
+            status = main() or 0
+        except SystemExit:  # as --help ends
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, where an error is caught, and not when Python ends
+        sys.exit(status)
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
+        # Python would try again to write what is left, when it ends, and print that it cannot.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)

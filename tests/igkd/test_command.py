@@ -1,7 +1,10 @@
 """The command igkd, as a user types it."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 from igkd.__main__ import COMMANDS
 from tests.helpers.paths import ROOT
@@ -15,7 +18,12 @@ def test_help_names_every_command_and_a_wrong_one_is_told() -> None:
     assert done.returncode == 2 and "there is no command 'distil'; it is one of pipeline, teacher" in done.stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    shell = f"for i in 1 2 3; do {sys.executable} -m igkd --help | true; done"
-    done = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stderr == ""
+@pytest.mark.parametrize("arguments", [["--help"], [], ["evaluate", "--help"], ["sweeps", "--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str]) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)  # before anything is written
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = [sys.executable, "-m", "igkd", *arguments]
+    done = subprocess.run(program, cwd=ROOT, env=buffered, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
