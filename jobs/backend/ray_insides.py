@@ -22,6 +22,8 @@ def set_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Tune's tables say in many words what `jobs.backend.sweep_progress.Keeper` says in few.
         "RAY_AIR_NEW_OUTPUT": "0",
+        # Ray refuses a job whose driver and submitter set the same variable, such as PYTHONPATH. Ours have what the submitter gave in them.
+        "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
         # Ray Train's watcher of preempted nodes only tells training loops that ask, which ours do not, and prints an error at each start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
@@ -53,8 +55,13 @@ def _not_about_sigterm(record: logging.LogRecord) -> bool:
     return "SIGTERM handler is not set" not in record.getMessage()
 
 
-QUIET_WORKERS = "jobs.backend.ray_insides.quiet_at_sigterm"
-"""For `worker_process_setup_hook` of Ray's runtime environment: what a worker process calls before its first task."""
+def quiet_workers() -> dict[str, str]:
+    """The entry of Ray's runtime environment that makes each worker process call `quiet_at_sigterm` before its first task.
+
+    It is empty for a job that was submitted with a setup hook of its own, since Ray takes only one.
+    """
+    hook, submitted = "worker_process_setup_hook", os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
+    return {} if hook in submitted else {hook: "jobs.backend.ray_insides.quiet_at_sigterm"}
 
 
 def quiet_at_sigterm() -> None:

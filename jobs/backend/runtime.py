@@ -22,7 +22,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from igkd.base.errors import INTERRUPTED, STOPPED, UserError, run_cli
 from igkd.networks import module
-from jobs.backend.ray_insides import QUIET_WORKERS, lean_trainer, silence_ray_data
+from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
 from jobs.backend.start import connect
 
 WORKER_ENVIRONMENT = {
@@ -107,7 +107,7 @@ def start_ray(num_cpus: int | None = None) -> None:
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     connect(
         num_cpus,
-        {"env_vars": {**WORKER_ENVIRONMENT, **module.environment(), "PYTHONPATH": path}, "worker_process_setup_hook": QUIET_WORKERS},
+        {"env_vars": {**WORKER_ENVIRONMENT, **module.environment(), "PYTHONPATH": path}} | quiet_workers(),
     )
 
 

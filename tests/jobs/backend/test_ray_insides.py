@@ -1,12 +1,14 @@
 """What we change of Ray 2.60 is still needed: each test fails when Ray does by itself what jobs/backend/ray_insides.py makes it do."""
 
 import inspect
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import ray
@@ -16,6 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from jobs.backend.ray_insides import lean_trainer, silence_ray_data, silence_ray_tune
+from tests.helpers.paths import ROOT
 
 
 def test_workers_of_a_ray_of_ours_have_their_drivers_priority(cluster: None) -> None:
@@ -47,6 +50,25 @@ def test_a_worker_that_ray_ends_prints_no_traceback(cluster: None, capfd: pytest
     time.sleep(1)
     said += capfd.readouterr().err
     assert "before" in said and "after" not in said and "SystemExit" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "submitted",
+    [
+        {"env_vars": {"IGKD_MODULES": "nets:small", "PYTHONPATH": "nowhere"}},
+        # What Ray adds to env_vars of a job whose submitter names a hook.
+        {"env_vars": {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "os.getpid"}, "worker_process_setup_hook": "os.getpid"},
+    ],
+)
+def test_a_submitted_job_may_bring_its_own_runtime_environment(submitted: dict[str, Any]) -> None:
+    """Ray refuses a job whose driver sets what its submitter has set. `ray job submit` hands that to the driver in this variable."""
+    environment = os.environ | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": submitted, "metadata": {}})}
+    environment |= {name: value for name, value in submitted["env_vars"].items() if not name.startswith("__")}
+    environment.pop("RAY_OVERRIDE_JOB_RUNTIME_ENV", None)
+    program = [sys.executable, "-m", "tests.helpers.on_ray", "1"]
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tune_would_hand_the_drivers_aws_keys_to_its_runs() -> None:
