@@ -15,6 +15,7 @@ from PIL import Image
 
 import jobs  # noqa: F401  # sets what Ray reads when it is imported, by whichever test is the first to do so
 from igkd.images import drawn_shapes
+from igkd.images.codec import decode
 
 BAD = (5, *range(14, 21))
 """Images of `parquet_images` that do not decode: one alone, and all seven of the third part."""
@@ -70,3 +71,19 @@ def pictures(root: Path, split: str, count: int) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(drawn_shapes.draw(0, "test", i)[0]))
     return f"folder:{root}"
+
+
+def picture(number: int) -> np.ndarray:
+    """A picture that tells its number."""
+    return np.full((4, 4, 3), (number % 256, number // 256, 77), np.uint8)
+
+
+def number_of(image: bytes) -> int:
+    """The number that a file of `picture` tells."""
+    red, green, _ = decode(image)[0, 0].tolist()
+    return int(red + 256 * green)
+
+
+def pngs(count: int, first: int = 0) -> list[bytes]:
+    """Files of the pictures of consecutive numbers."""
+    return [encoded(picture(i)) for i in range(first, first + count)]
