@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests that need no Ray, which go by two processes; those of the jobs share one Ray.
-PURE := -n 2 tests/igkd tests/cluster $(wildcard tests/test_*.py)
+# Two processes, each of which takes whole files, in the order of their names: while one waits for Ray, the other computes.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test slow chaos lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views bench-large bench-networks clean help
 
@@ -10,12 +10,10 @@ demo: $(VENV)/.ready  ## run the whole pipeline on built-in pictures; ends with 
 	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
 
 test: $(VENV)/.ready  ## all tests except the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(PURE)
-	$(BIN)/python -m pytest -m "not slow" tests/jobs
+	$(PYTEST) -m "not slow" tests
 
 slow: $(VENV)/.ready  ## the tests that kill processes, and other slow ones
-	$(BIN)/python -m pytest -m slow $(PURE)
-	$(BIN)/python -m pytest -m slow tests/jobs
+	$(PYTEST) -m slow tests
 
 # The test of kills at random, at the length that says something: some 30 minutes.
 chaos: $(VENV)/.ready  ## the test of kills at random, 20 runs (some 30 minutes)

@@ -13,25 +13,37 @@ from tests.helpers.programs import run_program
 from tests.helpers.stores import make_store
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """Two processors, as on a small laptop."""
+@pytest.fixture(scope="session", autouse=True)
+def directory_of_this_process() -> Iterator[None]:
+    """Tests run in several processes; each keeps its Rays in a directory of its own, where programs of the others do not find them."""
     import ray
 
+    with pytest.MonkeyPatch.context() as patch, temporary_directory(os.environ.get("RAY_TMPDIR")) as directory:
+        patch.setenv("RAY_TMPDIR", directory)
+        yield
+        ray.shutdown()
+
+
+def temporary_directory(parent: str | None = None) -> "tempfile.TemporaryDirectory[str]":
+    """A directory with a short name, since Ray makes sockets in it."""
+    return tempfile.TemporaryDirectory(prefix="ig", dir=parent or "/tmp", ignore_cleanup_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> None:
+    """One Ray of two processors, as on a small laptop, for all tests that do not kill it."""
     from jobs.backend.runtime import start_ray
 
     start_ray(num_cpus=2)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
 def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A directory for a test's own cluster: it leaves its address in /tmp/ray, where every other program that starts Ray would join it."""
+    """A directory for a test's own cluster, whose address is left there, where every other program that starts Ray would join it."""
     import ray
 
     ray.shutdown()
-    with tempfile.TemporaryDirectory(prefix="igkd", ignore_cleanup_errors=True) as directory:  # short: sockets are made in it
+    with temporary_directory() as directory:
         monkeypatch.setenv("RAY_TMPDIR", directory)
         yield
 

@@ -9,7 +9,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from igkd.attribution import Attribution, Attributor, attributor, choose_engine, find_engine, inputs_per_pass, reference
+from igkd.attribution import Attribution, attributor, choose_engine, find_engine, inputs_per_pass, reference
 from igkd.attribution.base import INPUTS_PER_PASS, LEAST_INPUTS_PER_PASS
 from igkd.base.choices import Engine, Method
 from igkd.base.errors import UserError
@@ -28,13 +28,23 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return found
 
 
-@functools.lru_cache(maxsize=1)
-def one_attributor(model: Any, steps: int, engine: Engine) -> Attributor:
-    return attributor(model, "ig", engine, steps)
+@pytest.fixture(autouse=True)
+def small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO fills every pass up to its full size, which seven small images would leave nearly empty."""
+    monkeypatch.setitem(INPUTS_PER_PASS, "cpu", 1)
+
+
+@functools.lru_cache(maxsize=4)
+def one_attributor(model: Any, engine: Engine) -> Any:
+    """Made once for a network, since OpenVINO takes seconds to compile it; the graph is the same for any number of steps."""
+    return attributor(model, "ig", engine, STEPS)
 
 
 def integrated_gradients(model: nn.Module, pixels: Tensor, labels: Tensor, steps: int, engine: Engine = "captum") -> Attribution:
-    return one_attributor(model, steps, engine)(pixels, labels, torch.arange(len(pixels)))
+    attribute = one_attributor(model, engine)
+    attribute.steps = steps
+    result: Attribution = attribute(pixels, labels, torch.arange(len(pixels)))
+    return result
 
 
 @pytest.fixture(scope="module")

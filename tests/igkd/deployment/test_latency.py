@@ -20,7 +20,7 @@ from igkd.report.gallery import warm_latencies
 from tests.helpers.paths import ROOT
 from tests.helpers.programs import run_program
 
-SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="mobilenet:cut=11,width=0.35,stride=2")
+SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="mobilenet:cut=17,width=0.35,stride=2")
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,10 @@ def test_float_input_of_another_tool_is_timed_too(tmp_path: Path) -> None:
 
 
 def test_the_reports_latencies_are_of_teacher_and_cuts(files: dict[str, str]) -> None:
-    teacher, student = build(dataclasses.replace(SPEC, name="mobilenet"), 0), build(SPEC, 0)
+    teacher, student = build(dataclasses.replace(SPEC, name="mobilenet:width=0.35,stride=2"), 0), build(SPEC, 0)
     rows = warm_latencies(teacher, [student, build(SPEC, 1)])
     assert [(row.model, row.batch) for row in rows] == [
-        (m, b) for b in (1, 64) for m in ("teacher", "student, mobilenet:cut=11,width=0.35,stride=2")
+        (m, b) for b in (1, 64) for m in ("teacher", "student, mobilenet:cut=17,width=0.35,stride=2")
     ]
     for row in rows:
         assert 0 < row.p50 <= row.p95 and row.threads == 1

@@ -1,3 +1,4 @@
+import functools
 import math
 import re
 from dataclasses import replace
@@ -15,6 +16,7 @@ from tests.helpers.pages import HOSTILE, gallery_row
 from tests.helpers.sweep_rows import SIZES, checked, row, sweep, trial, trials, tuning, words
 
 
+@functools.cache
 def full() -> SweepReport:
     rng = np.random.default_rng(1)
     arms = ("student", "kd", "ig", "kd+ig", "kd+ig, other", "kd+ig, black", "kd+ig, noise", "kd+ig, brightness, strong")

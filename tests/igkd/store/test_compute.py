@@ -214,7 +214,7 @@ def test_a_source_without_one_good_image(teacher: str, tmp_path: Path) -> None:
 
 
 def test_parts_cover_the_selection(teacher: str) -> None:
-    config = PrecomputeConfig(images="shapes:train=101,test=5", teacher=teacher, store="s", limit=40, rows_per_file=7)
+    config = PrecomputeConfig(images="shapes:train=101,test=5", teacher=teacher, store="s", engine="captum", limit=40, rows_per_file=7)
     plan, selection = planned(config)
     parts = [selection.part(plan, part) for part in range(plan.parts)]
     assert plan.parts == 6 and [len(p.ids) for p in parts] == [7] * 5 + [5]
@@ -227,7 +227,7 @@ def test_parts_cover_the_selection(teacher: str) -> None:
 
 
 def test_a_limited_store_has_its_share_of_validation(teacher: str) -> None:
-    config = PrecomputeConfig(images="shapes:train=100,test=5", teacher=teacher, store="s", limit=40)
+    config = PrecomputeConfig(images="shapes:train=100,test=5", teacher=teacher, store="s", engine="captum", limit=40)
     assert planned(config)[1].validation.sum() == 4
 
 

@@ -53,7 +53,7 @@ def truncate(root: Path, name: str) -> Path:
 def test_a_stores_labels_number_the_logits_whatever_order_the_images_classes_are_in(teacher: str, tmp_path: Path) -> None:
     source = open_images(folder(tmp_path, "train", 40))
     assert list(source.classes) == sorted(drawn_shapes.CLASSES) != list(drawn_shapes.CLASSES)
-    config = PrecomputeConfig(images=str(source), teacher=teacher, store="s", rows_per_file=7)
+    config = PrecomputeConfig(images=str(source), teacher=teacher, store="s", engine="captum", rows_per_file=7)
     plan, selection = compute.make_plan(config, source, checkpoint.load(teacher), "sha")
     assert plan.classes == drawn_shapes.CLASSES and plan.teacher_parameters == parameter_count(checkpoint.load(teacher))
     for part in range(plan.parts):
@@ -64,7 +64,7 @@ def test_a_stores_labels_number_the_logits_whatever_order_the_images_classes_are
 def test_classes_that_only_one_side_names_keep_their_names(teacher: str) -> None:
     model, source = checkpoint.load(teacher), open_images("shapes:train=30,test=5")
     model.spec = dataclasses.replace(model.spec, classes=tuple("0123456789"))
-    config = PrecomputeConfig(images=str(source), teacher=teacher, store="s")
+    config = PrecomputeConfig(images=str(source), teacher=teacher, store="s", engine="captum")
     assert compute.make_plan(config, source, model, "sha")[0].classes == drawn_shapes.CLASSES
 
 
