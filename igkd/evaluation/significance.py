@@ -66,7 +66,7 @@ class Comparison:
         if self.seeds < 2:
             return f"{arm} and {reference} share {'1 seed' if self.seeds else 'no seed'}: no statement is possible"
         if math.isnan(self.p):
-            seen = f"differ by the same {100 * self.difference:+.2f} points" if self.difference else "have the same accuracy"
+            seen = f"differ by the same {100 * self.difference:+z.2f} points" if self.difference else "have the same accuracy"
             return f"{arm} and {reference} {seen} in each of {seeds}: without any spread no t-test is possible"
         if self.significant:
             low, high = (self.low, self.high) if self.better else (-self.high, -self.low)

@@ -65,7 +65,7 @@ def _sentences(family: Family) -> list[str]:
 def _difference(found: Comparison | None) -> str:
     if found is None or not math.isfinite(found.difference):
         return "–"
-    return f"{100 * found.difference:+.2f}" + (f" ({_p(found.p_holm)})" if math.isfinite(found.p_holm) else "")
+    return f"{100 * found.difference:+z.2f}" + (f" ({_p(found.p_holm)})" if math.isfinite(found.p_holm) else "")
 
 
 def _p(value: float) -> str:
