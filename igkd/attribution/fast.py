@@ -14,7 +14,7 @@ from torch.fx.experimental.optimization import fuse
 
 from igkd.attribution.base import Attribution, Colour, FromBaseline, first_line, inputs_per_pass
 from igkd.base.choices import Engine
-from igkd.networks.convolutions import plain
+from igkd.networks.convolutions import avoid_wrong_kernels, plain
 from igkd.networks.network import Classifier
 
 SAME = 1e-3
@@ -85,7 +85,7 @@ def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int,
 
 def autograd_gradients(network: nn.Module) -> Gradients:
     """Gradients by torch, on the network's device. In full float32, since a less precise forward pass moves the kinks of ReLU6."""
-    network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    network = avoid_wrong_kernels(copy.deepcopy(network)).to(memory_format=torch.channels_last)
 
     def gradients(x: Tensor, targets: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()

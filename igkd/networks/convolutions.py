@@ -16,6 +16,8 @@ class Shortcut(nn.Conv2d):
     the plain layer.
     """
 
+    evaluates_as = nn.Conv2d
+
     def forward(self, input: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(input)
@@ -30,6 +32,8 @@ class StridedDepthwise(nn.Conv2d):
     MobileNet-V2, a third of a training step (seen with AMX in torch 2.15). On GPUs, and in float32, this is the plain layer.
     """
 
+    evaluates_as = nn.Conv2d
+
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(input)
@@ -38,10 +42,22 @@ class StridedDepthwise(nn.Conv2d):
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """Turn every `StridedDepthwise` of a network into the plain layer, in place, for tools that check types; returns the network."""
+    """Turn layers of ours that differ from torch's only in training into those, in place, for tools that check types; returns the network.
+
+    Such a layer's class names torch's layer as `evaluates_as`.
+    """
     for module in network.modules():
-        if type(module) is StridedDepthwise:
-            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+        if "evaluates_as" in vars(type(module)):
+            module.__class__ = vars(type(module))["evaluates_as"]
+    return network
+
+
+def avoid_wrong_kernels(network: nn.Module) -> nn.Module:
+    """Turn every 1x1 convolution with a stride into a `Shortcut`, in place, before a backward pass; returns the network."""
+    for module in network.modules():
+        strided = type(module) is nn.Conv2d and module.kernel_size == (1, 1) and max(module.stride) > 1
+        if strided and module.padding == (0, 0) and module.groups == 1:
+            module.__class__ = Shortcut
     return network
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from igkd.networks.convolutions import Shortcut, StridedDepthwise, avoid_slow_kernels
+from igkd.networks.convolutions import Shortcut, StridedDepthwise, avoid_slow_kernels, avoid_wrong_kernels, plain
 from igkd.networks.network import NetworkSpec, build
 
 TRIED = (2, 15)
@@ -24,6 +24,13 @@ def test_a_shortcut_is_the_strided_convolution(side: int) -> None:
     expected.square().sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
     torch.testing.assert_close(shortcut.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_only_strided_convolutions_of_one_pixel_become_shortcuts_and_they_come_back() -> None:
+    layers = [nn.Conv2d(8, 8, 1, 2), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, 2), nn.Conv2d(8, 8, 1, 2, 1), nn.Conv2d(8, 8, 1, 2, groups=2)]
+    network = avoid_wrong_kernels(nn.Sequential(*layers))
+    assert [type(layer) for layer in network] == [Shortcut, *[nn.Conv2d] * 4]
+    assert [type(layer) for layer in plain(network)] == [nn.Conv2d] * 5
 
 
 @pytest.mark.parametrize(("side", "kernel"), [(8, 3), (9, 3), (8, 5)])
