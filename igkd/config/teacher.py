@@ -26,8 +26,9 @@ class TeacherConfig(Optimisation):
     """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
     network: str = "mobilenet"
     """mobilenet, the paper's MobileNet-V2; mobilenet:width=0.5,stride=2 has half the channels, and a first layer of stride 2, for images
-    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS);
-    torchvision:NAME, timm:NAME; or one of your own, module:PACKAGE.MODULE:FUNCTION."""
+    larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS),
+    and homogeneous:1:64x2,128x2,256x2 the same without biases, whose maps take one pass; torchvision:NAME, timm:NAME; or one of your own,
+    module:PACKAGE.MODULE:FUNCTION."""
     init: str | None = field(default=None, metadata=PLACE)
     """Weights to start from: a file, a checkpoint's directory, or default for the family's own. A last layer for another number of classes
     is made anew; pictures are prepared as these weights' were, at their size unless --image-size gives another."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
-from igkd.networks import lean, mobilenet, module, timm, torchvision
+from igkd.networks import homogeneous, lean, mobilenet, module, timm, torchvision
 from igkd.networks.preparation import Preparation
 
 T = TypeVar("T")
@@ -50,7 +50,14 @@ class Outside(Protocol):
         """The network with its default weights; raises UserError if they cannot be had."""
 
 
-FAMILIES: dict[str, Family] = {"mobilenet": mobilenet, "lean": lean, "torchvision": torchvision, "timm": timm, "module": module}
+FAMILIES: dict[str, Family] = {
+    "mobilenet": mobilenet,
+    "lean": lean,
+    "homogeneous": homogeneous,
+    "torchvision": torchvision,
+    "timm": timm,
+    "module": module,
+}
 OUTSIDE: dict[str, Outside] = {"torchvision": torchvision, "timm": timm, "module": module}
 IMAGENET = ("torchvision", "timm")
 """Families whose networks with 1,000 classes know those of ImageNet."""

@@ -59,8 +59,11 @@ class Lean:
         return total + before * classes + classes
 
 
-def parse(text: str) -> Lean:
+def parse(text: str, family: str = "lean") -> Lean:
     """The architecture for a name's options; `str` is the inverse.
+
+    Args:
+        family: for the message, the family whose name it is.
 
     Raises:
         UserError: the options are malformed or out of range.
@@ -71,17 +74,21 @@ def parse(text: str) -> Lean:
         if all(width <= MAX_WIDTH and blocks <= MAX_BLOCKS for width, blocks in stages):
             return Lean(int(stem), stages)
     raise UserError(
-        f"{short(f'lean:{text}')} names no network; one is lean:2:32x1,64x1,96x2 (stride of the stem, 1, 2 or 4; WIDTHxBLOCKS of at most "
-        f"{MAX_STAGES} stages, at most {MAX_WIDTH} wide, of at most {MAX_BLOCKS} blocks)"
+        f"{short(f'{family}:{text}')} names no network; one is {family}:2:32x1,64x1,96x2 (stride of the stem, 1, 2 or 4; WIDTHxBLOCKS of "
+        f"at most {MAX_STAGES} stages, at most {MAX_WIDTH} wide, of at most {MAX_BLOCKS} blocks)"
     )
 
 
-def features(lean: Lean) -> nn.Sequential:
-    """The layers before the classifier, freshly initialised: they map float (B, 3, H, W) to (B, last_width, h, w)."""
+def features(lean: Lean, norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:
+    """The layers before the classifier, freshly initialised: they map float (B, 3, H, W) to (B, last_width, h, w).
+
+    Args:
+        norm: the normalisation after each convolution; takes the number of channels.
+    """
     width = lean.stages[0][0]
     first = nn.Conv2d(3, width, lean.kernel, lean.stem, lean.kernel // 2, bias=False)
-    stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-    layers: list[nn.Module] = [stem, *_blocks(lean, width)]
+    stem = nn.Sequential(first, norm(width), nn.ReLU(inplace=True))
+    layers: list[nn.Module] = [stem, *_blocks(lean, width, norm)]
     network = nn.Sequential(*layers)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):  # the initialisation of torchvision's residual networks
@@ -89,14 +96,14 @@ def features(lean: Lean) -> nn.Sequential:
     return network
 
 
-def _blocks(lean: Lean, before: int) -> Iterator[nn.Module]:
+def _blocks(lean: Lean, before: int, norm: type[nn.BatchNorm2d]) -> Iterator[nn.Module]:
     for stage, (width, blocks) in enumerate(lean.stages):
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             beside = None
             if stride != 1 or before != width:
-                beside = nn.Sequential(Shortcut(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-            yield BasicBlock(before, width, stride, beside)
+                beside = nn.Sequential(Shortcut(before, width, 1, stride, bias=False), norm(width))
+            yield BasicBlock(before, width, stride, beside, norm_layer=norm)
             before = width
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from igkd.base.errors import UserError
+from igkd.networks.homogeneous import ScaleNorm2d
 
 
 class _Normalise(torch.autograd.Function):
@@ -111,6 +112,31 @@ class SharedActivated(SharedStatistics):
         return activated
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all workers; its gradient is the sum of the workers' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SharedScaleNorm2d(ScaleNorm2d):
+    """A normalisation by the root mean square whose training statistics are over the batches of all workers."""
+
+    def sums(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        squares, count = super().sums(x)
+        total: Tensor = _Sum.apply(torch.cat([squares, squares.new_tensor([count])]))
+        return total[:-1], total[-1:]
+
+
 SHARED: dict[type[nn.Module], type[SharedStatistics]] = {
     nn.BatchNorm1d: SharedBatchNorm1d,
     nn.BatchNorm2d: SharedBatchNorm2d,
@@ -130,7 +156,10 @@ def share_batch_norms(network: nn.Module) -> nn.Module:
     """
     timm = sys.modules.get("timm.layers")  # loaded if the network is timm's
     for name, module in network.named_modules():
-        if isinstance(module, SharedStatistics):
+        if isinstance(module, SharedStatistics | SharedScaleNorm2d):
+            continue
+        if type(module) is ScaleNorm2d:
+            module.__class__ = SharedScaleNorm2d
             continue
         if timm is not None and type(module) is timm.BatchNormAct2d:
             module.__class__ = type("SharedBatchNormAct2d", (SharedActivated, timm.BatchNormAct2d), {})

@@ -14,15 +14,18 @@ def lively(model: Classifier, seed: int = 0) -> Classifier:
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2, generator=generator)
+            if module.bias is not None:  # else one that does not shift
+                module.running_mean.normal_(0, 0.2, generator=generator)
             module.running_var.uniform_(0.2, 0.6, generator=generator)
             module.num_batches_tracked.fill_(7)
             with torch.no_grad():
                 module.weight.uniform_(0.7, 1.3, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.2, generator=generator)
     with torch.no_grad():
         model.network.classifier.weight.normal_(0, 0.5, generator=generator)
-        model.network.classifier.bias.normal_(0, 0.5, generator=generator)
+        if model.network.classifier.bias is not None:
+            model.network.classifier.bias.normal_(0, 0.5, generator=generator)
     return model.eval()
 
 

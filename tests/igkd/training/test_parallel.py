@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import FrozenBatchNorm2d
 
 from igkd.base.errors import UserError
+from igkd.networks.homogeneous import ScaleNorm2d
 from igkd.networks.network import build
 from igkd.training.batch_norm import SharedStatistics, share_batch_norms
 from igkd.training.batches import epoch_batches
@@ -120,8 +121,18 @@ def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
         assert len(evaluations) == 3 and all(e == pytest.approx(expected, rel=1e-5) for e in evaluations)
 
 
-def train_normalised(rank: int, world: int, rendezvous: str) -> tuple[History, dict[str, Tensor]]:
-    """A run of a network with batch normalisation as one of `world` workers."""
+def normalised_by(layer: nn.Module, share: slice) -> list[Tensor]:
+    """Output, gradients and running statistics of a norm without shift, for a share of a batch."""
+    x, gradient = torch.randn(2, 7, 4, 3, 5, generator=torch.Generator().manual_seed(0)).mul(3).add(1)
+    x = x[share].requires_grad_()
+    y = layer(x)
+    (y * gradient[share]).sum().backward()
+    assert isinstance(layer, ScaleNorm2d) and x.grad is not None and layer.weight.grad is not None and layer.running_var is not None
+    return [y.detach(), x.grad, layer.weight.grad, layer.running_var]
+
+
+def train_normalised(rank: int, world: int, rendezvous: str) -> tuple[History, dict[str, Tensor], list[Tensor]]:
+    """A run of a network with batch normalisation as one of `world` workers, and `normalised_by` of an unequal share of a batch."""
     patience = datetime.timedelta(minutes=5)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world, timeout=patience)
     try:
@@ -130,7 +141,8 @@ def train_normalised(rank: int, world: int, rendezvous: str) -> tuple[History, d
         average = make_average(network, how)
         history = run(DistributedDataParallel(network), random_samples(23), how, rank=rank, world=world, average=average)
         assert average is not None
-        return history, average.module.state_dict()
+        scaled = normalised_by(share_batch_norms(ScaleNorm2d(4)), slice(2) if rank == 0 else slice(2, None))
+        return history, average.module.state_dict(), scaled
     finally:
         dist.destroy_process_group()
 
@@ -155,11 +167,15 @@ def test_batch_norm_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> 
     average = make_average(network, how)
     history = run(network, random_samples(23), how, average=average)
     assert average is not None
-    for rows, weights in (first, torch.load(out, weights_only=True)):
+    second, alone = torch.load(out, weights_only=True), normalised_by(ScaleNorm2d(4), slice(None))
+    for rows, weights, _ in (first, second):
         for one, two in zip(without_seconds(rows), without_seconds(history), strict=True):
             assert one == pytest.approx(two, rel=2e-5)
         for name, value in average.module.state_dict().items():
             torch.testing.assert_close(weights[name], value, rtol=2e-3, atol=2e-4, msg=name)
+    (y, slope, weight, squares), others = first[2], second[2]
+    joined = [torch.cat([y, others[0]]), torch.cat([slope, others[1]]), weight + others[2], squares]
+    torch.testing.assert_close([*joined, others[3]], [*alone, alone[3]], rtol=1e-5, atol=1e-5)
 
 
 class Plain(nn.BatchNorm2d):

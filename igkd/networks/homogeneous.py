@@ -1,0 +1,73 @@
+"""The family `homogeneous`: lean networks without biases, whose integrated gradients take one pass.
+
+`homogeneous:1:24x2,48x2,96x2` has the layers of `lean:1:24x2,48x2,96x2`, without any bias and with a normalisation that does not shift. In
+evaluation every layer then multiplies its output by a if its input is multiplied by a >= 0, and so does the network: F(a x) = a F(x). The
+gradient is therefore the same along the whole path from 0 to x, and integrated gradients from 0 are exactly input times gradient
+(Hesse, Schaub-Meyer, Roth 2021, "Fast Axiomatic Attribution for Neural Networks", arXiv 2111.07668).
+
+0 is here 0 in the network's normalised space, which is where igkd's maps start anyway, so pixels are normalised as for any other network.
+From a baseline of another colour, the maps are integrated by nodes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from igkd.networks import lean
+from igkd.networks.pooled import Pooled
+
+FAMILY = "homogeneous"
+
+
+class ScaleNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that only divides: y = weight * x / sqrt(mean(x^2) + eps), with the mean over batch and positions.
+
+    Batch normalisation also adds bias - weight * mean / deviation, which does not grow with x. In evaluation the mean of squares is a
+    constant, its running mean over the batches of training (`running_var`), so y is proportional to x. `running_mean` stays 0, so in
+    evaluation this is torch's own layer, with the same folding and export.
+    """
+
+    evaluates_as = nn.BatchNorm2d
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_parameter("bias", None)
+
+    def sums(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Sum of squares, at least float32 (C,), and number of values in each channel."""
+        # Unlike the sum of x^2, a norm does not store the squares of all values.
+        norms: Tensor = torch.linalg.vector_norm(x, dim=(0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        return norms.square(), x.numel() / x.shape[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.running_var is not None and self.num_batches_tracked is not None
+        squares, count = self.sums(input)
+        mean = squares / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            # Without a momentum, torch averages over all batches so far.
+            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_var.lerp_(mean.to(self.running_var), momentum)
+        scale = self.weight * (mean + self.eps).rsqrt()
+        return input * scale.to(input.dtype).view(1, -1, 1, 1)
+
+
+def canonical(options: str) -> str:
+    """The options, those of a lean network, in their canonical spelling."""
+    return str(lean.parse(options, FAMILY))
+
+
+def build(options: str, classes: int) -> nn.Module:
+    """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
+    return Pooled(lean.features(lean.parse(options, FAMILY), ScaleNorm2d), classes, bias=False)
+
+
+def tap(options: str) -> str | None:
+    """Always None: no layer corresponds to one of a teacher."""
+    return None
+
+
+def student(options: str, teacher: str | None, side: int) -> str:
+    """The options in their canonical spelling; they leave nothing open."""
+    return canonical(options)
