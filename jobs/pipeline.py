@@ -166,7 +166,7 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     page = pipeline_page.Report(
         title=f"Distillation on {source_name(pipeline.precompute.images)}",
         summary_note=f"Students learn from {int((~validation).sum()):,} images whose maps, logits and attention the teacher gave once, "
-        f"with {opened.plan.steps} integration steps; {int(validation.sum()):,} more are the validation split.",
+        f"with {opened.plan.path} for each map; {int(validation.sum()):,} more are the validation split.",
         teacher=teacher,
         students=students,
         gallery=show.gallery(),

@@ -155,7 +155,7 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
         model,
         card["sha256"],
         has_gpu(),
-        store.engine_of(absolute(config.store)),
+        store.begun_with(absolute(config.store)),
         say=lambda line: print(f"precompute: {line}", flush=True),
     )
     asked = views_asked_for(config, plan)
@@ -219,7 +219,7 @@ def fill_store(
     """
 
     def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
-        print(f"precompute: {rows_in(plan, parts)} images, {plan.steps} steps, {len(parts)} parts", flush=True)
+        print(f"precompute: {rows_in(plan, parts)} images, {plan.path}, {len(parts)} parts", flush=True)
         pipeline = functools.partial(compute_pipeline, ray.put(source), ray.put(model), work, stage=stage)
         return compute_parts(lambda wave: pipeline(parts=wave), plan, parts, lease, "")
 

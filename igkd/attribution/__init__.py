@@ -12,6 +12,7 @@ The baseline x' is an image of a single colour, by default 0 in the network's no
 the same `baseline`, a colour in pixels.
 
 Engines: `captum`, the reference, computes all methods; `torch`, `openvino` and `openvino-bf16` compute only `ig`, several times faster.
+Of a homogeneous network (`homogeneity`) one node gives the integral exactly.
 """
 
 import functools
@@ -21,12 +22,14 @@ from typing import Literal
 import torch
 
 from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, FromBaseline, first_line, inputs_per_pass
+from igkd.attribution.homogeneity import ONE_PASS, takes_one_pass
 from igkd.base.choices import Engine, Method
 from igkd.base.errors import UserError
 from igkd.networks.network import Classifier
 
 __all__ = [
     "FAST_ENGINES",
+    "ONE_PASS",
     "Attribution",
     "Attributor",
     "Colour",
@@ -37,6 +40,7 @@ __all__ = [
     "find_engine",
     "inputs_per_pass",
     "quadrature",
+    "takes_one_pass",
 ]
 TOLERANCE = 0.1
 """Largest accepted distance between an engine's map and the map by plain autograd, relative to the latter's Euclidean norm. A backward
@@ -69,7 +73,7 @@ def choose_engine(engine: Literal["fast"] | Engine, method: Method, gpu: bool) -
 
 
 def find_engine(
-    engine: Literal["fast"] | Engine, method: Method, gpu: bool, model: Classifier, shape: tuple[int, int]
+    engine: Literal["fast"] | Engine, method: Method, gpu: bool, model: Classifier, shape: tuple[int, int], one_pass: bool = False
 ) -> tuple[Engine, str]:
     """The engine that computes a network's maps. It is first tried on two random images, so that it fails before anything is written.
 
@@ -77,6 +81,7 @@ def find_engine(
         gpu: whether the maps will be computed on GPUs.
         model: in evaluation mode; the trial runs on its device.
         shape: (height, width) of the images.
+        one_pass: whether maps will be of one node (`takes_one_pass`); `fast` then stands for no engine that rounds gradients to bfloat16.
 
     Returns:
         the engine and, for `fast`, a few words on why it was chosen; for another value of `engine`, "".
@@ -85,6 +90,8 @@ def find_engine(
         UserError: the requested engine cannot compute the method, is not installed or fails with this network; with `fast`, all fail.
     """
     first = choose_engine(engine, method, gpu)
+    if one_pass and engine == "fast" and first == "openvino-bf16":
+        first = "openvino"
     trial = _Trial(model, method, shape)
     if engine != "fast":
         if failure := trial.failure(first):
@@ -149,8 +156,10 @@ class _Trial:
         return plain_map(self.model, self.pixels, self.labels, 2).double()
 
 
-def quadrature(engine: Engine, method: Method) -> str:
-    """Captum's name of the quadrature rule for the path integral; "none" for methods without an integral."""
+def quadrature(engine: Engine, method: Method, one_pass: bool = False) -> str:
+    """Captum's name of the quadrature rule for the path integral, or `ONE_PASS`; "none" for methods without an integral."""
+    if one_pass:
+        return ONE_PASS
     if method == "input-x-gradient":
         return "none"
     return "gausslegendre" if engine == "captum" else "riemann_middle"

@@ -17,9 +17,9 @@ from igkd.store.read import Store, to_numpy, zero_maps
 from igkd.store.write import (
     DamagedPart,
     Entry,
+    begun_with,
     check_part,
     discard,
-    engine_of,
     finish,
     part_bytes,
     remove_unfinished_files,
@@ -30,6 +30,7 @@ from igkd.store.write import (
 )
 
 __all__ = [
+    "begun_with",
     "VERSION",
     "DamagedPart",
     "Entry",
@@ -42,7 +43,6 @@ __all__ = [
     "check_part",
     "describe",
     "discard",
-    "engine_of",
     "finish",
     "hold",
     "ids_hash",

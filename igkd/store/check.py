@@ -197,7 +197,7 @@ def describe(uri: str) -> dict[str, Any]:
         "engine": plan.engine,
         "method": plan.method,
         "quadrature": plan.quadrature,
-        "steps": plan.steps,
+        "steps": plan.nodes,
         **_describe_views(store),
         "completeness_error": {f"p{q}": float(f"{v:.4g}") for q, v in zip(quantiles, errors, strict=True)},
     }

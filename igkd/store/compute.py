@@ -22,6 +22,7 @@ from igkd.networks.network import Classifier, NetworkSpec, parameter_count
 from igkd.networks.renumbered import Reordered, class_numbers
 from igkd.networks.taps import check_tap, layers, teacher_tap
 from igkd.networks.trial import check_trainable
+from igkd.store.engine import Begun, how_maps_are_computed, some_images
 from igkd.store.signals import SIGNALS, Answers, columns_of
 
 Rows = dict[str, NDArray[Any]]
@@ -53,7 +54,7 @@ def make_plan(
     model: Classifier,
     teacher_sha: str,
     gpu: bool = False,
-    begun: attribution.Engine | None = None,
+    begun: Begun | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[store.Plan, Selection]:
     """Decide everything about a store before computing anything.
@@ -61,8 +62,8 @@ def make_plan(
     Args:
         teacher_sha: sha256 of the model's weights.
         gpu: whether the maps will be computed on GPUs, which decides which engine is fastest.
-        begun: the engine that existing parts of the store were computed with; `fast` then keeps to it.
-        say: called with a line that says which engine was chosen and why.
+        begun: how existing parts of the store were computed; the others are then computed in the same way.
+        say: called with lines that say how maps are computed and why.
 
     Raises:
         UserError: the teacher does not fit the images, a setting is invalid, or the engine fails with this teacher.
@@ -77,14 +78,15 @@ def make_plan(
     if config.limit is not None and config.limit < len(labels):
         ids = limited(labels, validation, config.limit)
     layer, attention_shape = kept_attention(config, model, shape)
-    engine = chosen_engine(config, model, shape, gpu, begun, say)
+    pixels = some_images(source, config.split, ids, shape, config.image_size is not None, spec.scaling)
+    engine, quadrature = how_maps_are_computed(config, model, pixels, gpu, begun, say)
     most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
     plan = store.Plan(
         images=config.images, images_fingerprint=source.fingerprint(config.split), split=config.split,
         classes=named(tuple(source.classes[i] for i in np.argsort(numbers)), spec.classes), image_shape=shape,
         resize=config.image_size is not None, short_side=spec.short_side, interpolation=spec.interpolation, bad_images=config.bad_images,
         teacher=teacher_sha, teacher_parameters=parameter_count(model), teacher_network=spec.name,
-        steps=config.steps, method=config.method, quadrature=attribution.quadrature(engine, config.method), engine=engine,
+        steps=config.steps, method=config.method, quadrature=quadrature, engine=engine,
         precision=config.precision, attention_layer=layer, attention_shape=attention_shape, has_mask=source.has_masks,
         ids_sha256=store.ids_hash(ids), rows=len(ids), rows_per_file=config.rows_per_file or most,
     )  # fmt: skip
@@ -138,23 +140,6 @@ def image_shape(config: PrecomputeConfig, source: ImageSource, spec: NetworkSpec
             f"{spec.image_shape[0]}x{spec.image_shape[1]}; --image-size {spec.image_shape[0]} scales and crops the images"
         )
     return shape
-
-
-def chosen_engine(
-    config: PrecomputeConfig,
-    model: Classifier,
-    shape: tuple[int, int],
-    gpu: bool,
-    begun: attribution.Engine | None,
-    say: Callable[[str], None],
-) -> attribution.Engine:
-    """The engine to compute a store with; arguments and errors as in `make_plan`."""
-    if begun is not None and (config.engine == begun or (config.engine == "fast" and begun in attribution.FAST_ENGINES)):
-        return attribution.choose_engine(begun, config.method, gpu)  # has worked for this store: needs no trial
-    engine, why = attribution.find_engine(config.engine, config.method, gpu, model, shape)
-    if why:
-        say(f"fast stands for the engine {engine} here: {why}")
-    return engine
 
 
 def limited(labels: NDArray[np.int64], validation: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
@@ -220,8 +205,8 @@ def _column(values: list[Any]) -> NDArray[Any]:
 
 
 def plan_attributor(model: Classifier, plan: store.Plan) -> attribution.Attributor:
-    """The attributor with a plan's method, engine and steps."""
-    return attribution.attributor(model, plan.method, plan.engine, plan.steps)
+    """The attributor with a plan's method, engine and nodes."""
+    return attribution.attributor(model, plan.method, plan.engine, plan.nodes)
 
 
 def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:

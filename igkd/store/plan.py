@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from igkd.attribution.homogeneity import ONE_PASS
 from igkd.base.choices import Engine, Forwards, Method
 from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
@@ -99,10 +100,10 @@ class Plan(Layer):
     teacher_network: str
     """The name of the teacher's network; a student's name may leave open what it shares with the teacher."""
     steps: int
-    """Nodes of the quadrature of integrated gradients."""
+    """Nodes of the quadrature of integrated gradients, as asked for; see `nodes`."""
     method: Method
     quadrature: str
-    """Captum's name of the quadrature rule for the path integral."""
+    """Captum's name of the quadrature rule for the path integral, or "one pass" for a homogeneous teacher's exact maps."""
     engine: Engine
     target: str = "true label"
     baseline: str = "0 in normalised space"
@@ -117,6 +118,16 @@ class Plan(Layer):
     def scaling(self) -> Scaling:
         """How pictures of another size were scaled to `image_shape`, if `resize` is set."""
         return Scaling(self.short_side, self.interpolation)
+
+    @property
+    def nodes(self) -> int:
+        """Nodes at which gradients are computed for each map: 1 if that is exact."""
+        return 1 if self.quadrature == ONE_PASS else self.steps
+
+    @property
+    def path(self) -> str:
+        """How the path of each map is integrated, in words: "50 steps" or "one pass"."""
+        return ONE_PASS if self.quadrature == ONE_PASS else f"{self.steps} steps"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

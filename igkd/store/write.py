@@ -108,16 +108,16 @@ def _only_planned(present: Iterable[str], plan: Mapping[str, Any]) -> bool:
     return plan.keys() >= {"ids_sha256", "rows_per_file", "engine"} and [*filter(_not_left_over, present)] == ["plan.json"]
 
 
-def engine_of(uri: str) -> Engine | None:
-    """The engine that a store's parts were computed with, finished or not; None if it has no parts yet."""
+def begun_with(uri: str) -> tuple[Engine, str] | None:
+    """Engine and quadrature that a store's parts were computed with, finished or not; None if it has no parts yet."""
     fs, root = filesystem(uri)
     if not any(name.startswith("part-") for name in list_names(fs, root)):
         return None
     try:
-        engine: Engine = parse_json(read_file(fs, f"{root}/plan.json"))["engine"]
+        plan = parse_json(read_file(fs, f"{root}/plan.json"))
+        return plan["engine"], plan["quadrature"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return engine
 
 
 def views_plan_of(uri: str) -> ViewsPlan | None:

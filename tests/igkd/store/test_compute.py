@@ -22,6 +22,7 @@ from igkd.images.open import open_images
 from igkd.networks import checkpoint
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.store import Store, compute, verify
+from tests.helpers.networks import lively
 from tests.helpers.pictures import BAD, LABELS, encoded, write_parquet
 from tests.helpers.stores import make_store
 
@@ -350,7 +351,54 @@ def test_the_engine_is_said_and_that_of_computed_parts_is_kept(store_config: Pre
     source, model = open_images(config.images), checkpoint.load(config.teacher)
     plan, _ = compute.make_plan(config, source, model, "sha", gpu=True, say=said.append)
     assert (plan.engine, plan.quadrature) == ("torch", "riemann_middle") and said == [
-        "fast stands for the engine torch here: there are GPUs"
+        "fast stands for the engine torch here: there are GPUs",
+        "the teacher is not homogeneous, F(a x) = a F(x), so each map takes 5 steps",
     ]
-    kept, _ = compute.make_plan(config, source, model, "sha", gpu=True, begun="openvino", say=said.append)
-    assert kept.engine == "openvino" and len(said) == 1
+    kept, _ = compute.make_plan(config, source, model, "sha", gpu=True, begun=("openvino", "riemann_middle"), say=said.append)
+    assert kept.engine == "openvino" and len(said) == 2
+
+
+@pytest.fixture
+def homogeneous(store_config: PrecomputeConfig, tmp_path: Path) -> PrecomputeConfig:
+    """The settings of a small store of a teacher without biases."""
+    spec = dataclasses.replace(checkpoint.load(store_config.teacher).spec, name="homogeneous:2:6x1,8x1")
+    checkpoint.save(lively(build(spec, 0)), tmp_path / "teacher", {})
+    where = {"teacher": str(tmp_path / "teacher"), "store": str(tmp_path / "store")}
+    return dataclasses.replace(store_config, images="shapes:train=30", limit=7, engine="torch", steps=50, precision="float32", **where)
+
+
+def test_a_homogeneous_teachers_maps_take_one_pass(homogeneous: PrecomputeConfig, tmp_path: Path) -> None:
+    """The plan says so, whoever follows it computes at one node, and the maps are those of the reference with 50."""
+    make_store(homogeneous)
+    by_nodes = dataclasses.replace(homogeneous, engine="captum", store=str(tmp_path / "captum"))
+    make_store(by_nodes)
+    ours, reference = Store.open(homogeneous.store), Store.open(by_nodes.store)
+    assert (ours.plan.quadrature, ours.plan.nodes, ours.plan.path, ours.plan.steps) == ("one pass", 1, "one pass", 50)
+    assert (reference.plan.quadrature, reference.plan.nodes, reference.plan.path) == ("gausslegendre", 50, "50 steps")
+    for name in ("ig", "logits"):
+        np.testing.assert_allclose(ours.column(name), reference.column(name), atol=1e-5 * np.abs(reference.column(name)).max())
+    assert np.abs(ours.column("ig_delta")).max() <= 1e-5 * np.abs(ours.column("logits")).max()
+    found = store.describe(homogeneous.store)
+    assert (found["quadrature"], found["steps"]) == ("one pass", 1) and verify(homogeneous.store) == []
+
+
+def test_a_store_is_finished_as_it_was_begun(homogeneous: PrecomputeConfig) -> None:
+    source, model, said = open_images(homogeneous.images), checkpoint.load(homogeneous.teacher), list[str]()
+    plan, _ = compute.make_plan(homogeneous, source, model, "sha", say=said.append)
+    assert said == ["the teacher is homogeneous, F(a x) = a F(x), on 7 images: one pass gives each map exactly, --steps is not used"]
+    for asked, rule in (("torch", "one pass"), ("fast", "one pass"), ("torch", "riemann_middle")):
+        config = dataclasses.replace(homogeneous, engine=asked)
+        again, _ = compute.make_plan(config, source, model, "sha", begun=("torch", rule), say=said.append)
+        assert again == dataclasses.replace(plan, quadrature=rule) and len(said) == 1
+    other = dataclasses.replace(homogeneous, engine="captum", method="input-x-gradient")
+    assert compute.make_plan(other, source, model, "sha", begun=("torch", "one pass"))[0].quadrature == "none"
+
+
+def test_pictures_that_cannot_be_used_do_not_decide_how_maps_are_computed(store_config: PrecomputeConfig) -> None:
+    """That all are tried is left to the parts, which name the picture."""
+    config = dataclasses.replace(store_config, engine="torch")
+    source, spec = open_images(config.images), checkpoint.load(config.teacher).spec
+    found = compute.some_images(source, "train", np.array(sorted(BAD)), spec.image_shape, False, spec.scaling)
+    assert found.shape == (0, 3, *spec.image_shape)
+    model = checkpoint.load(config.teacher)
+    assert compute.how_maps_are_computed(config, model, found, False, None, lambda line: None) == ("torch", "riemann_middle")

@@ -173,12 +173,12 @@ def test_a_plan_alone_does_not_bind(tmp_path: Path) -> None:
     """Only with its first part a store is one: what was planned before is begun anew with other settings."""
     uri, plan = str(tmp_path / "store"), tiny_plan(rows=10, rows_per_file=3)
     other = dataclasses.replace(plan, engine="torch", teacher="x", rows_per_file=5, classes=("a", "b"))
-    assert store.start(uri, plan) == [0, 1, 2, 3] and store.engine_of(uri) is None
+    assert store.start(uri, plan) == [0, 1, 2, 3] and store.begun_with(uri) is None
     (tmp_path / "store" / ".part-00000.parquet.x.tmp").write_text("left by a killed writer")
     with store.hold(uri):
         assert store.start(uri, other) == [0, 1] == store.start(uri, other)
     store.write_part(uri, other, 1, some_columns(other, [5, 6, 7, 8, 9]), [])
-    assert store.engine_of(uri) == "torch"
+    assert store.begun_with(uri) == ("torch", "q")
     with pytest.raises(UserError, match="other settings .classes was .*engine was 'torch' and is now 'captum'"):
         store.start(uri, plan)
 
