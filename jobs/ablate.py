@@ -5,13 +5,14 @@ from pathlib import Path
 from igkd.base import provenance
 from igkd.config.command_line import parse
 from igkd.config.sweeps import AblateConfig
+from igkd.evaluation.progress import progress
 from igkd.store import Store
 from igkd.sweeps.grid import cells, settled
-from igkd.sweeps.ledger import read_rows, read_status
-from igkd.sweeps.publish import publish
+from igkd.sweeps.ledger import read_rows
 from jobs.backend.cells import check, resident, train_cells
 from jobs.backend.estimates import print_estimate
 from jobs.backend.runtime import run_job, start_ray
+from jobs.backend.sweep_progress import conclude
 
 
 def ablate(config: AblateConfig) -> int:
@@ -22,15 +23,14 @@ def ablate(config: AblateConfig) -> int:
     check(grid)
     if config.dry_run:
         start_ray()
-        done = {row["cell"] for row in read_rows(Path(config.out))}
-        todo = [cell for cell in grid if cell.name not in done]
-        print(f"{len(grid)} runs, {len(grid) - len(todo)} done before", flush=True)
+        ended = {row["cell"]: row for row in read_rows(Path(config.out))}
+        todo = [cell for cell in grid if cell.name not in ended]
+        print(progress([ended[cell.name] for cell in grid if cell.name in ended], len(grid)), flush=True)
         if todo:
             print_estimate(todo, config.runs_per_gpu, config.price)
         return 0
-    finished = train_cells(grid, config.out, config.runs_per_gpu, seconds)
-    print(publish(Path(config.out)), flush=True)
-    return 0 if finished or (seconds is not None and not read_status(Path(config.out)).failures) else 1
+    train_cells(grid, config.out, config.runs_per_gpu, seconds)
+    return conclude(Path(config.out))
 
 
 def main() -> int:

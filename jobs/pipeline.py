@@ -7,7 +7,7 @@ from typing import Any
 
 from igkd import store
 from igkd.base import provenance
-from igkd.base.errors import UserError
+from igkd.base.errors import TIME_IS_UP, UserError
 from igkd.base.storage import absolute, write_bytes, write_json
 from igkd.base.time_limit import seconds_left
 from igkd.config.command_line import parse
@@ -28,7 +28,7 @@ from igkd.training.held_out import read_unseen, unseen_by_teacher
 from igkd.training.identity import decided
 from igkd.training.student_data import open_store
 from jobs.backend.cells import claim, train_cells
-from jobs.backend.runtime import TIME_IS_UP, in_thread, run_job, start_ray, stopping_after
+from jobs.backend.runtime import TIME_WAS_UP, in_thread, run_job, start_ray, stopping_after
 from jobs.distill import distill
 from jobs.precompute import precompute_store
 from jobs.teacher import train_teacher
@@ -61,7 +61,7 @@ def run(config: PipelineConfig) -> Path | None:
                     teacher = in_thread(functools.partial(train_teacher, pipeline.teacher))
                 precompute_store(pipeline.precompute)
         except KeyboardInterrupt:
-            if TIME_IS_UP.is_set():
+            if TIME_WAS_UP.is_set():
                 return None
             raise
         rows = run_students(config.out, pipeline, None if deadline is None else max(1.0, deadline - time.monotonic()))
@@ -118,8 +118,8 @@ def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> 
         with stopping_after(seconds):
             return [in_thread(functools.partial(distill, cell.config)) for cell in grid]
     if not train_cells(grid, out, RUNS_PER_GPU, seconds, page=COMPARISONS):
-        if seconds is not None and not read_status(Path(out)).failures:
-            print(f"{publish(Path(out))}\n\nthe time is up; the same command goes on where this one ended", flush=True)
+        if (status := read_status(Path(out))).time_was_up and not status.failures:
+            print(f"{publish(Path(out))}\n\n{TIME_IS_UP}", flush=True)
             return None
         raise UserError("not all students could be trained, see above; the same command tries those again that are missing")
     rows = {row["cell"]: row for row in read_rows(Path(out))}

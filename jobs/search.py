@@ -19,14 +19,14 @@ from igkd.report.pareto_page import best_row
 from igkd.store import Store, hold
 from igkd.sweeps import candidates
 from igkd.sweeps.grid import Cell, make_cell
-from igkd.sweeps.ledger import read_rows, read_status
-from igkd.sweeps.publish import publish
+from igkd.sweeps.ledger import read_rows
 from igkd.sweeps.speed_search import measured_latencies, within_budget
 from igkd.training.identity import decided, fingerprints
 from jobs.backend.cells import check, resident, train_cells
 from jobs.backend.estimates import print_estimate
 from jobs.backend.halving import METRIC, Halving
 from jobs.backend.runtime import run_job, start_ray
+from jobs.backend.sweep_progress import conclude
 
 
 def base_of(config: SearchConfig) -> DistillConfig:
@@ -92,10 +92,9 @@ def search(config: SearchConfig) -> int:
         seconds = max(1.0, seconds - (time.monotonic() - began))
     # The first student is there to compare with, and runs to its end. Those that begin slowly have a third of the epochs to catch up.
     halving = partial(Halving, base.epochs, frozenset({grid[0].name}), 3)
-    finished = train_cells(grid, config.out, config.runs_per_gpu, seconds, kind="search", halving=halving)
+    train_cells(grid, config.out, config.runs_per_gpu, seconds, kind="search", halving=halving)
     write_best(config, grid, chosen, identity["store_fingerprint"])
-    print(publish(root), flush=True)
-    return 0 if finished or (seconds is not None and not read_status(root).failures) else 1
+    return conclude(root)
 
 
 def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], store_fingerprint: str) -> None:

@@ -21,10 +21,10 @@ from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config, recipe_file
 from igkd.config.sweeps import TuneConfig
+from igkd.evaluation.progress import progress
 from igkd.store import Store, hold
 from igkd.sweeps.grid import Cell, make_cell
 from igkd.sweeps.ledger import Ledger, Row, Status, read_rows
-from igkd.sweeps.publish import publish
 from igkd.sweeps.space import inside, settings_of, space, tuned
 from igkd.training.identity import decided, fingerprints, ingest_of
 from igkd.training.student_data import open_store, open_teacher_of
@@ -32,7 +32,7 @@ from jobs.backend.estimates import print_estimate, slots
 from jobs.backend.halving import METRIC, Halving, replay
 from jobs.backend.one_trial import Settings, Work
 from jobs.backend.runtime import run_job, start_ray
-from jobs.backend.sweep_progress import interruptible
+from jobs.backend.sweep_progress import conclude, interruptible
 from jobs.backend.trials import persist, run_trials
 
 
@@ -78,9 +78,11 @@ def tune(config: TuneConfig) -> int:
     open_teacher_of(base)
     if config.dry_run:
         start_ray()
-        done = len(read_rows(Path(config.out)))
-        print(f"{config.trials} trials, {done} done before; ASHA will stop most of them early, so this is the most it takes", flush=True)
-        print_estimate([make_cell(config.out, base, f"trial {n}") for n in range(done, config.trials)], config.runs_per_gpu, config.price)
+        rows = read_rows(Path(config.out))
+        print(f"{progress(rows, config.trials)}; ASHA will stop most of them early, so this is the most it takes", flush=True)
+        print_estimate(
+            [make_cell(config.out, base, f"trial {n}") for n in range(len(rows), config.trials)], config.runs_per_gpu, config.price
+        )
         return 0
     run_directory.claim(Path(config.out), config, fingerprints(base))
     start_ray()
@@ -113,7 +115,7 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
     )
     with hold(config.out):
         ledger = Ledger(root, status)
-        print(f"sweep: {config.trials} trials, {len(ledger.rows)} done before, {at_once} at a time, in {config.out}", flush=True)
+        print(f"sweep: {status.progress(ledger.rows)}; {at_once} at a time, in {config.out}", flush=True)
 
         def attempt() -> None:
             rows = list(ledger.rows)
@@ -135,12 +137,9 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
         try:
             persist(attempt)
         finally:
-            ledger.refresh()
-            ledger.status.running.clear()
-            ledger.write_status("finished" if len(ledger.rows) >= config.trials else "stopped")
+            ledger.close(lambda rows: len(rows) >= config.trials)
     write_best(root, base, ledger.rows, identity["store_fingerprint"], work.command)
-    print(publish(root), flush=True)
-    return 0 if len(ledger.rows) >= config.trials or seconds is not None else 1
+    return conclude(root)
 
 
 def write_best(root: Path, base: DistillConfig, rows: list[Row], store_fingerprint: str, command: str) -> None:

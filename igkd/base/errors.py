@@ -6,8 +6,11 @@ import sys
 from collections.abc import Callable
 
 CREDENTIALS = "credentials are not typed, since command lines are kept in logs and results: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-STOPPED, INTERRUPTED = "stopped; the same command continues where this one ended", 130
+CONTINUES = "the same command continues where this one ended"
+STOPPED, INTERRUPTED = f"stopped; {CONTINUES}", 130
 """The sentence printed and the exit status returned after Ctrl-C."""
+TIME_IS_UP = f"the time is up; {CONTINUES}"
+"""The sentence printed where --hours or --until ended the work; the exit status is then 0."""
 _TYPED = re.compile(r"://[^/\s]*:[^\s]*@|://[^/\s]*@")
 
 

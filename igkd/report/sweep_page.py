@@ -45,7 +45,8 @@ class SweepReport:
     """Result rows with `cell` (the run's name), `share` (of the training set that it used) and `state`: "done", "pruned" or "diverged"."""
     failures: list[dict[str, Any]]
     """`cell`, `tries` and `error` of every run without a row."""
-    planned: int
+    progress: str
+    """How far the sweep is, as `evaluation.progress` says it."""
     commands: list[str]
     note: str = ""
     """A sentence under the title."""
@@ -72,14 +73,6 @@ class SweepReport:
     @property
     def measure(self) -> Measure:
         return "test" if self.kind == "ablation" and any("test" in row for row in self.done) else "validation"
-
-    @property
-    def progress(self) -> str:
-        parts = [f"{len(self.done):,} of {self.planned:,} runs done"]
-        parts += [f"{len(self.pruned):,} stopped early"] if self.pruned else []
-        parts += [f"{len(self.diverged):,} diverged"] if self.diverged else []
-        parts += [f"{len(self.failures):,} failed"] if self.failures else []
-        return ", ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)

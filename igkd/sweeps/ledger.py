@@ -5,16 +5,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from igkd.base.errors import UserError
+from igkd.base.errors import CONTINUES, UserError
 from igkd.base.run_directory import STATE, read_object, read_row
 from igkd.base.schema import typed
 from igkd.base.storage import write_bytes, write_json
 from igkd.base.storage_errors import explain
+from igkd.evaluation.progress import progress
 
 STATUS = "status.json"
 ROWS = "rows.jsonl"
@@ -66,6 +67,24 @@ class Status:
         """
         return self.phase == "running" and now - self.updated < SILENT_S
 
+    @property
+    def time_was_up(self) -> bool:
+        """Whether the driver stopped at its time limit, and not for another reason."""
+        return self.phase == "stopped" and self.deadline is not None and self.updated >= self.deadline
+
+    def progress(self, rows: Sequence[Row], now: float | None = None) -> str:
+        """How far this driver's runs are, in the words of `evaluation.progress`.
+
+        Args:
+            rows: the rows of the directory.
+            now: Unix time, by default the present.
+        """
+        alive = self.alive(time.time() if now is None else now)
+        done = self.done(rows)
+        others = len(rows) - len(done)
+        said = progress(done, self.total, running=len(self.running) if alive else 0, failed=len(self.failures))
+        return said + (f" (and {others:,} of other grids)" if others else "")
+
 
 class Ledger:
     """A sweep's directory, as its driver writes it."""
@@ -99,6 +118,18 @@ class Ledger:
         with contextlib.suppress(OSError):
             (self.root / "students" / name / STATE).unlink(missing_ok=True)
         self.add(row)
+
+    def close(self, complete: Callable[[list[Row]], bool]) -> bool:
+        """Write the last status of this driver, from what the runs left on disk; gives whether the sweep is finished.
+
+        Args:
+            complete: whether these rows are all that were asked for.
+        """
+        self.refresh()
+        self.status.running.clear()
+        finished = complete(self.rows)
+        self.write_status("finished" if finished else "stopped")
+        return finished
 
     def write_status(self, phase: Phase | None = None) -> None:
         """Write status.json: the driver is running, or `phase` says how it ended."""
@@ -159,12 +190,13 @@ def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:
     Args:
         now: Unix time.
     """
-    done = status.done(rows)
     alive = status.alive(now)
-    phase = status.phase if alive or status.phase != "running" else "killed (its driver is silent); the same command goes on"
-    lines = [
-        f"{phase}: {len(done)} of {status.total} runs done, {len(status.running) if alive else 0} running, {len(status.failures)} failed"
-    ]
+    phase: str = status.phase
+    if phase == "running" and not alive:
+        phase = f"killed (its driver is silent); {CONTINUES}"
+    elif phase == "stopped":
+        phase = f"stopped when its time was up; {CONTINUES}" if status.time_was_up else f"stopped; {CONTINUES}"
+    lines = [f"{phase}: {status.progress(rows, now)}"]
     left = remaining_seconds(status, rows)
     if alive and left is not None and left < 1e9:
         ends = now + left

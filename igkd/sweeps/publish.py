@@ -44,7 +44,7 @@ def publish(root: Path) -> str:
         kind=status.kind,
         rows=rows,
         failures=[{"cell": name, **failure} for name, failure in status.failures.items()],
-        planned=len(rows) + max(0, status.total - len(status.done(rows))),
+        progress=status.progress(rows),
         commands=[status.command],
     )
     page = with_models(root, page) if rows else page
@@ -126,7 +126,7 @@ def publish_front(root: Path, status: Status) -> str:
     best = read_object(root / "best.json").get("student") if (root / "best.json").exists() else None
     report = pareto_page.FrontReport(
         title="Search for a fast student",
-        progress=search_progress(status, rows),
+        progress=status.progress(rows),
         failures=status.failures,
         command=status.command,
         rows=rows,
@@ -137,13 +137,3 @@ def publish_front(root: Path, status: Status) -> str:
     )
     write_bytes(root / status.page, pareto_page.render(report).encode())
     return f"{pareto_page.summary(report)}\n\nreport: {(root / status.page).resolve()}"
-
-
-def search_progress(status: Status, rows: Sequence[Row]) -> str:
-    """A line that says how many of a search's students are trained, stopped and failed."""
-    states = [row["state"] for row in status.done(rows)]
-    parts = [f"{states.count('done'):,} of {status.total:,} students trained"]
-    parts += [f"{states.count('pruned'):,} stopped early"] if "pruned" in states else []
-    parts += [f"{states.count('diverged'):,} diverged"] if "diverged" in states else []
-    parts += [f"{len(status.failures):,} failed"] if status.failures else []
-    return ", ".join(parts)

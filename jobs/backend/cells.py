@@ -140,15 +140,12 @@ def run_cells(
                     replay(judge, ledger.rows)
                 run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds, halving=judge)
 
-        print(f"sweep: {len(grid)} runs, {len(grid) - len(left())} done before, {at_once} at a time, in {out}", flush=True)
+        print(f"sweep: {status.progress(ledger.rows)}; {at_once} at a time, in {out}", flush=True)
         say_what_is_judged_otherwise(grid, ledger.rows)
         try:
             persist(attempt)
         finally:
-            ledger.refresh()
-            finished = not left()
-            ledger.status.running.clear()
-            ledger.write_status("finished" if finished else "stopped")
+            finished = ledger.close(lambda rows: not left())
     return finished
 
 

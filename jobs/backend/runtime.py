@@ -20,7 +20,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.config import LoggingConfig
 
-from igkd.base.errors import INTERRUPTED, STOPPED, UserError, run_cli
+from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cli
 from igkd.networks import module
 from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
 from jobs.backend.start import connect
@@ -238,8 +238,8 @@ def stopping_after(seconds: float | None) -> Iterator[None]:
         return
 
     def stop() -> None:
-        TIME_IS_UP.set()
-        print("the time is up; the same command goes on where this one ended", flush=True)
+        TIME_WAS_UP.set()
+        print(TIME_IS_UP, flush=True)
         os.kill(os.getpid(), signal.SIGINT)
 
     timer = threading.Timer(max(1.0, seconds), stop)
@@ -251,7 +251,7 @@ def stopping_after(seconds: float | None) -> Iterator[None]:
         timer.cancel()
 
 
-TIME_IS_UP = threading.Event()
+TIME_WAS_UP = threading.Event()
 
 
 def in_thread(task: Callable[[], T]) -> T:
@@ -265,7 +265,7 @@ def in_thread(task: Callable[[], T]) -> T:
     try:
         return future.result()
     except KeyboardInterrupt:
-        if TIME_IS_UP.is_set():
+        if TIME_WAS_UP.is_set():
             os._exit(0)
         print(STOPPED, file=sys.stderr)
         sys.stdout.flush()

@@ -12,9 +12,11 @@ import ray
 import ray.tune
 from ray.tune.experiment import Trial
 
-from igkd.base.errors import UserError
+from igkd.base.errors import TIME_IS_UP, UserError
 from igkd.base.storage import read_json
-from igkd.sweeps.ledger import Ledger, duration, remaining_seconds
+from igkd.evaluation.progress import WORDS
+from igkd.sweeps.ledger import Ledger, duration, read_status, remaining_seconds
+from igkd.sweeps.publish import publish
 from igkd.training.state import read_history
 from jobs.backend.halving import METRIC, Halving
 from jobs.backend.one_trial import TRIES, Settings, T, Work, unfinished_row
@@ -90,7 +92,7 @@ class Keeper(ray.tune.Callback):
         if result.exists():
             row = read_json(result)
             self.ledger.add(row)
-            self.say(f"{cell.name} done: {headline(row)}")
+            self.say(f"{cell.name} {WORDS[row.get('state', 'done')]}: {headline(row)}")
         elif diverged:
             self.ledger.conclude(cell.name, unfinished_row(self.work, cell, settings, history, "diverged") | {"error": diverged})
             self.say(f"{cell.name} diverged: {diverged}")
@@ -100,7 +102,7 @@ class Keeper(ray.tune.Callback):
         elif self.halving is not None and trial.trial_id in self.halving.stopped:
             row = unfinished_row(self.work, cell, settings, history, "pruned")
             self.ledger.conclude(cell.name, row)
-            self.say(f"{cell.name} stopped after epoch {len(history)}: {headline(row)}, behind the others")
+            self.say(f"{cell.name} stopped early, after epoch {len(history)}: {headline(row)}, behind the others")
         self.ledger.write_status()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -124,10 +126,26 @@ class Keeper(ray.tune.Callback):
     def say(self, line: str, end: str | None = None) -> None:
         """Print a line, followed by the sweep's progress."""
         status, rows = self.ledger.status, self.ledger.rows
-        left, done = remaining_seconds(status, rows), len(status.done(rows))
-        end = f" ({done} of {status.total}{f', {duration(left)} left' if left else ''})" if end is None else end
+        left = remaining_seconds(status, rows)
+        end = f" ({status.progress(rows)}{f'; about {duration(left)} left' if left else ''})" if end is None else end
         print(f"sweep: {line}{end}", flush=True)
         self.spoke = time.monotonic()
+
+
+def conclude(root: Path) -> int:
+    """Write a sweep's report and print its summary, and what there is to do if it is not finished.
+
+    Returns:
+        the exit status: 1 if runs failed, or are missing although the time was not up.
+    """
+    print(publish(root), flush=True)
+    status = read_status(root)
+    if status.failures:
+        print(f"\n{len(status.failures)} run(s) failed, see above; the same command tries them again", flush=True)
+        return 1
+    if status.time_was_up:
+        print(f"\n{TIME_IS_UP}", flush=True)
+    return 0 if status.phase == "finished" or status.time_was_up else 1
 
 
 def headline(row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from igkd.evaluation.progress import progress
 from igkd.report.sweep_page import SweepReport, render
 from tests.helpers.pages import Page
 from tests.helpers.pages import result as teacher_row
@@ -85,7 +86,7 @@ def sweep(rows: list[dict[str, Any]] | None = None, **changes: Any) -> SweepRepo
         teacher=teacher_row(None, correct=940),
         rows=rows,
         failures=[],
-        planned=len(rows),
+        progress=progress(rows, len(rows)),
         gallery=[],
         latency=[],
         best=None,

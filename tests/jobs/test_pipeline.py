@@ -52,7 +52,7 @@ def test_the_same_command_again_computes_nothing(run_job: Callable[..., subproce
     files = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name not in drawn}
     done = run_job("pipeline", *arguments(finished))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "already finished" in done.stdout and "2 runs, 2 done before" in done.stdout
+    assert "already finished" in done.stdout and "2 of 2 runs finished;" in done.stdout
     assert files == {p: p.stat().st_mtime_ns for p in files}
 
 

@@ -67,7 +67,7 @@ def test_the_report_draws_the_front(searched: Path) -> None:
     page = (searched / "report.html").read_text()
     assert 'aria-label="Chart of validation accuracy against times as fast' in page and "on the front" in page and "mobilenet:cut=5" in page
     (searched / "report.html").unlink()
-    assert "students trained" in publish(searched)  # what `igkd.sweeps report` calls
+    assert "runs finished" in publish(searched)  # what `igkd.sweeps report` calls
     assert (searched / "report.html").read_text() == page
 
 

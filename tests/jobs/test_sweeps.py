@@ -72,7 +72,7 @@ def test_a_grid_leaves_a_row_and_a_network_of_each_run(swept: Path) -> None:
     assert read_status(swept).phase == "finished"
     assert list((swept / "tune").rglob("events.out.tfevents.*"))  # TensorBoard's
     page = (swept / "report.html").read_text()
-    assert "2 of 2 runs done" in page and "kd+ig" in (swept / "table.md").read_text()
+    assert "2 of 2 runs finished" in page and "kd+ig" in (swept / "table.md").read_text()
 
 
 def test_a_run_of_a_grid_is_the_run_of_jobs_distill(swept: Path, toy_store: str, tmp_path: Path) -> None:
@@ -172,11 +172,11 @@ def test_a_dry_run_prints_the_grid_its_time_and_cost_and_writes_nothing(
 ) -> None:
     assert ablate(grid(toy_store, tmp_path / "out", dry_run=True, price=3600.0)) == 0
     said = capsys.readouterr().out
-    assert "2 runs, 0 done before" in said and "kd+ig" in said and "(as here)" in said and "cost" in said
+    assert "0 of 2 runs finished, 2 to go" in said and "kd+ig" in said and "(as here)" in said and "cost" in said
     small = tmp_path / "small.json"  # whose steps need only the first part of the store
     small.write_text('{"batch_size": 2}')
     assert ablate(grid(toy_store, tmp_path / "out", dry_run=True, recipes=(str(small),))) == 0
-    assert "2 runs, 0 done before" in capsys.readouterr().out
+    assert "0 of 2 runs finished, 2 to go" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

@@ -100,7 +100,7 @@ def test_a_report_does_not_write_through_links(tmp_path: Path) -> None:
     for name in ("report.html", "table.md"):
         (root / name).symlink_to(private)
     publish(root)
-    assert private.read_text() == "mine" and "0 of 4 runs done" in (root / "report.html").read_text()
+    assert private.read_text() == "mine" and "0 of 4 runs finished" in (root / "report.html").read_text()
 
 
 def test_a_row_cannot_say_that_it_is_elsewhere(tmp_path: Path) -> None:

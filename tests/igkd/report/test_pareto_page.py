@@ -22,7 +22,7 @@ def test_the_trained_ones_and_the_best_are_named_and_all_are_timed() -> None:
     latencies = Latencies(machine="m", rounds=2, load=(0.1,), budget=2.5, networks=networks, provenance={})
     rows = [row("kd") | {"network": name} for name in NAMES[:2]]
     report = FrontReport(
-        title="A search", progress="2 of 2 students trained", failures={}, command="c", rows=rows, latencies=latencies, teacher={},
+        title="A search", progress="2 of 2 runs finished", failures={}, command="c", rows=rows, latencies=latencies, teacher={},
         best="lean:2:8x1",
     )  # fmt: skip
     page = Page(render(report))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from igkd.evaluation.progress import progress
 from igkd.report.pipeline_page import Latency
 from igkd.report.sweep_page import PUBLISHED, SweepReport, render
 from igkd.report.sweep_table import markdown, summary_table
@@ -34,7 +35,7 @@ def full() -> SweepReport:
         for batch in (1, 64)
     ]
     failures = [{"cell": "kd-cut9-seed4", "tries": 3, "error": "out of memory"}]
-    return sweep(rows, failures=failures, planned=len(rows) + 1, latency=latency, gallery=[gallery_row()])
+    return sweep(rows, failures=failures, progress=progress(rows, len(rows) + 1, failed=1), latency=latency, gallery=[gallery_row()])
 
 
 def test_the_pages_stand_alone_and_describe_their_pictures() -> None:
@@ -94,18 +95,20 @@ def test_hostile_settings_of_a_tuning_are_text() -> None:
 
 
 def test_failures_come_first() -> None:
-    report = sweep(failures=[{"cell": "kd-seed4", "tries": 3, "error": "out of memory"}], planned=8)
+    report = sweep(failures=[{"cell": "kd-seed4", "tries": 3, "error": "out of memory"}], progress="6 of 8 runs finished, 1 failed")
     text = words(report)
     assert text.index("kd-seed4") < text.index("out of memory") < text.index("A note") < text.index("What may be said")
-    assert "6 of 8 runs done, 1 failed" in text
+    assert "6 of 8 runs finished, 1 failed" in text
     assert "Failures" not in words(sweep())
 
 
 @pytest.mark.parametrize("kind", ["ablation", "tuning"])
 def test_what_is_missing_is_left_out_with_a_word(kind: Any) -> None:
-    empty = sweep([], kind=kind, teacher=None, planned=4, commands=[])
+    empty = sweep([], kind=kind, teacher=None, progress="0 of 4 runs finished", commands=[])
     text = " ".join(checked(empty).text.split())
-    assert "0 of 4 runs done" in text and "No run has reached an epoch" in text and "No pictures were kept" in text and "Not timed" in text
+    assert (
+        "0 of 4 runs finished" in text and "No run has reached an epoch" in text and "No pictures were kept" in text and "Not timed" in text
+    )
     assert markdown(empty) and len(summary_table(empty).splitlines()) == 3
     if kind == "ablation":
         assert "No run on the whole training set is done" in text and "Every run saw the whole training set" in text
@@ -155,14 +158,14 @@ def test_runs_without_an_accuracy_are_named_and_left_out() -> None:
 def test_pruned_runs_are_in_no_mean() -> None:
     rows = [row("kd", 0, 0.9), row("kd", 1, 0.92), row("kd", 2, 0.1, state="pruned")]
     page = checked(sweep(rows))
-    assert page.row("kd")[1] == "91.00" and "2 of 3 runs done, 1 stopped early" in page.text
+    assert page.row("kd")[1] == "91.00" and "2 of 3 runs finished, 1 stopped early" in page.text
 
 
 def test_a_run_that_diverged_is_named() -> None:
     sizes = ("parameters", "multiply_adds", "compression", "images", "test", "provenance")
     bare = {key: value for key, value in row("kd", 2, 0.1, state="diverged").items() if key not in sizes}
     page = checked(sweep([row("kd", 0, 0.9), row("kd", 1, 0.92), bare]))
-    assert page.row("kd")[1] == "91.00" and "2 of 3 runs done, 1 diverged" in page.text and "kd-mobilenet:cut=5-seed2." in page.text
+    assert page.row("kd")[1] == "91.00" and "2 of 3 runs finished, 1 diverged" in page.text and "kd-mobilenet:cut=5-seed2." in page.text
     assert "there are 0" in words(tuning([bare])) and "0 stopped early" in render(tuning([trial(0, 0.5), bare]))
 
 

@@ -1,16 +1,20 @@
 import datetime
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from igkd.base.errors import UserError
+from igkd.base.errors import CONTINUES, UserError
 from igkd.base.time_limit import seconds_until
 from igkd.config.sweeps import SweepConfig
-from igkd.sweeps.ledger import Ledger, Row, Status, describe, duration, read_rows, read_status, remaining_seconds
+from igkd.evaluation.progress import progress
+from igkd.sweeps.ledger import Kind, Ledger, Row, Status, describe, duration, read_rows, read_status, remaining_seconds
 from tests.helpers.programs import run_program
 
 NOON = datetime.datetime(2026, 3, 1, 12, 0, tzinfo=datetime.UTC)
@@ -105,17 +109,52 @@ def test_remaining_time_by_hand() -> None:
 
 
 def test_rows_of_other_grids_are_not_counted() -> None:
-    assert describe(status(phase="stopped"), [row("a"), row("other")], now=0.0)[0].startswith("stopped: 1 of 3 runs done")
+    (line,) = describe(status(phase="stopped"), [row("a"), row("other")], now=0.0)
+    assert line == f"stopped; {CONTINUES}: 1 of 3 runs finished, 2 to go (and 1 of other grids)"
+
+
+@pytest.mark.parametrize("kind", ["tuning", "search"])
+def test_driver_status_command_and_page_say_the_same_count(tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trial stopped early by ASHA, one finished, one diverged, one failed, one running when its driver was stopped."""
+    ledger = Ledger(tmp_path, status(planned=[], total=6, kind=kind, began=time.time(), deadline=time.time() + 100))
+    for name, state in (("a", "pruned"), ("bb", "done"), ("ccc", "diverged")):
+        (tmp_path / "students" / name).mkdir(parents=True)
+        ledger.conclude(name, row(name, state=state))
+    ledger.status.failures["d"] = {"tries": 3, "error": "no space"}
+    ledger.status.running["e"] = 1
+    ledger.write_status()
+    ended = "1 of 6 runs finished, 1 stopped early, 1 diverged, 1 failed"
+    assert ledger.status.progress(ledger.rows) == f"{ended}, 1 running, 1 to go"
+    assert not ledger.close(lambda rows: len(rows) >= 6)  # as after Ctrl-C
+    told = read_status(tmp_path).progress(read_rows(tmp_path))
+    assert told == f"{ended}, 2 to go" == describe(read_status(tmp_path), read_rows(tmp_path), time.time())[0].split(": ")[1]
+    assert not read_status(tmp_path).time_was_up
+    monkeypatch.setattr(ledger.status, "deadline", time.time() - 1)
+    ledger.write_status()
+    assert read_status(tmp_path).time_was_up
+    assert describe(read_status(tmp_path), [], time.time())[0].startswith(f"stopped when its time was up; {CONTINUES}: 0 of 6 runs")
+
+
+@given(st.lists(st.sampled_from(["done", "pruned", "diverged"]), max_size=9), *3 * [st.integers(0, 9)])
+def test_the_numbers_add_up_to_the_total(states: list[str], total: int, running: int, failed: int) -> None:
+    said = progress([{"state": state} for state in states], total, running=running, failed=failed)
+    finished, whole, *others = map(int, re.findall(r"[0-9]+", said))
+    assert finished == states.count("done") and finished + sum(others) == whole == max(total, len(states) + running + failed)
 
 
 def test_description_tells_a_killed_driver_from_a_live_one() -> None:
     pulse = status(updated=1000.0, running={"bb": 1}, failures={"ccc": {"tries": 3, "error": "out of memory"}})
     alive = describe(pulse, [row("a")], now=1010.0)
-    assert alive[0] == "running: 1 of 3 runs done, 1 running, 1 failed"
+    assert alive[0] == "running: 1 of 3 runs finished, 1 failed, 1 running"
     assert "ends about" in alive[1] and "running  bb: epoch 1 of 2" in alive[2]
     assert alive[-1] == "  failed   ccc (3 tries): out of memory"
     dead = describe(pulse, [row("a")], now=2000.0)
-    assert dead[0].startswith("killed") and "0 running" in dead[0] and not any("ends about" in line for line in dead)
+    assert (
+        dead[0].startswith("killed")
+        and "1 to go" in dead[0]
+        and "running" not in dead[0]
+        and not any("ends about" in line for line in dead)
+    )
     late = describe(status(updated=1000.0, running={"bb": 1}, deadline=1011.0), [row("a")], now=1010.0)
     assert any("before all is done" in line for line in late)
 
@@ -128,7 +167,7 @@ def test_status_command_says_so_by_its_exit_status(tmp_path: Path) -> None:
     assert asked() == (1, f"error: {tmp_path} is no sweep (it has no status.json); jobs.ablate, jobs.tune and jobs.search make one\n")
     ledger = Ledger(tmp_path, status(updated=time.time(), running={"a": 0}))
     code, said = asked()
-    assert code == 0 and "running: 0 of 3 runs done, 1 running" in said
+    assert code == 0 and "running: 0 of 3 runs finished, 1 running, 2 to go" in said
     ledger.write_status("stopped")
     assert asked()[0] == 1
     ledger.write_status("finished")

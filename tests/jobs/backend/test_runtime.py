@@ -95,7 +95,7 @@ def test_it_takes_no_work_from_whoever_has_no_token(tmp_path: Path) -> None:
     assert "authentication is disabled" not in done.stderr
 
 
-@pytest.mark.parametrize(("seconds", "status", "said"), [("0.2", 0, "the time is up; the same command goes on"), ("None", 3, "")])
+@pytest.mark.parametrize(("seconds", "status", "said"), [("0.2", 0, "the time is up; the same command continues"), ("None", 3, "")])
 def test_work_in_a_thread_ends_when_the_time_is_up(seconds: str, status: int, said: str) -> None:
     program = (
         "import sys, time\nfrom jobs.backend.runtime import in_thread, stopping_after\n"
