@@ -140,7 +140,7 @@ def given_network(pipeline: Pipeline) -> Classifier:
 
 def given_teacher(directory: str) -> dict[str, Any]:
     """The result row of a teacher that was trained elsewhere, from its checkpoint's JSON."""
-    card = open_teacher(directory)[1]
+    network, card = open_teacher(directory)
     made = card["made"]
     unknown = {"accuracy": float("nan"), "correct": 0, "count": 0, "loss": float("nan")}
     return {
@@ -148,6 +148,7 @@ def given_teacher(directory: str) -> dict[str, Any]:
         "seed": None,
         "history": made.get("history", []),
         "test": made.get("test", unknown),
+        "classes": len(network.spec.classes),
         "parameters": card["parameters"],
         "multiply_adds": card["multiply_adds"],
         "compression": 1.0,

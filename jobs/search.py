@@ -11,6 +11,7 @@ from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config, recipe_file
 from igkd.config.sweeps import SearchConfig
+from igkd.evaluation.chance import chance_of, row_near_chance
 from igkd.evaluation.speed import Measured
 from igkd.networks.families import student_name
 from igkd.networks.network import Classifier, NetworkSpec, parameter_count
@@ -98,11 +99,14 @@ def search(config: SearchConfig) -> int:
 
 
 def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], store_fingerprint: str) -> None:
-    """Write OUT/best.json, the recipe of the most accurate student within the budget."""
+    """Write OUT/best.json, the recipe of the most accurate student within the budget; none where that one is near chance."""
     root, cells = Path(config.out), {cell.name: cell for cell in grid}
     rows = [row for row in read_rows(root) if row["cell"] in cells]  # others are of an earlier budget
-    best = best_row(rows)
+    best = best_row(rows, {one.network: one.times_as_fast for one in chosen})
     if best is None:
+        return
+    if row_near_chance(best):
+        print(f"no student is above chance, {chance_of(best['classes'])}: there is no best one, and no {root / 'best.json'}", flush=True)
         return
     student = cells[best["cell"]].config
     measured = next(one for one in chosen if one.network == student.student)

@@ -21,6 +21,7 @@ from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config, recipe_file
 from igkd.config.sweeps import TuneConfig
+from igkd.evaluation.chance import chance_of, row_near_chance
 from igkd.evaluation.progress import progress
 from igkd.store import Store, hold
 from igkd.sweeps.grid import Cell, make_cell
@@ -143,14 +144,18 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
 
 
 def write_best(root: Path, base: DistillConfig, rows: list[Row], store_fingerprint: str, command: str) -> None:
-    """Write OUT/best.json, the recipe of the best finished trial."""
+    """Write OUT/best.json, the recipe of the best finished trial; none where no trial is above chance."""
     done = [row for row in rows if row["state"] == "done"]
-    if not done:
+    best = max(done, key=accuracy, default=None)
+    if best is None or row_near_chance(best):
+        said = "has finished" if best is None else f"is above chance, {chance_of(best['classes'])}"
+        print(f"no trial {said}: there is no best one, and no {root / 'best.json'}", flush=True)
         return
-    best = max(done, key=accuracy)
+    equals = sum(accuracy(row) == accuracy(best) for row in done)
     made = {"command": command, "trials": len(rows), "cell": best["cell"], METRIC: accuracy(best), "store_fingerprint": store_fingerprint}
     write_json(root / "best.json", recipe_file(tuned(base, best["settings"]), made))
-    print(f"best: {best['cell']}, validation {accuracy(best):.1%}; use it by --recipe {root / 'best.json'}", flush=True)
+    which = f"best: {best['cell']}" if equals == 1 else f"best: {equals} trials alike, of which {best['cell']} was the first"
+    print(f"{which}, validation {accuracy(best):.1%}; use it by --recipe {root / 'best.json'}", flush=True)
 
 
 def main() -> int:

@@ -50,6 +50,8 @@ class ResultRow(TypedDict, total=False):
     """A row an epoch."""
     test: dict[str, Any]
     """Figures on the test images."""
+    classes: int
+    """Number of classes."""
     parameters: int
     multiply_adds: int
     compression: float

@@ -1,7 +1,6 @@
 """Make a checkpoint of a network that was trained elsewhere: igkd import NETWORK --weights FILE --images SRC --out DIR"""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from igkd.base.random_draws import stratified_choice
 from igkd.base.storage import parse_json
 from igkd.config.command_line import parse
 from igkd.config.import_network import ImportConfig
+from igkd.evaluation.chance import chance_of, near_chance
 from igkd.evaluation.evaluate import evaluate, matching_samples
 from igkd.images.class_names import distinct
 from igkd.images.open import open_images, tell
@@ -84,13 +84,6 @@ def imported(config: ImportConfig, source: ImageSource) -> Classifier:
     return model
 
 
-def near_chance(correct: int, count: int, classes: int) -> bool:
-    """Whether so many right answers may be luck: they are not above chance by three standard deviations, and nearer to it than to all."""
-    chance = 1 / classes
-    luck = count * chance + 3 * math.sqrt(count * chance * (1 - chance))
-    return correct <= min(luck, count * (1 + chance) / 2)
-
-
 def import_network(config: ImportConfig) -> list[str]:
     """Import a network, judge it and write its checkpoint; gives the lines to print.
 
@@ -120,7 +113,7 @@ def import_network(config: ImportConfig) -> list[str]:
     )
     if near_chance(figures["correct"], figures["count"], len(model.spec.classes)):
         lines.append(
-            f"warning: that is near chance ({1 / len(model.spec.classes):.1%}): is the order of --classes that of its logits, and are "
+            f"warning: that is near chance ({chance_of(len(model.spec.classes))}): is the order of --classes that of its logits, and are "
             "--mean, --std and --image-size those that it was trained with?"
         )
     if family_of(whole.spec.name) == "module":

@@ -110,15 +110,15 @@ def compare(accuracies: Mapping[str, Mapping[int, float]], references: Sequence[
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the mean and its 95 % interval by Student's t, in the values' unit; for a single value (value, NaN, NaN).
+    """(mean, low, high): the mean and its 95 % interval by Student's t, in the values' unit; low and high are NaN for a single value, and
+    for equal values: without any spread nothing is known of it, and an interval of width 0 would claim certainty.
 
     Raises:
         ValueError: there are no values.
     """
     mean = fmean(values)
-    if len(values) == 1:
+    if len(values) == 1 or not stdev(values) > 0:
         return mean, math.nan, math.nan
-    # Not scipy's t.interval: it gives NaN if all values are equal, where this gives an interval of width 0.
     half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 

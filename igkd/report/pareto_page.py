@@ -106,9 +106,13 @@ def summary(report: FrontReport) -> str:
     return "\n".join(lines)
 
 
-def best_row(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The finished candidate with the highest validation accuracy; None if there is none."""
+def best_row(rows: Sequence[Mapping[str, Any]], speeds: Mapping[str, float]) -> Mapping[str, Any] | None:
+    """The finished candidate with the highest validation accuracy, and the fastest of equals; None if there is none.
+
+    Args:
+        speeds: network to how many times as fast as the teacher it is.
+    """
     done = [
         row for row in rows if row["state"] == "done" and family_of(row["network"]) == "lean" and math.isfinite(accuracy(row, "validation"))
     ]
-    return max(done, key=lambda row: accuracy(row, "validation")) if done else None
+    return max(done, key=lambda row: (accuracy(row, "validation"), speeds.get(row["network"], 0.0)), default=None)

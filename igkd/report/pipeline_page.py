@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from igkd.evaluation.chance import chance_note
 from igkd.evaluation.significance import t_interval, wilson_interval
 from igkd.report import charts, html
 
@@ -158,10 +159,12 @@ def summary_table(report: Report) -> str:
         size = f"{line.first['parameters']:,}", f"{line.compression:.2f}x"
         rows.append((charts.squeezed(line.label, 24), *size, f"{accuracy} %", f"{low}-{high}", str(len(line.runs))))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
+    lines = [
         "  ".join(cell.ljust(width) if i < 1 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in rows
-    )
+    ]
+    chance = chance_note({line.label: line.runs for line in _lines(report)})
+    return "\n".join([*lines, *(["", chance] if chance else [])])
 
 
 def _lines(report: Report) -> list[_Line]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from markupsafe import Markup
 
+from igkd.evaluation.chance import chance_note
 from igkd.evaluation.comparisons import Family, Group, Measure, accuracy, families, grouped, history, settings, varied
 from igkd.evaluation.importance import FEWEST, importances
 from igkd.evaluation.significance import Comparison
@@ -89,6 +90,8 @@ class View:
     tuned: list[str]
     lost: list[str]
     """Cells of runs that diverged, or whose accuracy is not a number."""
+    chance: str
+    """A sentence that names the arms, or trials, that may only be lucky; "" if there are none."""
 
 
 def view_of(report: SweepReport) -> View:
@@ -100,6 +103,7 @@ def view_of(report: SweepReport) -> View:
         if row.get("share", 1.0) < 1 and not tuning:
             shares.setdefault(float(row["share"]), []).append(row)
     trials = [row for row in done if math.isfinite(accuracy(row, measure))] if tuning else []
+    trials.sort(key=lambda row: -accuracy(row, measure))
     return View(
         groups=groups,
         partial=[
@@ -108,9 +112,10 @@ def view_of(report: SweepReport) -> View:
             for group in grouped(shares[share], measure)
         ],
         families=families(groups),
-        trials=sorted(trials, key=lambda row: -accuracy(row, measure)),
+        trials=trials,
         tuned=varied(report.rows) if tuning else [],
         lost=[cell_of(row) for row in done if not math.isfinite(accuracy(row, measure))] + [cell_of(row) for row in report.diverged],
+        chance=chance_note({g.label: g.rows for g in groups} or {cell_of(row): [row] for row in trials[:SHOWN]}),
     )
 
 

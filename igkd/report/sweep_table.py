@@ -26,6 +26,7 @@ def markdown(report: SweepReport) -> str:
     table = ["| " + " | ".join(_escaped(entry) for entry in line) + " |" for line in lines]
     said = [f"- {_escaped(sentence)}." for family in view.families for sentence in _sentences(family)]
     notes = ["Accuracies are those on the validation split."] if report.measure == "validation" else []
+    notes += [f"{_escaped(view.chance)}."] if view.chance else []
     if any(differences.values() for differences in differences_of(view).values()):
         notes.append("Differences in points over paired seeds; p of the paired t-test after Holm’s correction.")
     return "\n".join([*table, "", report.progress + ".", *notes, *([""] if said else []), *said]) + "\n"
@@ -55,7 +56,7 @@ def summary_table(report: SweepReport) -> str:
         "  ".join(cell.ljust(width) if i in text else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     )
-    return "\n".join([report.progress, "", *(line.rstrip() for line in aligned)])
+    return "\n".join([report.progress, "", *(line.rstrip() for line in aligned), *(["", view.chance] if view.chance else [])])
 
 
 def _sentences(family: Family) -> list[str]:

@@ -173,6 +173,7 @@ def finish_run(
         "seed": config.seed,
         "config": dataclasses.asdict(config),
         **read_json(outcome / "outcome.json"),
+        "classes": len(model.spec.classes),
         "parameters": parameters,
         "multiply_adds": multiply_adds(model),
         "compression": 1.0 if teacher_parameters is None else round(teacher_parameters / parameters, 2),

@@ -14,6 +14,7 @@ import ray.train.torch
 from ray.train import Checkpoint
 
 from igkd.base import provenance, run_directory
+from igkd.evaluation.chance import chance_of, row_near_chance
 from igkd.store import hold
 from igkd.training.held_out import Unseen
 from igkd.training.identity import judged_otherwise
@@ -21,6 +22,8 @@ from igkd.training.run import Trainer, finish_run
 from igkd.training.task import Task
 from jobs.backend.ingest import Stream
 from jobs.backend.runtime import fetched, fit, one_sentence, start_ray
+
+NOTHING_LEARNED = "train for more --epochs, or with another --learning-rate, before anything is built on it"
 
 
 @one_sentence()
@@ -102,7 +105,7 @@ def run_training(
                     loop_config["unseen"] = ray.put(found)
                 checkpoint = fit(train_worker, loop_config, out, config.workers, stream, config.min_workers)
                 row = finish_run(name, config, out, checkpoint, provenance.command(), started, made, teacher_parameters)
-                print(f"{name} finished: {headline(row)}, in {out}", flush=True)
+                tell_outcome(name, row, out)
                 return row
     print(f"{out} is already finished: {headline(finished)}", flush=True)
     for sentence in judged_otherwise([(finished, config)]):
@@ -114,6 +117,13 @@ def tell(unseen: Unseen) -> None:
     """Print which test images cannot be used."""
     for sentence in unseen.left_out:
         print(f"test images: {sentence}", flush=True)
+
+
+def tell_outcome(name: str, row: dict[str, Any], out: Path) -> None:
+    """Print how a run ended, and whether its accuracy may be luck."""
+    print(f"{name} finished: {headline(row)}, in {out}", flush=True)
+    if row_near_chance(row):
+        print(f"warning: that is near chance ({chance_of(row['classes'])}): {NOTHING_LEARNED}", flush=True)
 
 
 def headline(row: dict[str, Any]) -> str:

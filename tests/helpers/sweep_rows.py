@@ -1,8 +1,10 @@
 """Rows of sweeps, as runs leave them."""
 
+import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,14 @@ def row(
         correct = round(accuracy * 10_000) if math.isfinite(accuracy) else 0
         made["test"] = {"accuracy": accuracy, "correct": correct, "count": 10_000, "loss": 0.5}
     return made | changes
+
+
+def now_right(root: Path, cell: str, accuracy: float) -> None:
+    """Give a finished run of a sweep's directory another validation accuracy, and all others that of chance."""
+    for path in (root / "students").glob("*/result.json"):
+        found = json.loads(path.read_text())
+        found["history"][-1]["validation_accuracy"] = accuracy if path.parent.name == cell else 0.1
+        path.write_text(json.dumps(found))
 
 
 def trial(number: int, accuracy: float, *, state: str = "done", epochs: int = 3, **config: Any) -> dict[str, Any]:

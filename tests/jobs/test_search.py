@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from jobs.backend.halving import Halving
 from jobs.distill import distill
 from jobs.search import search
 from tests.helpers.paths import IMAGES
+from tests.helpers.sweep_rows import now_right
 
 
 def config(store: str, teacher: str, out: Path, **changes: Any) -> SearchConfig:
@@ -81,12 +83,20 @@ def test_the_same_command_computes_nothing_again(searched: Path, toy_store: str,
 
 
 @pytest.mark.slow
-def test_its_best_is_a_recipe_for_jobs_distill(searched: Path, toy_store: str, tmp_path: Path) -> None:
-    best = json.loads((searched / "best.json").read_text())
+def test_its_best_is_a_recipe_for_jobs_distill(searched: Path, toy_store: str, teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(searched, out)
+    (out / "best.json").unlink(missing_ok=True)
     done = [row for row in read_rows(searched) if row["state"] == "done" and row["network"].startswith("lean:")]
-    assert best["made"]["validation_accuracy"] == max(row["history"][-1]["validation_accuracy"] for row in done)
+    now_right(out, done[-1]["cell"], 0.1)
+    search(config(toy_store, teacher, out))
+    assert not (out / "best.json").exists()  # at chance, none is the best
+    now_right(out, done[-1]["cell"], 0.9)
+    search(config(toy_store, teacher, out))
+    best = json.loads((out / "best.json").read_text())
+    assert best["made"]["validation_accuracy"] == 0.9 and best["made"]["cell"] == done[-1]["cell"]
     settings = {"store": toy_store, "out": str(tmp_path / "one"), "test_images": IMAGES, "arm": "kd", "epochs": 1}
-    row = distill(distill_config(str(searched / "best.json"), **settings))
+    row = distill(distill_config(str(out / "best.json"), **settings))
     assert row["config"]["student"] == best["student"] and row["test"]["count"] == 30
     assert sorted(os.listdir(tmp_path / "one"))[-3:] == ["model.json", "model.safetensors", "result.json"]
 

@@ -30,6 +30,7 @@ from jobs.distill import distill
 from jobs.tune import tune
 from tests.helpers.paths import IMAGES, ROOT
 from tests.helpers.pictures import pictures
+from tests.helpers.sweep_rows import now_right
 from tests.helpers.training import without_seconds
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
@@ -99,7 +100,9 @@ def test_a_grid_grows_and_runs_only_what_is_new(swept: Path, toy_store: str, tmp
         ablate(grid(toy_store, out, epochs=3))
 
 
-def test_a_search_never_meets_the_test_set_and_ends_with_a_recipe(cluster: None, toy_store: str, tmp_path: Path) -> None:
+def test_a_search_never_meets_the_test_set_and_ends_with_a_recipe(
+    cluster: None, toy_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "search"
     config: dict[str, Any] = {"store": toy_store, "out": str(out), "recipe": "paper", "epochs": 2}
     assert tune(TuneConfig(**config, trials=2)) == 0
@@ -108,7 +111,16 @@ def test_a_search_never_meets_the_test_set_and_ends_with_a_recipe(cluster: None,
     assert len(rows) == 3 == len(lines(out)) and {row["state"] for row in rows} <= {"done", "pruned"}
     assert all("test" not in row and row["config"]["test_images"] is None for row in rows)
     assert len({json.dumps(row["settings"]) for row in rows}) == 3  # no proposal twice
-    best = max((row for row in rows if row["state"] == "done"), key=lambda row: row["history"][-1]["validation_accuracy"])
+    capsys.readouterr()
+    now_right(out, "", 0.1)
+    (out / "best.json").unlink(missing_ok=True)
+    assert tune(TuneConfig(**config, trials=3)) == 0  # computes nothing
+    assert not (out / "best.json").exists()  # all are at chance, so none is the best
+    assert "no trial is above chance, 10.0% with 10 classes" in capsys.readouterr().out
+    best = next(row for row in rows if row["state"] == "done")
+    now_right(out, best["cell"], 0.9)
+    assert tune(TuneConfig(**config, trials=3)) == 0
+    assert f"best: {best['cell']}, validation 90.0%" in capsys.readouterr().out
     found = distill_config(str(out / "best.json"), store=toy_store, out="o")
     for name in ("alpha", "temperature", "overlay", "learning_rate", "weight_decay"):
         assert getattr(found, name) == best["settings"][name]

@@ -161,6 +161,16 @@ def test_pruned_runs_are_in_no_mean() -> None:
     assert page.row("kd")[1] == "91.00" and "2 of 3 runs finished, 1 stopped early" in page.text
 
 
+def test_chance_is_not_success_and_equal_seeds_have_no_interval() -> None:
+    rows = [row(arm, seed, accuracy, classes=10) for arm, accuracy in (("student", 0.1), ("kd", 0.9)) for seed in (0, 1, 2)]
+    said = "near chance (10.0% with 10 classes): student; its accuracy says nothing about learning"
+    report = sweep(rows)
+    assert said in summary_table(report) and said[4:] in words(report) and said.split(": ")[1] in markdown(report)
+    assert checked(report).row("kd")[2] == "– – –" and "90.00 %            –-–" in summary_table(report)
+    assert "near chance" not in summary_table(sweep(rows[3:])) + words(sweep(rows[3:]))
+    assert "near chance" in summary_table(tuning([trial(0, 0.1) | {"classes": 10}]))
+
+
 def test_a_run_that_diverged_is_named() -> None:
     sizes = ("parameters", "multiply_adds", "compression", "images", "test", "provenance")
     bare = {key: value for key, value in row("kd", 2, 0.1, state="diverged").items() if key not in sizes}
