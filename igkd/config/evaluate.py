@@ -14,7 +14,8 @@ class EvaluateConfig:
     checkpoint: str
     """Directory of a student's or teacher's checkpoint."""
     images: str
-    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH, of the same classes."""
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH, of the same classes. Pictures of another size are
+    scaled and cropped to the checkpoint's."""
     split: Split = "test"
     teacher: str | None = None
     """Directory of the teacher's checkpoint, to compare with."""
@@ -24,8 +25,6 @@ class EvaluateConfig:
     """Integration steps of integrated gradients."""
     limit: int | None = None
     """Only this many images: a random choice, stratified by class, fixed by their ids."""
-    image_size: int | None = None
-    """Scale and crop every picture to this many pixels a side; must be the checkpoint's."""
     bad_images: BadImages = "refuse"
     """What to do with an image that cannot be used."""
     out: str | None = None

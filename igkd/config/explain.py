@@ -18,7 +18,8 @@ class ExplainConfig:
     out: str
     """The page: NAME.html."""
     teacher: str | None = None
-    """Directory of the teacher's checkpoint, or torchvision:NAME; by default the teacher that the checkpoint names, if it does."""
+    """Directory of the teacher's checkpoint, or torchvision:NAME; by default the teacher that the checkpoint names, or that of the
+    store that it learned from."""
     split: Split = "test"
     limit: int = 20
     """At most this many images: a random choice, stratified by class, fixed by their ids."""

@@ -23,8 +23,6 @@ class ExportConfig:
     """Write nothing if the accuracy on validation images falls by more than this share of them."""
     limit: int | None = None
     """Only this many validation images: a random choice, stratified by class, fixed by their ids."""
-    image_size: int | None = None
-    """Scale and crop every picture to this many pixels a side; must be the checkpoint's."""
     bad_images: BadImages = "refuse"
     """What to do with an image that cannot be used."""
 

@@ -22,7 +22,7 @@ from igkd.config.command_line import parse
 from igkd.config.export import ExportConfig
 from igkd.deployment import formats
 from igkd.deployment.formats import Logits, Pixels
-from igkd.evaluation.evaluate import check_size, matching_samples, predict
+from igkd.evaluation.evaluate import matching_samples, predict
 from igkd.images.open import open_images, tell
 from igkd.images.samples import Samples
 from igkd.images.source import ImageSource
@@ -95,10 +95,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     out, name = Path(config.out), f"the checkpoint {config.checkpoint}"
     check_writable(out)
     model, card = open_teacher(config.checkpoint)
-    check_size(model, name, config.image_size)
-    source, resize = training_images(config, card)
+    source = training_images(config, card)
     tell(source)
-    calibration, validation = read(config, model, name, source, resize or config.image_size is not None)
+    calibration, validation = read(config, model, name, source)
     reference = predict(model, validation).numpy()
     if not np.isfinite(reference).all():
         raise UserError(f"{name} gives logits that are not all finite numbers: its weights are of no use; train it anew")
@@ -135,23 +134,21 @@ def checked_file(
     return formats.with_metadata(network, metadata(check)), check
 
 
-def training_images(config: ExportConfig, card: Mapping[str, Any]) -> tuple[ImageSource, bool]:
-    """The images that a checkpoint was trained on, and whether they were scaled to its size.
-
-    They are those of --images; else those named in the card of a teacher, or in the store that a student's card names.
+def training_images(config: ExportConfig, card: Mapping[str, Any]) -> ImageSource:
+    """The images that a checkpoint was trained on: those of --images; else those named in the card of a teacher, or in the store that a
+    student's card names.
 
     Raises:
         UserError: nothing names the images, or they are missing.
     """
     if config.images is not None:
-        return open_images(config.images), False
+        return open_images(config.images)
     made = card["made"].get("config", {})
     try:
         if "images" in made:
-            return open_images(made["images"]), made.get("image_size") is not None
+            return open_images(made["images"])
         if "store" in made:
-            plan = Store.open(made["store"]).plan
-            return open_images(plan.images), plan.resize
+            return open_images(Store.open(made["store"]).plan.images)
     except UserError as error:
         raise UserError(
             f"the images that {config.checkpoint} was trained on are not where they were ({error}); name them by --images"
@@ -159,7 +156,7 @@ def training_images(config: ExportConfig, card: Mapping[str, Any]) -> tuple[Imag
     raise UserError(f"{config.checkpoint} does not say which images it was trained on; name them by --images")
 
 
-def read(config: ExportConfig, model: Classifier, name: str, source: ImageSource, resize: bool) -> tuple[Pixels | None, Samples]:
+def read(config: ExportConfig, model: Classifier, name: str, source: ImageSource) -> tuple[Pixels | None, Samples]:
     """Training images to calibrate int8 on (None for other formats), and the validation images, which were not trained on."""
     labels = source.checked_labels("train")
     held_out = validation_mask(labels)
@@ -168,12 +165,12 @@ def read(config: ExportConfig, model: Classifier, name: str, source: ImageSource
     ids = np.flatnonzero(held_out)
     if config.limit is not None and config.limit < len(ids):
         ids = ids[stratified_choice(labels[ids], config.limit, 0, "limit")]
-    validation, _ = matching_samples(model, name, source, "train", ids, resize, config.bad_images)
+    validation, _ = matching_samples(model, name, source, "train", ids, config.bad_images)
     if config.format != "onnx-int8":
         return None, validation
     rest = np.flatnonzero(~held_out)
     rest = rest[stratified_choice(labels[rest], min(CALIBRATION, len(rest)), 0, "calibration")]
-    return as_decoded(matching_samples(model, name, source, "train", rest, resize, config.bad_images)[0]), validation
+    return as_decoded(matching_samples(model, name, source, "train", rest, config.bad_images)[0]), validation
 
 
 def as_decoded(samples: Samples) -> Pixels:

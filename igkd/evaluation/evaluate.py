@@ -153,23 +153,22 @@ def standard_error(values: NDArray[np.float64]) -> float:
 
 
 def matching_samples(
-    model: Classifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], resize: bool, bad_images: BadImages
+    model: Classifier, name: str, source: ImageSource, split: Split, ids: NDArray[np.int64], bad_images: BadImages
 ) -> tuple[Samples, int]:
-    """Load images to evaluate a network with; images left out are reported on standard error.
+    """Load images to evaluate a network with, scaled and cropped to its size; images left out are reported on standard error.
 
     Args:
         name: the network's name in messages.
         ids: int64 (N,), ids in the split.
-        resize: scale and crop images to the network's size instead of requiring it.
 
     Returns:
         the samples, with labels that are indices into the network's classes, and how many images were left out.
 
     Raises:
-        UserError: the images have other classes or another size, or one cannot be used.
+        UserError: the images have other classes, or one cannot be used.
     """
     numbers = class_numbers(model, name, str(source), source.classes, OWN_CLASSES)
-    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, resize, bad_images, scaling=model.spec.scaling)
+    samples, left_out = load_samples(source, split, ids, model.spec.image_shape, True, bad_images, scaling=model.spec.scaling)
     for sentence in sentences(left_out):
         print(sentence, file=sys.stderr, flush=True)
     return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)
@@ -196,13 +195,6 @@ def matching_teacher(text: str, model: Classifier, name: str) -> tuple[Classifie
     return teacher, card
 
 
-def check_size(model: Classifier, name: str, image_size: int | None) -> None:
-    """Raise UserError if --image-size is not the network's size."""
-    height, width = model.spec.image_shape
-    if image_size is not None and (image_size, image_size) != (height, width):
-        raise UserError(f"--image-size {image_size} does not fit: {name} was trained on {height}x{width} pixels")
-
-
 def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate a checkpoint; gives the result row.
 
@@ -212,7 +204,6 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     started, device = provenance.now(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = f"the checkpoint {config.checkpoint}"
     model, card = open_teacher(config.checkpoint)
-    check_size(model, name, config.image_size)
     source = open_images(config.images)
     tell(source)
     labels = source.checked_labels(config.split)
@@ -222,8 +213,7 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     ids = np.arange(len(labels))
     if config.limit is not None and config.limit < len(labels):
         ids = np.flatnonzero(stratified_choice(labels, config.limit, 0, "limit"))
-    resize = config.image_size is not None
-    samples, left_out = matching_samples(model, name, source, config.split, ids, resize, config.bad_images)
+    samples, left_out = matching_samples(model, name, source, config.split, ids, config.bad_images)
     model = model.to(device).to(memory_format=torch.channels_last)
 
     def progress(line: str) -> None:

@@ -99,7 +99,7 @@ def import_network(config: ImportConfig) -> list[str]:
     ids = np.arange(len(labels))
     if config.limit < len(labels):
         ids = np.flatnonzero(stratified_choice(labels, config.limit, 0, "limit"))
-    samples, _ = matching_samples(model, name, source, "test", ids, True, config.bad_images)
+    samples, _ = matching_samples(model, name, source, "test", ids, config.bad_images)
     model.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
     figures = evaluate(model, samples)
     settings = dataclasses.asdict(config) | {"image_size": whole.spec.image_shape[0]}

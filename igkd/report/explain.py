@@ -31,6 +31,7 @@ from igkd.networks.network import Classifier, parameter_count
 from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import class_numbers
 from igkd.report import html
+from igkd.store import Store
 
 KINDS = ("cifar10", "shapes", "parquet", "folder")
 LONGEST = 224
@@ -72,7 +73,8 @@ def choose(labels: NDArray[np.int64], ids: Sequence[int] | None, limit: int, sou
 
 
 def own_teacher(config: ExplainConfig, card: Mapping[str, Any], model: Classifier) -> tuple[Classifier, dict[str, Any], str] | None:
-    """The teacher to draw beside a network, its card and its name: from --teacher or the network's card; None if neither names one.
+    """The teacher to draw beside a network, its card and its name: from --teacher, from the network's card, or from the store that the card
+    names; None if none of them does, or if that store's teacher is no longer there.
 
     Raises:
         UserError: the teacher does not exist, or does not fit the network.
@@ -83,11 +85,26 @@ def own_teacher(config: ExplainConfig, card: Mapping[str, Any], model: Classifie
     made = card["made"].get("config")
     named = made.get("teacher") if isinstance(made, dict) else None
     if not isinstance(named, str):
-        return None
+        return None if not isinstance(made, dict) else teacher_of_store(made.get("store"), model, name)
     try:
         return *matching_teacher(named, model, name), named
     except UserError as error:
         raise UserError(f"the teacher that {config.checkpoint} names cannot be used ({error}); say where it is by --teacher") from None
+
+
+def teacher_of_store(store: Any, model: Classifier, name: str) -> tuple[Classifier, dict[str, Any], str] | None:
+    """The teacher that a store was made with, its card and its name; None, after a line that says why, if it is not where it was."""
+    if not isinstance(store, str):
+        return None
+    try:
+        plan = Store.open(store).plan
+        teacher, card = matching_teacher(plan.teacher_place, model, name)
+        if card["sha256"] != plan.teacher:
+            raise UserError(f"{plan.teacher_place} is not the teacher that {store} was made with")
+    except UserError as error:
+        print(printable(f"note: without a teacher: {error}; name it by --teacher"), file=sys.stderr, flush=True)
+        return None
+    return teacher, card, plan.teacher_place
 
 
 @dataclass(frozen=True, kw_only=True)

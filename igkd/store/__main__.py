@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from igkd.base.errors import printable, run_cli
-from igkd.store.check import describe, verify
+from igkd.store.check import MOST_CLASSES, describe, folded, verify
 from igkd.store.read import Store, zero_maps
 
 
@@ -43,7 +43,9 @@ def lines(figures: dict[str, Any], indent: str = "") -> Iterator[str]:
     """Lines of an aligned list of figures; nested figures are indented below their name."""
     width = max((len(name) for name in figures), default=0)
     for name, value in figures.items():
-        if isinstance(value, dict):
+        if name == "classes" and len(value) > MOST_CLASSES:
+            yield f"{name.ljust(width)}  {folded(value)}"
+        elif isinstance(value, dict):
             yield f"{indent}{name.replace('_', ' ')}"
             yield from lines(value, indent + "  ")
         else:

@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 from igkd.base.errors import UserError
 from igkd.base.storage import filesystem, list_names, parse_json, read_file
 from igkd.images.codec import BadImage, decode, pixel_hash
-from igkd.store.plan import Layer, Plan, ViewsPlan, ids_hash, part_name
+from igkd.store.plan import PLACES, Layer, Plan, ViewsPlan, ids_hash, part_name
 from igkd.store.read import Store, count_zero, out_of_range, part_table, read_manifest, skipped_of, to_numpy
 from igkd.store.signals import SIGNALS, columns_of
+
+WITHIN = 0.05
+"""Largest completeness error that is good, as a share."""
+MOST_CLASSES = 20
+"""Of more classes, `igkd store describe` prints only a line."""
 
 
 def verify(uri: str, say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -107,7 +112,8 @@ def _check_directory(store: Store) -> list[str]:
             names |= {ViewsPlan.part_name(part) for part in range(store.plan.parts)}
         problems += [f"{name} is not in the manifest" for name in there if name.endswith(".parquet") and name not in names]
         written = parse_json(read_file(fs, f"{root}/plan.json"))
-        if written | {"images": store.plan.images} != store.plan.to_json():  # the images may have moved while the store was computed
+        plan = store.plan.to_json()
+        if written | {name: plan[name] for name in PLACES} != plan:  # they may have moved while the store was computed
             problems.append("plan.json is not the manifest's plan")
     except FileNotFoundError:
         problems.append("plan.json is missing")
@@ -163,16 +169,17 @@ def _check_finite(name: str, table: pa.Table, columns: list[str]) -> Iterator[st
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """Figures of a store: counts, classes, quantiles of the completeness error, sizes. Reads only the manifest and three small columns.
+    """Figures of a store: counts, classes, quantiles of the completeness error, sizes. Reads only the manifest and four small columns.
 
     Raises:
         UserError: there is no store, or it is unfinished or damaged.
     """
     store = Store.open(uri)
     plan = store.plan
-    names = ("label", "ig_delta", "validation")
+    names = ("label", "ig_delta", "validation", "logits")
     parts = [[to_numpy(table.column(name)) for name in names] for table in store.tables(names)]
-    labels, delta, validation = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    parts = [[labels, delta, validation, _lead(logits, labels)] for labels, delta, validation, logits in parts]
+    labels, delta, validation, lead = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     delta = np.abs(delta)
     outside = np.flatnonzero((labels < 0) | (labels >= len(plan.classes)))
     if len(outside):
@@ -200,7 +207,33 @@ def describe(uri: str) -> dict[str, Any]:
         "steps": plan.nodes,
         **_describe_views(store),
         "completeness_error": {f"p{q}": float(f"{v:.4g}") for q, v in zip(quantiles, errors, strict=True)},
+        "completeness": judged(float(errors[0]), float(np.median(np.abs(lead))) if len(lead) else 0.0, plan.steps),
     }
+
+
+def _lead(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far each label's logit is above the mean of its image's logits: float64 (N,); labels outside the classes count as the nearest."""
+    rows = np.arange(len(labels))
+    label = np.clip(labels, 0, logits.shape[1] - 1)
+    return np.asarray(logits[rows, label].astype(np.float64) - logits.mean(axis=1, dtype=np.float64))
+
+
+def judged(error: float, lead: float, steps: int) -> str:
+    """Whether a store's completeness error is good, as a sentence.
+
+    The error is |sum of the attribution - (F(image) - F(baseline))|. Sundararajan, Taly and Yan (2017, "Axiomatic Attribution for Deep
+    Networks") use as many steps as bring it within 5 % of that difference. F(baseline), which is not stored, is taken to be the mean logit.
+
+    Args:
+        error: median, in logits.
+        lead: median of |the label's logit - the mean logit|.
+        steps: nodes of the quadrature.
+    """
+    if not lead > 0:
+        return "cannot be judged: the teacher's logits are all alike"
+    share = error / lead
+    found = f"the median error is {share:.1%} of the label's median lead over the mean logit, {lead:.3g}"
+    return f"good: {found}" if share <= WITHIN else f"poor: {found}; {WITHIN:.0%} would be good, and more --steps than {steps} lower it"
 
 
 def _describe_views(store: Store) -> dict[str, Any]:
@@ -213,3 +246,11 @@ def _describe_views(store: Store) -> dict[str, Any]:
     kind = "resized" if views.resized else "padded"
     kept = {} if views.top is None else {"largest_logits": views.top}
     return {"views": {"crops": crops, "kind": kind, **kept, "padding": views.padding, "engine": views.engine, "bytes": size}}
+
+
+def folded(counts: dict[str, int]) -> str:
+    """Many classes in one line: how many they are, and which have the fewest and the most images."""
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    empty = sum(count == 0 for count in counts.values())
+    said = f"{len(counts):,}, of {counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most}) images"
+    return said + (f"; {empty:,} have none" if empty else "")

@@ -85,7 +85,7 @@ def make_plan(
         images=config.images, images_fingerprint=source.fingerprint(config.split), split=config.split,
         classes=named(tuple(source.classes[i] for i in np.argsort(numbers)), spec.classes), image_shape=shape,
         resize=config.image_size is not None, short_side=spec.short_side, interpolation=spec.interpolation, bad_images=config.bad_images,
-        teacher=teacher_sha, teacher_parameters=parameter_count(model), teacher_network=spec.name,
+        teacher=teacher_sha, teacher_place=config.teacher, teacher_parameters=parameter_count(model), teacher_network=spec.name,
         steps=config.steps, method=config.method, quadrature=quadrature, engine=engine,
         precision=config.precision, attention_layer=layer, attention_shape=attention_shape, has_mask=source.has_masks,
         ids_sha256=store.ids_hash(ids), rows=len(ids), rows_per_file=config.rows_per_file or most,

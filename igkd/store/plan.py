@@ -23,6 +23,9 @@ from igkd.store.top_logits import REST
 
 VERSION = 3
 
+PLACES = ("images", "teacher_place")
+"""Entries of a plan that say where something is. It may move; whether it is the same is decided by its hash."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(abc.ABC):
@@ -95,6 +98,8 @@ class Plan(Layer):
     """"refuse" or "skip"."""
     teacher: str
     """sha256 of the teacher's weights."""
+    teacher_place: str = ""
+    """The teacher as the user named it, for commands that look at teacher and student; it may have moved."""
     teacher_parameters: int
     """The teacher's number of parameters, so that students can be compared with it when it is not available."""
     teacher_network: str
@@ -143,8 +148,8 @@ class Plan(Layer):
 
     @property
     def identity(self) -> str:
-        """sha256 of the plan without the place of its images."""
-        return hashlib.sha256(json.dumps(self.to_json() | {"images": ""}, sort_keys=True).encode()).hexdigest()
+        """sha256 of the plan without the places of its images and its teacher."""
+        return hashlib.sha256(json.dumps(self.to_json() | dict.fromkeys(PLACES, ""), sort_keys=True).encode()).hexdigest()
 
     def schema(self) -> pa.Schema:
         """Arrow schema of every part."""

@@ -17,7 +17,7 @@ from igkd.base.choices import Engine
 from igkd.base.errors import UserError
 from igkd.base.storage import filesystem, is_local, list_names, parse_json, read_file, remove_file, write_file
 from igkd.store.lease import LEASE
-from igkd.store.plan import Layer, Plan, ViewsPlan
+from igkd.store.plan import PLACES, Layer, Plan, ViewsPlan
 from igkd.store.read import count_zero, part_table, read_manifest, skipped_of, to_numpy
 
 Columns = Mapping[str, Any]
@@ -78,8 +78,7 @@ def start(uri: str, plan: Layer) -> list[int]:
             earlier = parse_json(read_file(fs, f"{root}/{plan.plan_name}"))
             if not isinstance(earlier, dict):
                 raise ValueError(f"{plan.plan_name} holds no plan")
-            # The images may have moved; whether they are the same is decided by their fingerprint.
-            differing = sorted(k for k in wanted.keys() | earlier.keys() if k != "images" and wanted.get(k) != earlier.get(k))
+            differing = sorted(k for k in wanted.keys() | earlier.keys() if k not in PLACES and wanted.get(k) != earlier.get(k))
             if differing and isinstance(plan, Plan) and _only_planned(present, earlier):
                 write_file(fs, f"{root}/{plan.plan_name}", (json.dumps(wanted, indent=1) + "\n").encode())
             elif differing:
@@ -224,7 +223,7 @@ def sound_manifest(uri: str, plan: Layer) -> dict[str, Any] | None:
     except UserError:
         return None
     if isinstance(plan, Plan):
-        plan = dataclasses.replace(plan, images=manifest["plan"]["images"])
+        plan = dataclasses.replace(plan, **{name: getattr(found, name) for name in PLACES})
     return manifest if found == plan else None
 
 

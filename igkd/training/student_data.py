@@ -88,10 +88,11 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
 
 
 def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:
-    """The spec of a student's network, without normalisation of pixels."""
+    """The spec of a student's network, without normalisation of pixels. It says how pictures are prepared, so that every command prepares
+    them as the store did: one whose pictures had the right size and were not scaled has no `short_side`."""
     return NetworkSpec(
         name=student_name(config.student, plan.teacher_network, plan.image_shape), classes=plan.classes, image_shape=plan.image_shape,
-        short_side=plan.short_side, interpolation=plan.interpolation,
+        short_side=plan.short_side if plan.resize else 0, interpolation=plan.interpolation,
     )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def test_what_a_store_its_students_and_igkd_evaluate_see_is_what_torchvisions_tr
     student = DistillConfig(store=config.store, out="o", test_images=config.images, arm="kd")
     unseen = unseen_by_student(student, opened)
     assert distill_task(student).spec.scaling == spec.scaling and unseen is not None
-    judged, _ = matching_samples(checkpoint.load(config.teacher), "it", source, "test", np.arange(30), True, "refuse")
+    judged, _ = matching_samples(checkpoint.load(config.teacher), "it", source, "test", np.arange(30), "refuse")
     drawn = read(source, "test", np.arange(30), np.arange(2), spec, "refuse")
     assert (16, 16) in drawn.scaled_from, "enlarged, then cropped, as torchvision does"
     for found in (unseen.samples, judged, drawn.samples):

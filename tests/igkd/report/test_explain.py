@@ -2,6 +2,7 @@ import base64
 import dataclasses
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from igkd.attribution import attributor
 from igkd.base.errors import UserError
 from igkd.config.explain import ExplainConfig
+from igkd.config.precompute import PrecomputeConfig
 from igkd.evaluation.map_metrics import cosine, rank_correlation
 from igkd.images import drawn_shapes
 from igkd.images.codec import decode
@@ -27,6 +29,7 @@ from tests.helpers.networks import settled
 from tests.helpers.pages import HOSTILE, Page
 from tests.helpers.paths import ROOT
 from tests.helpers.pictures import encoded
+from tests.helpers.stores import make_store
 
 IMAGES = "shapes:train=10,test=40"
 IDS = (31, 2, 17)
@@ -231,6 +234,22 @@ def test_images_that_cannot_be_used_are_told(student: str, loose: Path, capsys: 
     (loose / "b.jpg").write_bytes(b"no picture")
     found = explain(config(student, images=str(loose), ids=None, bad_images="skip", steps=1))
     assert len(cards(found)) == 2 and "b.jpg" in Page(render(found)).text and "b.jpg" in capsys.readouterr().err
+
+
+def test_the_teacher_is_that_of_the_store_if_it_is_still_there(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, other, store = (shutil.copytree(teacher, tmp_path / "teacher").as_posix(), str(tmp_path / "other"), str(tmp_path / "store"))
+    checkpoint.save(build(SPEC, 2), Path(other), {})
+    make_store(PrecomputeConfig(images="shapes:train=20", teacher=teacher, store=store, steps=1, engine="torch"))
+    checkpoint.save(build(SPEC, 3), tmp_path / "student", {"config": {"store": store, "teacher": None}})
+    drawn = config(str(tmp_path / "student"), ids=(4,), steps=1)
+    found = explain(drawn)
+    assert found.networks["teacher"]["path"] == teacher and "student" in found.networks
+    os.rename(other, tmp_path / "swap")
+    shutil.rmtree(teacher)
+    os.rename(tmp_path / "swap", teacher)
+    assert list(explain(drawn).networks) == ["network"] and "is not the teacher that" in capsys.readouterr().err
+    shutil.rmtree(store)
+    assert list(explain(drawn).networks) == ["network"] and "holds no attribution store" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

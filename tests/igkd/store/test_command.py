@@ -14,6 +14,7 @@ import s3fs
 from igkd import store
 from igkd.base.errors import UserError
 from igkd.store import Store, part_bytes, part_name
+from igkd.store.check import folded
 from tests.helpers.damage import flip, large_label, rewrite
 from tests.helpers.paths import ROOT
 from tests.helpers.stores import some_columns, tiny_plan, write_all
@@ -60,6 +61,12 @@ def test_describe_and_help(finished: str, monkeypatch: pytest.MonkeyPatch, capsy
     help_text = capsys.readouterr().out
     assert "verify" in help_text and "describe" in help_text
     assert in_this_process(monkeypatch) == 2
+
+
+def test_a_thousand_classes_are_a_line() -> None:
+    counts = {f"class {i}": 500 + i for i in range(1000)}
+    assert folded(counts) == "1,000, of 500 (class 0) to 1,499 (class 999) images"
+    assert folded(counts | {"class 7": 0, "class 9": 0}) == "1,000, of 0 (class 7) to 1,499 (class 999) images; 2 have none"
 
 
 def test_a_store_on_s3(s3: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from igkd import store
 from igkd.base.errors import UserError
 from igkd.images.codec import decode, pixel_hash
 from igkd.store import VERSION, Store, part_name
+from igkd.store.check import judged
 from tests.helpers.damage import large_label, not_a_picture, rewrite, swapped_images
 from tests.helpers.pictures import BAD, LABELS
 
@@ -104,6 +105,13 @@ def test_describe_by_hand(finished: str, parquet_images: str, store_config: Any)
     assert figures["source"] == parquet_images and figures["split"] == "train"
     assert figures["completeness_error"]["p100"] == pytest.approx(delta[-1], rel=1e-3)
     assert figures["completeness_error"]["p50"] == pytest.approx((delta[12] + delta[13]) / 2, rel=1e-3)
+    tables = [pq.read_table(p) for p in parts]
+    leads = [row[k] - sum(row) / len(row) for t in tables for row, k in zip(t["logits"].to_pylist(), t["label"].to_pylist(), strict=True)]
+    middle = np.median(np.abs(leads))
+    assert figures["completeness"] == judged(float(np.median(delta)), float(middle), 5)
+    assert f"{np.median(delta) / middle:.1%} of" in figures["completeness"]
+    assert judged(0.05, 1.0, 50).startswith("good: ") and "more --steps than 5 lower it" in judged(0.051, 1.0, 5)
+    assert judged(0.1, 0.0, 5) == "cannot be judged: the teacher's logits are all alike"
     assert figures["completeness_error"]["p90"] == pytest.approx(delta[22] + 0.5 * (delta[23] - delta[22]), rel=1e-3)
 
 
