@@ -1,6 +1,9 @@
-"""The allowed values of settings that are a word, as Literal types."""
+"""The allowed values of settings that are a word, as Literal types; and arms, which are sums of such words."""
 
-from typing import Literal, get_args
+from collections.abc import Iterable
+from typing import Literal
+
+from igkd.base.errors import UserError
 
 Split = Literal["train", "test"]
 BadImages = Literal["refuse", "skip"]
@@ -12,9 +15,16 @@ Engine = Literal["captum", "torch", "openvino", "openvino-bf16"]
 Forwards = Literal["torch", "openvino", "openvino-bf16"]
 """What computes logits of crops."""
 
-Arm = Literal["student", "kd", "ig", "kd+ig", "at", "kd+at", "ig+at", "kd+ig+at"]
-"""What a student learns from besides the labels: logits (kd), overlaid maps (ig), attention (at)."""
-ARMS: tuple[Arm, ...] = get_args(Arm)
+Arm = str
+"""What a student learns from besides the labels: nothing ("student"), or a sum of parts in the order of `PARTS`, such as "kd+ig"."""
+PARTS: dict[str, str] = {"kd": "the teacher's logits", "ig": "an overlay of its maps", "at": "its attention"}
+"""What each part of an arm adds. All are terms of the loss (`igkd.training.terms`) but ig, which changes the images."""
+LOGIT_PARTS = frozenset({"kd"})
+"""The parts that learn from the teacher's logits."""
+MAP_PARTS = frozenset({"ig"})
+"""The parts that use a map, and so --content."""
+ARMS: tuple[Arm, ...] = ("student", "kd", "ig", "kd+ig", "at", "kd+at", "ig+at", "kd+ig+at")
+"""The eight arms of the usual grid: every sum of logits, overlay and attention."""
 Content = Literal["own", "other", "black", "noise", "mask", "brightness"]
 """What is laid over an image: its own map, or a control."""
 Logits = Literal["image", "views", "live"]
@@ -30,3 +40,32 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Format = Literal["onnx", "onnx-int8", "torch-export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "onnx-int8": ".onnx", "torch-export": ".pt2"}
 """Of files for devices."""
+
+
+def parts_of(arm: Arm) -> tuple[str, ...]:
+    """The parts of an arm, in its order; none of "student"."""
+    return () if arm == "student" else tuple(arm.split("+"))
+
+
+def canonical_arm(arm: str) -> Arm:
+    """The arm with its parts in the order of `PARTS`, so that ig+kd and kd+ig are one run.
+
+    Raises:
+        UserError: a part is unknown or there twice, or there is none.
+    """
+    parts = parts_of(arm)
+    wrong = [part for part in dict.fromkeys(parts) if part not in PARTS or parts.count(part) > 1]
+    if wrong:
+        known = ", ".join(f"{part} ({words})" for part, words in PARTS.items())
+        what = f"has {wrong[0]} twice" if wrong[0] in PARTS else f"has no part {wrong[0]!r}"
+        raise UserError(f"the arm {arm!r} {what}: an arm is student, or a sum of different parts such as kd+ig+at; the parts are {known}")
+    return "+".join(part for part in PARTS if part in parts) or "student"
+
+
+def canonical_arms(arms: Iterable[str] | None) -> tuple[Arm, ...] | None:
+    """Several arms, each once, in their canonical spelling; None stays None.
+
+    Raises:
+        UserError: one is not an arm.
+    """
+    return None if arms is None else tuple(dict.fromkeys(map(canonical_arm, arms)))

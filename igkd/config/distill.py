@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from igkd.base.choices import Arm, BadImages, Content, Logits
+from igkd.base.choices import LOGIT_PARTS, MAP_PARTS, Arm, BadImages, Content, Logits, canonical_arm, parts_of
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
 from igkd.config.optimisation import Objective, Optimisation, check_frozen
@@ -23,7 +23,8 @@ class DistillConfig(Optimisation):
     recipe: str = field(default="paper", metadata=RUN)
     """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
-    """What the student learns from besides the labels: kd = logits, ig = overlay of maps, at = attention."""
+    """What the student learns from besides the labels: student = nothing, or a sum in any order, such as kd+ig+at, of kd = logits,
+    ig = overlay of maps, at = attention. Each part has a weight of its own."""
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
     lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
@@ -78,6 +79,7 @@ class DistillConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "arm", canonical_arm(self.arm))
         check_frozen(self.freeze_norms, self.init)
         if self.live and self.logits == "views":
             raise UserError("--live asks the teacher in training, --logits views takes its answers from the store: give one of them")
@@ -87,20 +89,20 @@ class DistillConfig(Optimisation):
     @property
     def label(self) -> str:
         """The run's name in tables among runs of the same network: arm, control and recipe."""
-        content = "" if self.content == "own" or "ig" not in self.arm.split("+") else f", {self.content}"
+        content = "" if self.content == "own" or MAP_PARTS.isdisjoint(parts_of(self.arm)) else f", {self.content}"
         return self.arm + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
 
     @property
     def which_logits(self) -> Logits:
         """The logits that the run learns from; for auto and crop, which depend on the store, those used if the store has no views."""
-        if "kd" not in self.arm.split("+"):
+        if LOGIT_PARTS.isdisjoint(parts_of(self.arm)):
             return "image"
         return "live" if self.live or self.logits == "crop" else "views" if self.logits == "views" else "image"
 
     @property
     def objective(self) -> Objective:
         """The settings that this arm uses; terms that the arm lacks have weight 0. `tap` is not set: it depends on the teacher."""
-        parts = self.arm.split("+")
+        parts = parts_of(self.arm)
         return Objective(
             alpha=self.alpha if "kd" in parts else 0.0,
             temperature=self.temperature,

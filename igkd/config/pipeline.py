@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from igkd.base.choices import Arm, BadImages
+from igkd.base.choices import Arm, BadImages, canonical_arms
 from igkd.base.time_limit import check_limit
 from igkd.config.distill import DistillConfig
 from igkd.config.precompute import PrecomputeConfig
@@ -33,6 +33,7 @@ class PipelineConfig:
     steps: int | None = None
     """Integration steps of integrated gradients."""
     arms: tuple[Arm, ...] | None = None
+    """The students' arms, instead of the preset's: any sums, such as kd+ig."""
     seeds: tuple[int, ...] | None = None
     """Seeds; each arm has a student for each."""
     recipe: str | None = None
@@ -57,6 +58,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         check_limit(self.hours, self.until)
+        object.__setattr__(self, "arms", canonical_arms(self.arms))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     if config.recipe is not None:
         students = tuple(dict.fromkeys(by_recipe(config.recipe, one) for one in students if one.recipe == students[0].recipe))
     if config.arms is not None:
-        students = tuple(replace(students[0], arm=arm) for arm in dict.fromkeys(config.arms))
+        students = tuple(replace(students[0], arm=arm) for arm in config.arms)
     students = tuple(
         changed(
             one, test_images=config.images, teacher=config.teacher or one.teacher or f"{config.out}/teacher",

@@ -4,7 +4,7 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from igkd.base.choices import Arm, BadImages, Content
+from igkd.base.choices import Arm, BadImages, Content, canonical_arm, canonical_arms
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
 from igkd.base.time_limit import check_limit, seconds_left
@@ -72,7 +72,7 @@ class AblateConfig(SweepConfig):
     recipes: tuple[str, ...] = ("paper",)
     """paper, paper-as-published, strong, or JSON files of settings."""
     arms: tuple[Arm, ...] | None = None
-    """The arms of the grids arms, compression and monte-carlo, instead of their usual ones."""
+    """The arms of the grids arms, compression, monte-carlo and choices, instead of their usual ones: any sums, such as kd+ig."""
     contents: tuple[Content, ...] | None = None
     """The contents of the grid controls; by default all that the store allows."""
     students: tuple[str, ...] = PAPER_STUDENTS
@@ -81,6 +81,10 @@ class AblateConfig(SweepConfig):
     """Seeds; each cell has a run for each, and runs of one seed are compared with each other."""
     maps: int | None = field(default=None, metadata=SPEED)
     """Number of test images whose maps are evaluated at the end of each run, and compared with those of --teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "arms", canonical_arms(self.arms))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,7 @@ class TuneConfig(SweepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "arm", canonical_arm(self.arm))
         if self.trials < 1:
             raise UserError(f"--trials must be at least 1, not {self.trials}")
 
@@ -131,5 +136,6 @@ class SearchConfig(SweepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "arm", canonical_arm(self.arm))
         if min(self.candidates, self.trials, self.rounds) < 1 or not 0 < self.budget < float("inf"):
             raise UserError("--candidates, --trials and --rounds must be at least 1, --budget above 0")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from statsmodels.stats.multitest import multipletests
 
+from igkd.base.choices import MAP_PARTS, parts_of
 from igkd.base.settings import kinds
 from igkd.config.distill import DistillConfig
 from igkd.evaluation.significance import ALPHA, Comparison, compare, t_interval, wilson_interval
@@ -50,7 +51,7 @@ class Group:
     @property
     def own(self) -> bool:
         """Whether it is a method, not a control."""
-        return self.first.get("content", "own") == "own" or "ig" not in self.base.split("+")
+        return self.first.get("content", "own") == "own" or MAP_PARTS.isdisjoint(parts_of(self.base))
 
     @property
     def undone(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
+from igkd.base.choices import parts_of
 from igkd.config.distill import DistillConfig
 
 LEARNING_RATES = {"sgd": (0.005, 0.5), "adam": (1e-4, 1e-2), "adamw": (1e-4, 1e-2)}
@@ -13,7 +14,7 @@ LEARNING_RATES = {"sgd": (0.005, 0.5), "adam": (1e-4, 1e-2), "adamw": (1e-4, 1e-
 
 def space(config: DistillConfig) -> dict[str, BaseDistribution]:
     """Ranges of the settings that an arm uses; "exponent_low" and "exponent_high" are the ends of `exponents`."""
-    parts = config.arm.split("+")
+    parts = parts_of(config.arm)
     low, high = LEARNING_RATES[config.optimizer]
     found: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(low, high, log=True),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from igkd.base.choices import LOGIT_PARTS, parts_of
 from igkd.base.errors import UserError
 from igkd.base.run_directory import read_object
 from igkd.config.distill import DistillConfig
@@ -33,7 +34,7 @@ def decided(config: DistillConfig, store: Store) -> DistillConfig:
         if begun.get("logits") in ("image", "views"):
             views = begun["logits"] == "views"
         else:
-            views = "kd" in config.arm.split("+") and not config.live and store.views is not None
+            views = not LOGIT_PARTS.isdisjoint(parts_of(config.arm)) and not config.live and store.views is not None
         live = config.live or (config.logits == "crop" and not views)
         config = replace(config, logits="views" if views else "image", live=live)
     if config.ingest == "auto" and begun.get("ingest") in ("resident", "stream"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from igkd.base.choices import parts_of
 from igkd.base.errors import UserError
 from igkd.base.storage import absolute
 from igkd.config.distill import DistillConfig
@@ -139,7 +140,7 @@ def open_store(config: DistillConfig) -> Store:
 def _fitting_store(config: DistillConfig) -> Store:
     """Like open_store, but skips the check of the recipe: workers may not have its file."""
     store = Store.open(config.store)
-    if "at" in config.arm.split("+"):
+    if "at" in parts_of(config.arm):
         check_attention(config, store.plan)
     if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
@@ -156,7 +157,7 @@ def attention_tap(config: DistillConfig, plan: Plan) -> str | None:
     Raises:
         UserError: --taps names no layer of the student.
     """
-    if "at" not in config.arm.split("+"):
+    if "at" not in parts_of(config.arm):
         return None
     spec = student_spec(config, plan)
     if config.taps is not None:

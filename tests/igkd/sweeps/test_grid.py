@@ -25,6 +25,13 @@ def test_arms_are_eight_by_seeds() -> None:
     assert len({cell.config.out for cell in found}) == 24 and all(cell.config.out.startswith("o/students/") for cell in found)
 
 
+def test_arms_are_any_sums_and_their_parts_in_any_order_are_one_run() -> None:
+    found = grid(arms=("at+kd", "ig+at+kd", "kd+at"), seeds=(0,))
+    assert [cell.config.arm for cell in found] == ["kd+at", "kd+ig+at"] == [cell.label for cell in found]
+    with pytest.raises(UserError, match=r"has no part 'gradients'.*kd \("):
+        grid(arms=("kd+gradients",))
+
+
 def test_compression_is_eight_cuts_of_three_arms() -> None:
     found = grid(grids=("compression",), seeds=(5,))
     assert sorted({cell.config.student for cell in found}) == sorted(PAPER_STUDENTS) and len(found) == 24
