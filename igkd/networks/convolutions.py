@@ -42,12 +42,15 @@ class StridedDepthwise(nn.Conv2d):
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """Turn layers of ours that differ from torch's only in training into those, in place, for tools that check types; returns the network.
+    """Turn layers of ours that are torch's in evaluation into those, in place, for tools that check types; returns the network.
 
-    Such a layer's class names torch's layer as `evaluates_as`.
+    Such a layer's class names torch's layer as `evaluates_as`; if it has a method `settle`, that gives the weights their values first.
     """
     for module in network.modules():
         if "evaluates_as" in vars(type(module)):
+            settle = getattr(module, "settle", None)
+            if callable(settle):
+                settle()
             module.__class__ = vars(type(module))["evaluates_as"]
     return network
 

@@ -1,6 +1,7 @@
 """The family `homogeneous`: lean networks without biases, whose integrated gradients take one pass.
 
 `homogeneous:1:24x2,48x2,96x2` has the layers of `lean:1:24x2,48x2,96x2`, without any bias and with a normalisation that does not shift. In
+its place the convolutions after the first have filters of mean 0, so that what all inputs have in common does not reach the output. In
 evaluation every layer then multiplies its output by a if its input is multiplied by a >= 0, and so does the network: F(a x) = a F(x). The
 gradient is therefore the same along the whole path from 0 to x, and integrated gradients from 0 are exactly input times gradient
 (Hesse, Schaub-Meyer, Roth 2021, "Fast Axiomatic Attribution for Neural Networks", arXiv 2111.07668).
@@ -10,6 +11,7 @@ From a baseline of another colour, the maps are integrated by nodes.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igkd.networks import lean
@@ -53,6 +55,32 @@ class ScaleNorm2d(nn.BatchNorm2d):
         return input * scale.to(input.dtype).view(1, -1, 1, 1)
 
 
+class CentredConv2d(nn.Conv2d):
+    """A convolution without bias whose filters have mean 0: each is `weight` less its mean over (in, height, width).
+
+    This is weight standardisation (Qiao et al. 2019, arXiv 1903.10520) without the division, which the normalisation after it does. After
+    ReLU all inputs are positive on average, which batch normalisation subtracts from its input; here it never arises.
+    """
+
+    evaluates_as = nn.Conv2d
+
+    def centred(self) -> Tensor:
+        """The filters, of the shape of `weight`."""
+        return self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+
+    def settle(self) -> None:
+        """Give `weight` the values of the filters, which changes no output."""
+        with torch.no_grad():
+            self.weight.copy_(self.centred())
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.kernel_size == (1, 1) and torch.is_grad_enabled():  # see `convolutions.Shortcut`
+            down, right = self.stride
+            return F.conv2d(input[:, :, ::down, ::right], self.centred())
+        output: Tensor = self._conv_forward(input, self.centred(), None)
+        return output
+
+
 def canonical(options: str) -> str:
     """The options, those of a lean network, in their canonical spelling."""
     return str(lean.parse(options, FAMILY))
@@ -60,7 +88,11 @@ def canonical(options: str) -> str:
 
 def build(options: str, classes: int) -> nn.Module:
     """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
-    return Pooled(lean.features(lean.parse(options, FAMILY), ScaleNorm2d), classes, bias=False)
+    features = lean.features(lean.parse(options, FAMILY), ScaleNorm2d)
+    # The first one's input has mean 0 already, and it must see how bright a picture is.
+    for module in [module for module in features.modules() if isinstance(module, nn.Conv2d)][1:]:
+        module.__class__ = CentredConv2d
+    return Pooled(features, classes, bias=False)
 
 
 def tap(options: str) -> str | None:

@@ -1,5 +1,6 @@
 """A network's specification, the classifier that takes pixels, and counts of parameters and multiply-adds."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
+from igkd.networks.convolutions import plain
 from igkd.networks.families import build_named, canonical_name, on_meta
 
 MAX_SIDE = 8192
@@ -119,7 +121,7 @@ class Deployed(nn.Module):
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model = plain(copy.deepcopy(model).eval())
 
     def forward(self, pixels: Tensor) -> Any:
         return self.model(pixels.permute(0, 3, 1, 2).float() / 255)

@@ -13,7 +13,7 @@ from igkd.attribution.fast import folded
 from igkd.base.errors import UserError
 from igkd.deployment import formats
 from igkd.networks.checkpoint import load, save
-from igkd.networks.homogeneous import ScaleNorm2d
+from igkd.networks.homogeneous import CentredConv2d, ScaleNorm2d
 from igkd.networks.network import Classifier, NetworkSpec, build, multiply_adds, parameter_count
 from tests.helpers.networks import lively, same_state
 
@@ -59,6 +59,21 @@ def test_no_parameter_is_a_bias_and_the_rest_is_that_of_the_lean_network(model: 
     ours, theirs = ({name: p.shape for name, p in one.named_parameters()} for one in (model, lean))
     assert ours == {name: shape for name, shape in theirs.items() if not name.endswith("bias")}
     assert parameter_count(model) < parameter_count(lean) and multiply_adds(model) == multiply_adds(lean)
+
+
+def test_filters_have_mean_0_whatever_is_added_to_them(model: Classifier) -> None:
+    """All but the first's, with and without gradients, by convolutions that torch computes from the centred weights."""
+    stem, *others = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert type(stem) is nn.Conv2d and len(others) == 7 and any(module.kernel_size == (1, 1) for module in others)
+    for module in others:
+        assert isinstance(module, CentredConv2d) and module.bias is None
+        with torch.no_grad():
+            module.weight.add_(torch.randn(len(module.weight), 1, 1, 1))
+        x, filters = torch.randn(2, module.in_channels, 7, 6), module.weight - module.weight.mean(dim=(1, 2, 3), keepdim=True)
+        expected = nn.functional.conv2d(x, filters, None, module.stride, module.padding)
+        torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_norm_by_hand() -> None:
