@@ -28,6 +28,7 @@ bench: bench-ig bench-train bench-scale bench-cost bench-precision bench-latency
 
 bench-ig: $(VENV)/.ready  ## speed of attribution maps, against Captum
 	$(BIN)/python -m bench.attribution --ray 240
+	$(BIN)/python -m bench.attribution --teacher homogeneous:1:24x2,48x2,96x2 --batch 64
 
 bench-train: $(VENV)/.ready  ## speed of a training step, against the published loop
 	$(BIN)/python -m bench.train

@@ -1,5 +1,6 @@
 """Speed of integrated gradients: Captum in two ways against our engines, and the overhead of Ray Data."""
 
+import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,7 +18,7 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
 
-from igkd.attribution import FAST_ENGINES, attributor, choose_engine
+from igkd.attribution import FAST_ENGINES, attributor, choose_engine, takes_one_pass
 from igkd.attribution.base import as_float
 from igkd.base import provenance
 from igkd.base.storage import write_json
@@ -25,7 +26,8 @@ from igkd.config.command_line import parse
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images
 from igkd.images.samples import load_samples
-from igkd.networks.network import Classifier
+from igkd.networks.families import FAMILIES, family_of
+from igkd.networks.network import Classifier, build
 from igkd.networks.open import open_teacher
 from jobs.backend.runtime import WORKER_ENVIRONMENT
 
@@ -39,6 +41,8 @@ class Config:
     """Measure images a second, peak memory, and agreement with a reference of 300 steps."""
 
     teacher: str = "assets/cifar10-teacher"
+    """Directory of a checkpoint; or the name of a network for images of 32x32, with random weights. Of a homogeneous one, one pass is
+    measured, too."""
     images: str = "shapes"
     """The source; maps of its test split are computed."""
     rounds: int = 3
@@ -63,8 +67,17 @@ def captum(model: Classifier, pixels: Tensor, labels: Tensor, steps: int, batch:
     return torch.cat(maps)
 
 
-def engines(steps: int) -> dict[str, tuple[str, int]]:
+def teacher_of(name: str) -> Classifier:
+    """The network of `Config.teacher`, in evaluation mode."""
+    if family_of(name) not in FAMILIES:
+        return open_teacher(name)[0]
+    like = open_teacher(Config.teacher)[0].spec
+    return build(dataclasses.replace(like, name=name), 0).eval()
+
+
+def engines(config: Config) -> dict[str, tuple[str, int]]:
     """Name -> (kind, steps)."""
+    steps = config.steps
     found = {
         "captum, published setting (batch 8)": ("published", steps),
         BASELINE: ("internal", steps),
@@ -74,13 +87,17 @@ def engines(steps: int) -> dict[str, tuple[str, int]]:
     fastest = choose_engine("fast", "ig", gpu=False)
     if fastest == "openvino-bf16":
         found["fast: openvino-bf16"] = (fastest, steps)
-    return found | ({f"fast: {fastest}, 40 nodes": (fastest, 40)} if steps == 50 else {})
+    if steps == 50:
+        found[f"fast: {fastest}, 40 nodes"] = (fastest, 40)
+    if takes_one_pass("fast", "ig", teacher_of(config.teacher), load_images(config, 8)[0]):
+        found |= {f"one pass: {kind}": (kind, 1) for kind in ("torch", "openvino")}
+    return found
 
 
 def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, teacher: str, threads: int) -> None:
     """Main loop of a process with one engine: receives (pixels, labels), sends (maps, completeness errors, seconds, peak MiB)."""
     torch.set_num_threads(threads)
-    model, _ = open_teacher(teacher)
+    model = teacher_of(teacher)
     ours = attributor(model, "ig", kind, steps) if kind in FAST_ENGINES else None
     while (work := pipe.recv()) is not None:
         pixels, labels = work
@@ -125,7 +142,7 @@ def measure_speed(config: Config) -> dict[str, dict[str, float]]:
     """Images a second and peak memory of every engine, measured in turns."""
     pixels, labels = load_images(config, config.batch)
     threads = torch.get_num_threads()
-    running = {name: Worker(*how, config.teacher, threads) for name, how in engines(config.steps).items()}
+    running = {name: Worker(*how, config.teacher, threads) for name, how in engines(config).items()}
     seconds: dict[str, list[float]] = {name: [] for name in running}
     memory: dict[str, float] = {}
     for turn in range(config.rounds + 1):
@@ -146,7 +163,7 @@ def measure_agreement(config: Config) -> dict[str, dict[str, float]]:
     """
     pixels, labels = load_images(config, config.compared)
     threads = torch.get_num_threads()
-    compared = {name: how for name, how in engines(config.steps).items() if how[0] != "published"}
+    compared = {name: how for name, how in engines(config).items() if how[0] != "published"}
     reference = Worker("openvino", 300, config.teacher, threads)
     running = {name: Worker(*how, config.teacher, threads) for name, how in compared.items()}
     cosines: dict[str, list[Tensor]] = {name: [] for name in running}
@@ -239,8 +256,8 @@ def main() -> None:
         result["ray"] = measure_ray(config)
     if config.out:
         command = (
-            f"python -m bench.attribution --images {config.images} --batch {config.batch} --rounds {config.rounds} "
-            f"--compared {config.compared} --ray {config.ray}"
+            f"python -m bench.attribution --teacher {config.teacher} --images {config.images} --batch {config.batch} "
+            f"--rounds {config.rounds} --compared {config.compared} --ray {config.ray}"
         )
         write_json(Path(config.out), result | provenance.provenance(command, 0, started))
 
