@@ -28,6 +28,7 @@ from igkd.store.compute import Rows, Selection, make_plan
 from jobs.backend.ray_insides import map_blocks
 from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
 from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write, parts_dataset
+from jobs.backend.waiting import say_if_waiting
 
 PARTS_PER_CHECK = 16
 # Ray Data keeps some 50 KB of the driver's memory for every block of a data set until the data set is done; so a store is computed in
@@ -220,6 +221,7 @@ def fill_store(
 
     def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
         print(f"precompute: {rows_in(plan, parts)} images, {plan.path}, {len(parts)} parts", flush=True)
+        say_if_waiting({"GPU": 1} if has_gpu() else {"CPU": 1})
         pipeline = functools.partial(compute_pipeline, ray.put(source), ray.put(model), work, stage=stage)
         return compute_parts(lambda wave: pipeline(parts=wave), plan, parts, lease, "")
 

@@ -24,6 +24,7 @@ from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cl
 from igkd.networks import module
 from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
 from jobs.backend.start import connect
+from jobs.backend.waiting import say_if_busy, say_if_waiting
 
 WORKER_ENVIRONMENT = {
     # glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
@@ -105,6 +106,8 @@ def start_ray(num_cpus: int | None = None) -> None:
         return
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+        say_if_busy()
     connect(
         num_cpus,
         {"env_vars": {**WORKER_ENVIRONMENT, **module.environment(), "PYTHONPATH": path}} | quiet_workers(),
@@ -201,10 +204,12 @@ def fit(
     if least is not None and not 1 <= least <= workers:
         raise UserError(f"--min-workers must be at least 1 and at most --workers, {workers}, not {least}")
     start_ray()
+    shares = scaling(workers, reads=stream is not None, least=least)
+    say_if_waiting(shares.resources_per_worker, least or workers)
     trainer = lean_trainer()(
         loop,
         train_loop_config=loop_config,
-        scaling_config=scaling(workers, reads=stream is not None, least=least),
+        scaling_config=shares,
         datasets={"train": stream()} if stream is not None else None,
         run_config=RunConfig(
             name="checkpoints",

@@ -20,6 +20,7 @@ from jobs.backend.halving import Halving
 from jobs.backend.one_trial import TRIES, Settings, Work, train_cell
 from jobs.backend.ray_insides import keep_aws_keys_from_tune, silence_ray_tune
 from jobs.backend.sweep_progress import Interruption, Keeper, settings_of_trial
+from jobs.backend.waiting import say_if_waiting
 
 
 def run_trials(
@@ -44,6 +45,7 @@ def run_trials(
         at_once: number of trials at a time.
     """
     silence_ray_tune()
+    say_if_waiting(resources)
     keep_aws_keys_from_tune()
     trainable = ray.tune.with_parameters(train_cell, work=work)
     ray.tune.Tuner(
