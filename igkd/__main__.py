@@ -1,5 +1,6 @@
 """The command `igkd`: every job and every tool as a subcommand, each the same as its module run by python -m."""
 
+import importlib
 import runpy
 import sys
 
@@ -23,6 +24,21 @@ COMMANDS = {
     "latency": ("igkd.deployment.latency", "how fast models are on this machine"),
 }
 """By subcommand: the module, and what it does."""
+SETTINGS = {
+    "pipeline": ("igkd.config.pipeline", "PipelineConfig"),
+    "teacher": ("igkd.config.teacher", "TeacherConfig"),
+    "precompute": ("igkd.config.precompute", "PrecomputeConfig"),
+    "ablate": ("igkd.config.sweeps", "AblateConfig"),
+    "tune": ("igkd.config.sweeps", "TuneConfig"),
+    "search": ("igkd.config.sweeps", "SearchConfig"),
+    "import": ("igkd.config.import_network", "ImportConfig"),
+    "evaluate": ("igkd.config.evaluate", "EvaluateConfig"),
+    "explain": ("igkd.config.explain", "ExplainConfig"),
+    "export": ("igkd.config.export", "ExportConfig"),
+    "latency": ("igkd.config.latency", "LatencyConfig"),
+}
+"""Module and class of the settings that a subcommand parses. Its help needs only these; the command itself imports torch and Ray, which
+takes seconds."""
 
 
 def usage() -> str:
@@ -30,6 +46,19 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(["usage: igkd COMMAND [OPTIONS]", "", *lines, "", "igkd COMMAND --help tells each one's options."])
+
+
+def show_help(name: str) -> None:
+    """Print a subcommand's help and end, if its settings are known here; as its own program would."""
+    if name == "distill":
+        from igkd.config.recipes import parse_distill  # whose defaults are those of --recipe
+
+        parse_distill("igkd distill")
+    elif name in SETTINGS:
+        from igkd.config.command_line import parse
+
+        module, settings = SETTINGS[name]
+        parse(getattr(importlib.import_module(module), settings), f"igkd {name}")
 
 
 def main() -> int:
@@ -42,6 +71,8 @@ def main() -> int:
         print(f"igkd: there is no command '{name}'; it is one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     sys.argv = [f"igkd {name}", *rest]
+    if {"-h", "--help"} & set(rest):
+        show_help(name)
     runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
     return 0
 

@@ -16,6 +16,7 @@ import ray.data
 from igkd import store
 from igkd.base.errors import UserError
 from igkd.base.storage import absolute
+from igkd.base.time_limit import duration
 from igkd.config.command_line import parse
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images, tell
@@ -108,7 +109,7 @@ def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease
         entry = entries[int(table["part"][0])] = json.loads(table["entry"][0])
         done += entry["rows"] + len(entry["skipped"])
         rate = done / (time.monotonic() - begin)
-        left = f"{(asked - done) / rate / 60:.0f} min left" if done < asked else "done"
+        left = f"about {duration(max(1.0, (asked - done) / rate))} left" if done < asked else "done"
         print(f"precompute: {what}{done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
     return entries
 

@@ -1,4 +1,4 @@
-"""The time limits --hours and --until, after which long work stops by itself."""
+"""Durations as text, and the time limits --hours and --until, after which long work stops by itself."""
 
 import datetime
 import math
@@ -54,3 +54,11 @@ def seconds_until(text: str, now: datetime.datetime) -> float:
     if -3600 < seconds <= 0:
         raise UserError(f"--until {text} is in the past; it is {now:%H:%M} now (give a date, too, if you mean another day)")
     return seconds if seconds > 0 else seconds + 24 * 3600
+
+
+def duration(seconds: float) -> str:
+    """A duration as text with one or two units: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

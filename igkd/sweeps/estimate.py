@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from igkd.base.time_limit import duration
 from igkd.config.distill import DistillConfig
 from igkd.evaluation.evaluate import predict
 from igkd.images.open import open_images
 from igkd.networks.network import Classifier
 from igkd.store import Store
 from igkd.sweeps.grid import Cell
-from igkd.sweeps.ledger import duration
 from igkd.training.run import Trainer
 from igkd.training.student_data import distill_task
 

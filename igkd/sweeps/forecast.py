@@ -9,6 +9,7 @@ import torch
 
 from igkd import attribution
 from igkd.base.random_draws import validation_mask
+from igkd.base.time_limit import duration
 from igkd.config.distill import DistillConfig
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.config.pipeline import Pipeline
@@ -19,7 +20,6 @@ from igkd.networks.families import student_name
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.networks.open import open_teacher
 from igkd.store import views
-from igkd.sweeps.ledger import duration
 from igkd.training.run import Trainer
 from igkd.training.task import Task
 

@@ -15,6 +15,7 @@ from igkd.base.run_directory import STATE, read_object, read_row
 from igkd.base.schema import typed
 from igkd.base.storage import write_bytes, write_json
 from igkd.base.storage_errors import explain
+from igkd.base.time_limit import duration
 from igkd.evaluation.progress import progress
 
 STATUS = "status.json"
@@ -208,14 +209,6 @@ def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:
         lines += [f"  running  {name}: epoch {epochs} of {status.epochs.get(name, '?')}" for name, epochs in sorted(status.running.items())]
     lines += [f"  failed   {name} ({f['tries']} tries): {f['error']}" for name, f in sorted(status.failures.items())]
     return lines
-
-
-def duration(seconds: float) -> str:
-    """A duration as text with one or two units: 45 s, 12 min, 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

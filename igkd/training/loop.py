@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from igkd.attribution.attention import attention_map
 from igkd.base.errors import UserError
+from igkd.base.time_limit import duration
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.store.signals import SIGNALS
@@ -211,6 +212,7 @@ def train(learner: Learner, feed: Feed, validation: Samples, history: History) -
         learner.progress(
             f"epoch {epoch}/{epochs} done in {seconds:.0f} s ({seen / seconds:.0f} images/s): "
             f"loss {loss:.3f}, training accuracy {accuracy:.1%}, validation {checked['accuracy']:.1%}"
+            + (f"; about {duration(max(1.0, (epochs - epoch) * (time.monotonic() - begin)))} left" if epoch < epochs else "")
         )
         yield list(history)
 

@@ -27,6 +27,8 @@ def set_environment() -> None:
         # Ray Train's watcher of preempted nodes only tells training loops that ask, which ours do not, and prints an error at each start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
+    # Ray would put "(RayTrainWorker pid=...)" in colours before each line of a worker, also in a file.
+    settings["RAY_DISABLE_WORKER_LOG_PREFIX"] = "1"
     if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):  # a Ray of our own; a cluster that we are told of has its own way
         # It listens beyond loopback, and without a token takes work from anybody. Ray makes the token, in ~/.ray.
         settings["RAY_AUTH_MODE"] = "token"

@@ -14,8 +14,9 @@ from ray.tune.experiment import Trial
 
 from igkd.base.errors import TIME_IS_UP, UserError
 from igkd.base.storage import read_json
+from igkd.base.time_limit import duration
 from igkd.evaluation.progress import WORDS
-from igkd.sweeps.ledger import Ledger, duration, read_status, remaining_seconds
+from igkd.sweeps.ledger import Ledger, read_status, remaining_seconds
 from igkd.sweeps.publish import publish
 from igkd.training.state import read_history
 from jobs.backend.halving import METRIC, Halving

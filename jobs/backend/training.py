@@ -127,7 +127,10 @@ def tell_outcome(name: str, row: dict[str, Any], out: Path) -> None:
 
 
 def headline(row: dict[str, Any]) -> str:
-    """A run's accuracy as text: on the test images, or on the validation split if there are none."""
+    """A run's accuracy as text, beside chance and, if that is known, its teacher's: on the test images, or on the validation split."""
+    others = [f"its teacher {row['test']['teacher_accuracy']:.1%}"] if "teacher_accuracy" in row.get("test", {}) else []
+    others += [f"chance {1 / row['classes']:.1%}"] if "classes" in row else []
+    beside = f" ({', '.join(others)})" if others else ""
     if "test" in row:
-        return f"test accuracy {row['test']['accuracy']:.1%} on {row['test']['count']} images"
-    return f"validation accuracy {row['history'][-1]['validation_accuracy']:.1%} on {row['images']['validation']} images"
+        return f"test accuracy {row['test']['accuracy']:.1%}{beside} on {row['test']['count']:,} images"
+    return f"validation accuracy {row['history'][-1]['validation_accuracy']:.1%}{beside} on {row['images']['validation']:,} images"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from igkd.__main__ import COMMANDS
+from igkd.__main__ import COMMANDS, SETTINGS
 from tests.helpers.paths import ROOT
 from tests.helpers.programs import run_program
 
@@ -16,6 +16,30 @@ def test_help_names_every_command_and_a_wrong_one_is_told() -> None:
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS)
     done = run_program("igkd", ["distil"])
     assert done.returncode == 2 and "there is no command 'distil'; it is one of pipeline, teacher" in done.stderr
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    """Which take seconds to import."""
+    program = (
+        "import sys, igkd.__main__ as command\n"
+        "for name in [*command.SETTINGS, 'distill']:\n"
+        "    sys.argv = ['igkd', name, '--help']\n"
+        "    try:\n"
+        "        command.main()\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 0, name\n"
+        "assert not {'torch', 'ray'} & set(sys.modules), 'slow'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"usage: igkd {name} " in done.stdout for name in [*SETTINGS, "distill"])
+    assert "--recipe" in done.stdout and "--image-size" in done.stdout
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_help_is_of_the_settings_that_the_command_parses(name: str) -> None:
+    module, _ = COMMANDS[name]
+    assert f"parse({SETTINGS[name][1]}," in (ROOT / f"{module.replace('.', '/')}.py").read_text()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["evaluate", "--help"], ["sweeps", "--help"]])

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igkd.base.errors import CONTINUES, UserError
-from igkd.base.time_limit import seconds_until
+from igkd.base.time_limit import duration, seconds_until
 from igkd.config.sweeps import SweepConfig
 from igkd.evaluation.progress import progress
-from igkd.sweeps.ledger import Kind, Ledger, Row, Status, describe, duration, read_rows, read_status, remaining_seconds
+from igkd.sweeps.ledger import Kind, Ledger, Row, Status, describe, read_rows, read_status, remaining_seconds
 from tests.helpers.programs import run_program
 
 NOON = datetime.datetime(2026, 3, 1, 12, 0, tzinfo=datetime.UTC)

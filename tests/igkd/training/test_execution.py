@@ -1,6 +1,7 @@
 """How a step is computed (precision, compilation, resolution): decided once, named in the row, and resumed to the same bits."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ def test_auto_is_what_the_processor_is_fast_in(machine: Callable[[bool], None]) 
         machine(has_bfloat16)
         assert choose_precision("auto", CPU) == expected
         assert choose_precision("float32", CPU) == "float32" and choose_precision("bfloat16", CPU) == "bfloat16"
+
+
+def test_time_left_is_said_in_seconds_and_not_after_the_last_epoch() -> None:
+    said: list[str] = []
+    list(trainer(said, epochs=2).epochs())
+    first, last = [line for line in said if " done in " in line]
+    assert re.search(r"; about [1-9][0-9]* s left$", first) and "left" not in last
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])

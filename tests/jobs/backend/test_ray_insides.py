@@ -27,6 +27,16 @@ def test_workers_of_a_ray_of_ours_have_their_drivers_priority(cluster: None) -> 
     assert os.environ["RAY_worker_niceness"] == "0"  # noqa: SIM112  # as Ray spells it
 
 
+def test_lines_of_workers_have_no_prefix(cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ray prints "(work pid=123)" before them, in colours."""
+    ray.get(ray.remote(lambda: print("a line of ours", flush=True)).remote())
+    said, until = "", time.monotonic() + 20
+    while "a line of ours" not in said and time.monotonic() < until:
+        time.sleep(0.2)
+        said += capfd.readouterr().out
+    assert "a line of ours" in said.splitlines() and "pid=" not in said
+
+
 def test_a_worker_that_ray_ends_prints_no_traceback(cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
     """Ray ends workers with SIGTERM, at which they raise SystemExit wherever they are: here in a finalizer, where Python prints it."""
 
