@@ -32,28 +32,26 @@ def sharpen(maps: Tensor, exponent: Tensor) -> Tensor:
     return minmax(scaled ** exponent[:, None, None])
 
 
-def layer_of(content: Content, maps: Tensor, masks: Tensor | None, exponent: Tensor, order: Tensor | None) -> Tensor:
-    """The layers to blend with B images: their maps, or a control that shares only some properties with a map.
+def content_of(content: Content, maps: Tensor, masks: Tensor | None, order: Tensor | None) -> Tensor:
+    """What is used as the maps of B images: their maps, or a control that shares only some properties with a map.
 
     Args:
         maps: float (B, H, W), cropped and flipped like the images; for "other", maps of other images.
         masks: uint8 (B, H, W), cropped and flipped like the images; used for "mask".
-        exponent: float (B,), the exponent of `sharpen`.
         order: int64 (B, H * W), a permutation of the pixels for each image; used for "noise".
 
     Returns:
-        float (B, H, W) in [0, 1]: the sharpened map ("own", "other"); its pixels in random order, which keeps its histogram ("noise");
-        its mean at every pixel, which keeps its brightness ("brightness"); the mask ("mask"); or zeros ("black").
+        float (B, H, W): the map ("own", "other"); its pixels in random order, which keeps its histogram ("noise"); its mean at every pixel,
+        which keeps its brightness ("brightness"); the mask, 0 or 1 ("mask"); or zeros ("black").
     """
     if content == "black":
         return torch.zeros_like(maps)
     if content == "mask":
         assert masks is not None
         return masks.to(maps.dtype)
-    layer = sharpen(maps, exponent)
     if content == "brightness":
-        return layer.mean(dim=(1, 2), keepdim=True).expand_as(layer)
+        return maps.mean(dim=(1, 2), keepdim=True).expand_as(maps)
     if content == "noise":
         assert order is not None
-        return layer.flatten(1).gather(1, order).view_as(layer)
-    return layer
+        return maps.flatten(1).gather(1, order).view_as(maps)
+    return maps

@@ -17,16 +17,21 @@ Forwards = Literal["torch", "openvino", "openvino-bf16"]
 
 Arm = str
 """What a student learns from besides the labels: nothing ("student"), or a sum of parts in the order of `PARTS`, such as "kd+ig"."""
-PARTS: dict[str, str] = {"kd": "the teacher's logits", "ig": "an overlay of its maps", "at": "its attention"}
+PARTS: dict[str, str] = {
+    "kd": "the teacher's logits",
+    "ig": "an overlay of its maps",
+    "at": "its attention",
+    "map": "its maps as targets of the student's own",
+}
 """What each part of an arm adds. All are terms of the loss (`igkd.training.terms`) but ig, which changes the images."""
 LOGIT_PARTS = frozenset({"kd"})
 """The parts that learn from the teacher's logits."""
-MAP_PARTS = frozenset({"ig"})
+MAP_PARTS = frozenset({"ig", "map"})
 """The parts that use a map, and so --content."""
 ARMS: tuple[Arm, ...] = ("student", "kd", "ig", "kd+ig", "at", "kd+at", "ig+at", "kd+ig+at")
 """The eight arms of the usual grid: every sum of logits, overlay and attention."""
 Content = Literal["own", "other", "black", "noise", "mask", "brightness"]
-"""What is laid over an image: its own map, or a control."""
+"""What is used as an image's map, in the overlay and as a target: its own map, or a control."""
 Logits = Literal["image", "views", "live"]
 """What the teacher says of: the whole image, the crop as the store has it, or the crop asked in training."""
 

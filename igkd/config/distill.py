@@ -24,7 +24,7 @@ class DistillConfig(Optimisation):
     """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
     """What the student learns from besides the labels: student = nothing, or a sum in any order, such as kd+ig+at, of kd = logits,
-    ig = overlay of maps, at = attention. Each part has a weight of its own."""
+    ig = overlay of maps, at = attention, map = maps as targets of its own. Each part has a weight of its own."""
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
     lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
@@ -55,9 +55,15 @@ class DistillConfig(Optimisation):
     """Range of the overlay's exponent."""
     blend: float = 0.5
     """Weight of the overlay."""
+    map_weight: float = 1.0
+    """Weight of 1 - cosine of the student's own map (input x gradient) and the teacher's in the arms with map."""
+    map_every: int = 4
+    """In the arms with map, compare maps in every so manyth step only: such a step is several times as slow."""
+    map_cell: int = 4
+    """In the arms with map, average both maps over cells of so many pixels a side before they are compared."""
     content: Content = field(default="own", metadata=RUN)
-    """What is laid over an image in the arms with ig: its own map, or as a control another image's map, black, the map's pixels in random
-    order, the ground-truth mask, or an even grey as bright as the map."""
+    """What is laid over an image in the arms with ig, and what its map is compared with in those with map: its own map, or as a control
+    another image's map, black, the map's pixels in random order, the ground-truth mask, or an even grey as bright as the map."""
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
     """How the overlay's probability changes over the run; its mean is the same."""
     aligned: bool = True
@@ -110,6 +116,9 @@ class DistillConfig(Optimisation):
             overlay=self.overlay if "ig" in parts else 0.0,
             exponents=self.exponents,
             blend=self.blend,
+            map_weight=self.map_weight if "map" in parts else 0.0,
+            map_every=self.map_every,
+            map_cell=self.map_cell,
             content=self.content,
             overlay_schedule=self.overlay_schedule,
             uncropped_maps=not self.aligned,

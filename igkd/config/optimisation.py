@@ -107,9 +107,15 @@ class Objective:
     blend: float = 0.5
     """Weight of the overlay; the image has 1 - blend."""
     content: Content = "own"
-    """What is laid over: the image's own map, or a control."""
+    """What is laid over, and what the student's map is compared with: the image's own map, or a control."""
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"
     """How the overlay's probability changes over a run: constant, linearly from 0 to its double, or the reverse; its mean is the same."""
+    map_weight: float = 0.0
+    """Weight of 1 - cosine of the student's own map and the teacher's."""
+    map_every: int = 4
+    """The maps are compared in every so manyth step of a run."""
+    map_cell: int = 4
+    """Side in pixels of the cells over which both maps are averaged before they are compared."""
     uncropped_maps: bool = False
     """Leave map and attention as they are where the image is cropped and flipped, as the published code does."""
     logits: Logits = "image"
@@ -125,6 +131,10 @@ class Objective:
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):
             raise UserError("alpha, overlay and blend must be between 0 and 1, gamma at least 0, the temperature above 0")
+        if not 0 <= self.map_weight < inf or self.map_every < 1 or self.map_cell < 1:
+            raise UserError("map-weight must be a number of at least 0, map-every and map-cell at least 1")
+        if self.map_weight > 0 and self.content == "black":
+            raise UserError("a black map points nowhere, so no map can be compared with it: choose another --content for an arm with map")
         if self.overlay_schedule != "constant" and self.overlay > 0.5:
             raise UserError(f"an overlay of {self.overlay} cannot rise to twice as much; choose at most 0.5 with --overlay-schedule")
         if not 0 < self.exponents[0] <= self.exponents[1]:

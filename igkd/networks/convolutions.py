@@ -1,11 +1,18 @@
-"""Replacements for convolutions whose backward pass is wrong or slow in oneDNN, which torch uses on CPUs.
+"""Replacements for convolutions whose backward pass is wrong or slow in oneDNN, which torch uses on CPUs, or slow the second time.
 
 They have the weights of the plain layers and, in evaluation, the same operations, so checkpoints and exported files do not depend on them.
 """
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.grad import conv2d_weight
+from torch.overrides import TorchFunctionMode
 
 
 class Shortcut(nn.Conv2d):
@@ -70,3 +77,57 @@ def avoid_slow_kernels(network: nn.Module) -> nn.Module:
         if type(module) is nn.Conv2d and module.groups > 1 and module.groups == module.in_channels and max(module.stride) > 1:
             module.__class__ = StridedDepthwise
     return network
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within this context, a network's forward pass is computed so that its gradient can be differentiated again, and fast.
+
+    torch's fast kernels of attention have no second derivative; its second derivative of grouped convolutions is a loop over the groups,
+    25 times as slow for 96 channels.
+    """
+    with sdpa_kernel(SDPBackend.MATH), _GroupedConvolutions():
+        yield
+
+
+class _GroupedConvolutions(TorchFunctionMode):
+    """Computes grouped convolutions of pictures by `_Grouped`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.conv2d:
+            return func(*args, **kwargs)
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1} | dict(zip(names, args, strict=False)) | kwargs
+        x, bias = given["input"], given["bias"]
+        if given["groups"] == 1 or isinstance(given["padding"], str) or x.dim() != 4:
+            return func(*args, **kwargs)
+        pairs = [(value, value) if isinstance(value, int) else tuple(value) for value in map(given.get, names[3:6])]
+        mixed = torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False):
+            # Not in bfloat16, for which oneDNN has no fast backward pass, either.
+            out = _Grouped.apply(x.float() if mixed else x, given["weight"], *pairs, given["groups"])
+            out = out if bias is None else out + bias[:, None, None]
+        return out.to(torch.get_autocast_dtype(x.device.type)) if mixed else out
+
+
+class _Grouped(torch.autograd.Function):
+    """A grouped convolution whose gradient by the input is itself a convolution, which torch can differentiate without a loop."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how = stride, padding, dilation, groups
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        (x, weight), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.how
+        # Where the stride does not divide the input, its last pixels are not seen: they are added as output padding.
+        extent = [(gradient.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
+        rest = [x.shape[2 + i] - extent[i] for i in (0, 1)]
+        below = F.conv_transpose2d(gradient, weight, None, stride, padding, rest, groups, dilation)
+        of_weight = conv2d_weight(x, weight.shape, gradient, stride, padding, dilation, groups)
+        return below, of_weight, None, None, None, None

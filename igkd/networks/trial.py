@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from igkd.base.errors import UserError
+from igkd.networks.convolutions import twice_differentiable
 from igkd.networks.families import build_named, family_of, outside
 from igkd.networks.network import NetworkSpec
 
@@ -84,6 +85,29 @@ def check_trainable(spec: NetworkSpec) -> None:
             except Exception as error:  # the network may be anyone's, and raise anything
                 raise UserError(f"{_why(network, spec.name, spec.image_shape, error)} (in training)") from None
     check_logits(answer, f"{spec.name}, in training,")
+
+
+def check_twice_differentiable(spec: NetworkSpec) -> None:
+    """Try whether the gradient of an untrained network of others by its pixels can be differentiated again, as the term `map` needs.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if outside(spec.name)[0] is None:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, pixels = build_named(spec.name, len(spec.classes)).train(), torch.randn(2, 3, *spec.image_shape, requires_grad=True)
+        try:
+            with twice_differentiable():
+                logits = network(pixels)
+            torch.autograd.grad(logits.square().sum(), pixels, create_graph=True)[0].square().sum().backward()
+        except Exception as error:  # the network may be anyone's, and raise anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            raise UserError(
+                f"the gradient of {spec.name} by its pixels cannot be differentiated again ({reason}), which a term of the loss needs: "
+                "choose an arm without map, or another network"
+            ) from None
 
 
 def _remedy(name: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igkd.attribution.overlay import layer_of, overlay
+from igkd.attribution.overlay import content_of, overlay, sharpen
 from igkd.base.random_draws import shuffled, uniform
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
@@ -113,11 +113,11 @@ def pixel_order(seed: int, epoch: int, ids: NDArray[np.int64], count: int) -> Te
     return torch.from_numpy(np.argsort(uniform(seed, f"epoch {epoch} noise", ids[:, None] * count + np.arange(count)), axis=1))
 
 
-def cutout(pixels: Tensor, centre_y: Tensor, centre_x: Tensor, side: int) -> Tensor:
-    """Hide a square of each image behind mid-grey (DeVries, Taylor 2017, "Improved Regularization of CNNs with Cutout").
+def cutout(pixels: Tensor, centre_y: Tensor, centre_x: Tensor, side: int, grey: float = 0.5) -> Tensor:
+    """Hide a square of each image behind a grey (DeVries, Taylor 2017, "Improved Regularization of CNNs with Cutout").
 
     Args:
-        pixels: float (B, 3, H, W) in [0, 1].
+        pixels: float (B, C, H, W).
         centre_y, centre_x: int64 (B,), anywhere in the image: part of a square may lie outside.
         side: side of the square in pixels.
     """
@@ -125,7 +125,7 @@ def cutout(pixels: Tensor, centre_y: Tensor, centre_x: Tensor, side: int) -> Ten
     rows = torch.arange(height, device=pixels.device) - centre_y[:, None]
     columns = torch.arange(width, device=pixels.device) - centre_x[:, None]
     inside = [(2 * offset >= -side) & (2 * offset < side) for offset in (rows, columns)]
-    return torch.where(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0.5, pixels)
+    return torch.where(inside[0][:, None, :, None] & inside[1][:, None, None, :], grey, pixels)
 
 
 def augment(
@@ -144,20 +144,45 @@ def augment(
     pixels = clean
     rows = draws.overlaid.nonzero().squeeze(1) if objective.overlay > 0 else draws.overlaid[:0]
     if len(rows):
-        assert samples.ig is not None
-        view = draws.view.select(rows)
-        maps = samples.ig[rows] if objective.uncropped_maps else SIGNALS["ig"].moved(samples.ig[rows], view, samples.shape)
-        masks = None
-        if objective.content == "mask":
-            masks = SIGNALS["mask"].moved(samples.signals["mask"][rows], view, samples.shape)
-        order = None
-        if objective.content == "noise":
-            order = pixel_order(seed, epoch, samples.ids[rows.cpu().numpy()], maps[0].numel()).to(maps.device)
-        layer = layer_of(objective.content, maps, masks, draws.exponent[rows], order)
+        maps, *control = moved_maps(samples, draws, rows, objective, seed, epoch)
+        layer = content_of(objective.content, sharpen(maps, draws.exponent[rows]), *control)
         pixels = clean.index_copy(0, rows, overlay(clean[rows], layer, objective.blend))
     if optimisation.cutout:
         pixels = cutout(pixels, draws.hidden_y, draws.hidden_x, optimisation.cutout)
     return pixels, clean
+
+
+def moved_maps(
+    samples: Samples, draws: Draws, rows: Tensor, objective: Objective, seed: int, epoch: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The maps of some of a batch's images, float (R, H, W), cropped and flipped like them; and, where the objective's content needs them,
+    their masks, uint8 (R, H, W), and an order of their pixels, int64 (R, H * W).
+
+    Args:
+        rows: int64 (R,), positions of the images in the batch.
+    """
+    assert samples.ig is not None
+    view, masks, order = draws.view.select(rows), None, None
+    maps = samples.ig[rows] if objective.uncropped_maps else SIGNALS["ig"].moved(samples.ig[rows], view, samples.shape)
+    if objective.content == "mask":
+        masks = SIGNALS["mask"].moved(samples.signals["mask"][rows], view, samples.shape)
+    if objective.content == "noise":
+        order = pixel_order(seed, epoch, samples.ids[rows.cpu().numpy()], maps[0].numel()).to(maps.device)
+    return maps, masks, order
+
+
+def map_targets(samples: Samples, draws: Draws, optimisation: Optimisation, objective: Objective, seed: int, epoch: int) -> Tensor:
+    """What the student's own maps of a batch are compared with, float (B, H, W), not negative.
+
+    It is 0 in the square of the cutout, which the student cannot see. It is 0 everywhere for an image that is overlaid: there the map is a
+    part of the student's input, and resembling it shows nothing.
+    """
+    everything = torch.arange(len(samples), device=samples.pixels.device)
+    maps, *control = moved_maps(samples, draws, everything, objective, seed, epoch)
+    maps = content_of(objective.content, maps, *control)
+    if optimisation.cutout:
+        maps = cutout(maps[:, None], draws.hidden_y, draws.hidden_x, optimisation.cutout, 0.0)[:, 0]
+    return maps if objective.overlay == 0 else maps.masked_fill(draws.overlaid[:, None, None], 0.0)
 
 
 def deranged(count: int, seed: int, purpose: str) -> NDArray[np.int64]:

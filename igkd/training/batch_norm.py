@@ -15,6 +15,21 @@ from igkd.base.errors import UserError
 from igkd.networks.homogeneous import ScaleNorm2d
 
 
+class _Summed(torch.autograd.Function):
+    """The sum of a tensor over all workers. So is its gradient: the losses of all workers depend on each worker's tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient: Tensor = _Summed.apply(gradients[0])
+        return gradient
+
+
 class _Normalise(torch.autograd.Function):
     """(x - mean) / std over the batches of all workers; also returns mean, variance and count."""
 
@@ -31,6 +46,7 @@ class _Normalise(torch.autograd.Function):
         mean, variance = first / count, (second / count - (first / count) ** 2).clamp_min(0)
         shift, factor = mean.float(), (variance + eps).rsqrt().float()
         ctx.save_for_backward(x, weight, shift, factor, count)
+        ctx.eps = eps
         scale = weight * factor
         out = wide * _wide(scale, x) + _wide(bias - shift * scale, x)
         ctx.mark_non_differentiable(mean, variance, count)
@@ -41,11 +57,13 @@ class _Normalise(torch.autograd.Function):
         x, weight, shift, factor, count = ctx.saved_tensors
         gradient = gradients[0].float()
         over = [d for d in range(x.dim()) if d != 1]
+        if torch.is_grad_enabled():  # this gradient will be differentiated, too: mean and deviation must then be functions of x
+            wide, n = x.float(), count.float()
+            shift = _Summed.apply(wide.sum(dim=over)) / n
+            factor = (_Summed.apply((wide - _wide(shift, x)).square().sum(dim=over)) / n + ctx.eps).rsqrt()
         unit = (x.float() - _wide(shift, x)) * _wide(factor, x)
         local = torch.cat([gradient.sum(dim=over), (gradient * unit).sum(dim=over)])
-        sums = local.clone()
-        dist.all_reduce(sums)
-        mean, slope = (sums / count.float()).chunk(2)
+        mean, slope = (_Summed.apply(local) / count.float()).chunk(2)
         below = _wide(weight * factor, x) * (gradient - _wide(mean, x) - unit * _wide(slope, x))
         bias, scale = local.chunk(2)  # data parallelism sums these over the workers
         return below.to(x.dtype), scale, bias, None
@@ -112,28 +130,12 @@ class SharedActivated(SharedStatistics):
         return activated
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all workers; its gradient is the sum of the workers' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
-
-
 class SharedScaleNorm2d(ScaleNorm2d):
     """A normalisation by the root mean square whose training statistics are over the batches of all workers."""
 
     def sums(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         squares, count = super().sums(x)
-        total: Tensor = _Sum.apply(torch.cat([squares, squares.new_tensor([count])]))
+        total: Tensor = _Summed.apply(torch.cat([squares, squares.new_tensor([count])]))
         return total[:-1], total[-1:]
 
 

@@ -3,6 +3,7 @@
 The loop does not use Ray. It is an iterator of epochs, so that its caller decides what happens between them (report, checkpoint, stop).
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -20,9 +21,11 @@ from igkd.base.errors import UserError
 from igkd.base.time_limit import duration
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
+from igkd.networks.convolutions import twice_differentiable
+from igkd.networks.network import Classifier
 from igkd.store.signals import SIGNALS
 from igkd.store.top_logits import TopLogits
-from igkd.training.augment import augment, logits_of_crops
+from igkd.training.augment import augment, logits_of_crops, map_targets
 from igkd.training.batches import Batch, Feed, check_validation
 from igkd.training.execution import Forward, autocast
 from igkd.training.optimizer import learning_rate, set_training, unwrapped
@@ -89,34 +92,50 @@ class Learner:
         return next(self.model.parameters()).device
 
 
-def compute_loss(learner: Learner, batch: Batch, epoch: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Augment one batch and compute the loss, the weighted sum of its terms: (1 - alpha) CE + alpha KD + gamma AT.
+def compute_loss(learner: Learner, batch: Batch, epoch: int, scale: float = 1.0, number: int = 0) -> tuple[Tensor, Tensor]:
+    """Augment one batch and compute the loss, the weighted sum of its terms: (1 - alpha) CE + alpha KD + gamma AT, and so on.
 
     Args:
         batch: on the model's device; its samples have the teacher's signals that the terms need.
         scale: factor on the sides of the student's images (progressive resizing), applied after overlay and cutout. The teacher always
-            gets the unscaled crop, so that live and stored logits are of the same pixels. Attention of another size is interpolated.
+            gets the unscaled crop, so that live and stored logits are of the same pixels. Attention of another size is interpolated, and
+            so is the teacher's map.
+        number: of the step in the whole run, from 0; it decides which terms are computed.
 
     Returns:
         scalar loss (mean over the batch) and logits, both float32, logits (B, classes).
     """
-    samples, optimisation = batch.samples, learner.optimisation
+    samples, optimisation, objective = batch.samples, learner.optimisation, learner.objective
     assert learner.terms is not None
-    terms = [term for term in learner.terms if isinstance(term, Term)]
-    pixels, clean = augment(samples, batch.draws, optimisation, learner.objective, learner.seed, epoch)
+    terms = [term for term in learner.terms if isinstance(term, Term) and number % term.every == 0]
+    signals = frozenset(signal for term in terms for signal in term.signals)
+    pixels, clean = augment(samples, batch.draws, optimisation, objective, learner.seed, epoch)
+    target = map_targets(samples, batch.draws, optimisation, objective, learner.seed, epoch) if "ig" in signals else None
     if scale != 1.0:
         size = [round(side * scale) for side in samples.shape]
-        pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-    with autocast(optimisation, pixels.device):
-        logits, outputs = forward(
-            learner.compiled or learner.model, pixels, tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
-        )
+        pixels = resized(pixels, size)
+        target = None if target is None else resized(target[:, None], size)[:, 0]
+    twice = any(term.differentiates for term in terms)
+    if twice:
+        pixels.requires_grad_()
+    network = learner.model if twice or learner.compiled is None else learner.compiled  # compiled code has no second derivative
+    with autocast(optimisation, pixels.device), twice_differentiable() if twice else contextlib.nullcontext():
+        logits, outputs = forward(network, pixels, tuple(dict.fromkeys(tap for term in terms for tap in term.taps)))
     logits = logits.float()
-    wanted, shown = teach(learner, batch, clean, frozenset(signal for term in terms for signal in term.signals))
+    wanted, shown = teach(learner, batch, clean, signals - {"ig"})
     step = Step(logits, samples.labels, outputs, wanted, shown)
+    if twice:
+        student = unwrapped(learner.model)
+        assert isinstance(student, Classifier)
+        step = dataclasses.replace(step, pixels=pixels, origin=student.mean, teacher_map=target)
     first, *others = (term.weight * term(step) for term in terms)
     loss: Tensor = sum(others, first)
     return loss, logits
+
+
+def resized(pixels: Tensor, size: list[int]) -> Tensor:
+    """Images (B, C, H, W) scaled to another size, bilinearly and without aliasing."""
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]) -> tuple[Tensor | TopLogits | None, Tensor | None]:
@@ -231,7 +250,7 @@ def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float,
     for step, batch in enumerate(feed.epoch(epoch)):
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate(optimisation, (epoch - 1 + step / feed.steps) / optimisation.epochs) * group.get("factor", 1.0)
-        loss, logits = compute_loss(learner, batch, epoch, scale)
+        loss, logits = compute_loss(learner, batch, epoch, scale, (epoch - 1) * feed.steps + step)
         learn(learner, loss, len(batch.samples) * learner.world / batch.size)
         total += loss.detach() * len(batch.samples)
         correct += (logits.detach().argmax(1) == batch.samples.labels).sum()

@@ -18,7 +18,7 @@ from igkd.networks.network import Classifier, NetworkSpec
 from igkd.networks.open import DEFAULT, open_teacher
 from igkd.networks.renumbered import class_numbers, restricted
 from igkd.networks.taps import check_tap, layers_of, student_tap
-from igkd.networks.trial import check_trainable
+from igkd.networks.trial import check_trainable, check_twice_differentiable
 from igkd.store import Plan, Store
 from igkd.store.views import few_of
 from igkd.training.batches import check_sizes, check_validation
@@ -127,6 +127,8 @@ def open_store(config: DistillConfig) -> Store:
     store = _fitting_store(config)
     spec = student_spec(config, store.plan)
     check_trainable(spec)
+    if config.objective.map_weight > 0:
+        check_twice_differentiable(spec)
     check_batch_size(spec, config.optimisation)
     wanted = made_for(config.recipe)
     if wanted is not None and wanted != store.fingerprint():
@@ -142,7 +144,8 @@ def _fitting_store(config: DistillConfig) -> Store:
     store = Store.open(config.store)
     if "at" in parts_of(config.arm):
         check_attention(config, store.plan)
-    if config.objective.overlay > 0 and config.content == "mask" and not store.plan.has_mask:
+    uses_maps = config.objective.overlay > 0 or config.objective.map_weight > 0
+    if uses_maps and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
     check_views(config, store)
     if store.plan.split != "train":

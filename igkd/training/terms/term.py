@@ -24,6 +24,13 @@ class Step:
     """float32 (B, classes), or the largest of them, if that is what the store has; None if no term needs them."""
     teacher_attention: Tensor | None = None
     """float32 (B, h, w), each of norm 1, cropped and flipped like the student's images; None if no term needs it."""
+    pixels: Tensor | None = None
+    """float32 (B, 3, H, W), the student's input, which its logits can be differentiated by; None if no term does so."""
+    origin: Tensor | None = None
+    """The baseline of the student's map as a colour in pixels, float32 (1, 3, 1, 1) or (1, 1, 1, 1); None if no term differentiates."""
+    teacher_map: Tensor | None = None
+    """float32 (B, H, W), the teacher's map of the student's input, or a control; all zeros for images that have none. None if no term needs
+    it."""
 
 
 class Term(nn.Module, abc.ABC):
@@ -34,7 +41,11 @@ class Term(nn.Module, abc.ABC):
     taps: tuple[str, ...] = ()
     """Paths of the student's layers whose outputs the term needs."""
     signals: tuple[str, ...] = ()
-    """The teacher's signals that the term needs: "logits", "attention"."""
+    """The teacher's signals that the term needs: "logits", "attention", "ig"."""
+    every: int = 1
+    """The term is computed in every so manyth step of a run, beginning with the first."""
+    differentiates: bool = False
+    """Whether the term differentiates the logits by the pixels, so that its gradient is a second derivative."""
 
     @abc.abstractmethod
     def __init__(self, objective: Objective, optimisation: Optimisation) -> None:

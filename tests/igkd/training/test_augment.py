@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from igkd.attribution.attention import moved_attention, normalise_map
-from igkd.attribution.overlay import layer_of, minmax, overlay, sharpen
+from igkd.attribution.overlay import content_of, minmax, overlay, sharpen
 from igkd.base.choices import Content
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
@@ -217,7 +217,7 @@ def test_attention_moved_out_of_sight_is_zero() -> None:
 def layers(content: Content, maps: Tensor, exponent: Tensor) -> Tensor:
     masks = (maps > maps.mean()).to(torch.uint8)
     order = pixel_order(3, 2, np.arange(len(maps)) + 7, maps[0].numel())
-    return layer_of(content, maps, masks, exponent, order)
+    return content_of(content, sharpen(maps, exponent), masks, order)
 
 
 def test_a_control_keeps_of_a_map_what_it_says_and_no_more() -> None:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import FrozenBatchNorm2d
 
 from igkd.base.errors import UserError
+from igkd.config.optimisation import Objective
 from igkd.networks.homogeneous import ScaleNorm2d
 from igkd.networks.network import build
 from igkd.training.batch_norm import SharedStatistics, share_batch_norms
@@ -121,6 +122,10 @@ def test_two_processes_do_the_work_of_one(tmp_path: Path) -> None:
         assert len(evaluations) == 3 and all(e == pytest.approx(expected, rel=1e-5) for e in evaluations)
 
 
+MAPPED = Objective(map_weight=1.0, map_every=3)
+"""With a second derivative in every third step."""
+
+
 def normalised_by(layer: nn.Module, share: slice) -> list[Tensor]:
     """Output, gradients and running statistics of a norm without shift, for a share of a batch."""
     x, gradient = torch.randn(2, 7, 4, 3, 5, generator=torch.Generator().manual_seed(0)).mul(3).add(1)
@@ -139,7 +144,7 @@ def train_normalised(rank: int, world: int, rendezvous: str) -> tuple[History, d
         network = share_batch_norms(build(TINY, 3))
         how = recipe(batch_size=7, epochs=3, averaging=0.9, learning_rate=0.002)
         average = make_average(network, how)
-        history = run(DistributedDataParallel(network), random_samples(23), how, rank=rank, world=world, average=average)
+        history = run(DistributedDataParallel(network), random_samples(23), how, 0, MAPPED, rank=rank, world=world, average=average)
         assert average is not None
         scaled = normalised_by(share_batch_norms(ScaleNorm2d(4)), slice(2) if rank == 0 else slice(2, None))
         return history, average.module.state_dict(), scaled
@@ -165,7 +170,7 @@ def test_batch_norm_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> 
         process.join()
     network, how = build(TINY, 3), recipe(batch_size=7, epochs=3, averaging=0.9, learning_rate=0.002)
     average = make_average(network, how)
-    history = run(network, random_samples(23), how, average=average)
+    history = run(network, random_samples(23), how, 0, MAPPED, average=average)
     assert average is not None
     second, alone = torch.load(out, weights_only=True), normalised_by(ScaleNorm2d(4), slice(None))
     for rows, weights, _ in (first, second):

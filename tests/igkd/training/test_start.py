@@ -154,6 +154,33 @@ def test_students_that_are_of_no_use(store: str, student: str, words: str, tmp_p
         check_teacher(TeacherConfig(images=IMAGES, out="o", network=student.format(place), batch_size=20))
 
 
+ONCE = """
+import torch
+from torch import nn
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x / 2
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient): return gradient / 2
+class Once(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Sequential(nn.Conv2d(3, classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    def forward(self, x): return Halved.apply(self.head(x).square())
+def once(classes): return Once(classes)
+"""
+
+
+def test_a_student_without_second_derivative_cannot_learn_maps(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = write_module(tmp_path, ONCE, monkeypatch, ())
+    monkeypatch.setenv("IGKD_MODULES", f"{place}:once")
+    open_store(configure(store, arm="kd", student=f"module:{place}:once"))
+    with pytest.raises(UserError, match="cannot be differentiated again .*choose an arm without map"):
+        open_store(configure(store, arm="map+kd", student=f"module:{place}:once"))
+    open_store(configure(store, arm="map+kd", student="torchvision:resnet18"))
+
+
 def test_fine_tuning_prepares_pictures_as_the_weights_were(weights: tuple[str, nn.Module]) -> None:
     settings: dict[str, Any] = {"images": IMAGES, "out": "o", "network": SMALL, "init": weights[0], "batch_size": 20}
     task = teacher_task(TeacherConfig(**settings, image_size=48))
