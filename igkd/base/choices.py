@@ -22,10 +22,12 @@ PARTS: dict[str, str] = {
     "ig": "an overlay of its maps",
     "at": "its attention",
     "map": "its maps as targets of the student's own",
+    "dkd": "its logits, decoupled",
+    "lskd": "its logits, standardised",
 }
 """What each part of an arm adds. All are terms of the loss (`igkd.training.terms`) but ig, which changes the images."""
-LOGIT_PARTS = frozenset({"kd"})
-"""The parts that learn from the teacher's logits."""
+LOGIT_PARTS = frozenset({"kd", "dkd", "lskd"})
+"""The parts that learn from the teacher's logits; all but kd need those of all classes."""
 MAP_PARTS = frozenset({"ig", "map"})
 """The parts that use a map, and so --content."""
 ARMS: tuple[Arm, ...] = ("student", "kd", "ig", "kd+ig", "at", "kd+at", "ig+at", "kd+ig+at")

@@ -24,7 +24,8 @@ class DistillConfig(Optimisation):
     """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
     """What the student learns from besides the labels: student = nothing, or a sum in any order, such as kd+ig+at, of kd = logits,
-    ig = overlay of maps, at = attention, map = maps as targets of its own. Each part has a weight of its own."""
+    ig = overlay of maps, at = attention, map = maps as targets of its own, dkd = logits, decoupled,
+    lskd = logits, standardised. Each part has a weight of its own."""
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
     lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
@@ -41,6 +42,13 @@ class DistillConfig(Optimisation):
     alpha: float = 0.01
     """Weight of distillation in the arms with kd."""
     temperature: float = 2.5
+    """Temperature of distillation in the arms with kd, dkd or lskd."""
+    dkd: float = 1.0
+    """Weight of decoupled distillation in the arms with dkd (Zhao et al. 2022: 1, at temperature 4); the labels keep the weight 1."""
+    beta: float = 8.0
+    """Weight, within dkd, of what the teacher says of the classes other than the label, as by the authors for CIFAR-100."""
+    lskd: float = 1.0
+    """Weight of distillation from standardised logits in the arms with lskd (Sun et al. 2024: 9, at temperature 2)."""
     logits: Literal["auto", "image", "views", "crop"] = "auto"
     """Which of the store's logits to learn from: those of the whole image, or those of the crop that the student sees (views), which is
     as if the teacher were asked in training, but costs nothing. auto: views where the store has them, else image; crop: views where the
@@ -112,6 +120,9 @@ class DistillConfig(Optimisation):
         return Objective(
             alpha=self.alpha if "kd" in parts else 0.0,
             temperature=self.temperature,
+            dkd=self.dkd if "dkd" in parts else 0.0,
+            beta=self.beta,
+            lskd=self.lskd if "lskd" in parts else 0.0,
             gamma=self.gamma if "at" in parts else 0.0,
             overlay=self.overlay if "ig" in parts else 0.0,
             exponents=self.exponents,

@@ -116,6 +116,12 @@ class Objective:
     """The maps are compared in every so manyth step of a run."""
     map_cell: int = 4
     """Side in pixels of the cells over which both maps are averaged before they are compared."""
+    dkd: float = 0.0
+    """Weight of decoupled distillation."""
+    beta: float = 8.0
+    """In decoupled distillation, weight of the part about the classes other than the label."""
+    lskd: float = 0.0
+    """Weight of distillation from standardised logits."""
     uncropped_maps: bool = False
     """Leave map and attention as they are where the image is cropped and flipped, as the published code does."""
     logits: Logits = "image"
@@ -131,6 +137,8 @@ class Objective:
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):
             raise UserError("alpha, overlay and blend must be between 0 and 1, gamma at least 0, the temperature above 0")
+        if not all(0 <= weight < inf for weight in (self.dkd, self.beta, self.lskd)):
+            raise UserError("dkd, beta and lskd must be numbers of at least 0")
         if not 0 <= self.map_weight < inf or self.map_every < 1 or self.map_cell < 1:
             raise UserError("map-weight must be a number of at least 0, map-every and map-cell at least 1")
         if self.map_weight > 0 and self.content == "black":

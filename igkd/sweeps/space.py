@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from igkd.base.choices import parts_of
+from igkd.base.choices import LOGIT_PARTS, parts_of
 from igkd.config.distill import DistillConfig
 
 LEARNING_RATES = {"sgd": (0.005, 0.5), "adam": (1e-4, 1e-2), "adamw": (1e-4, 1e-2)}
@@ -21,7 +21,13 @@ def space(config: DistillConfig) -> dict[str, BaseDistribution]:
         "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
     }
     if "kd" in parts:
-        found |= {"alpha": FloatDistribution(0.005, 1.0, log=True), "temperature": FloatDistribution(1.0, 10.0, log=True)}
+        found |= {"alpha": FloatDistribution(0.005, 1.0, log=True)}
+    if not LOGIT_PARTS.isdisjoint(parts):
+        found |= {"temperature": FloatDistribution(1.0, 10.0, log=True)}
+    if "dkd" in parts:
+        found |= {"dkd": FloatDistribution(0.1, 10.0, log=True), "beta": FloatDistribution(0.25, 16.0, log=True)}
+    if "lskd" in parts:
+        found |= {"lskd": FloatDistribution(0.1, 20.0, log=True)}
     if "ig" in parts:
         found |= {"overlay": FloatDistribution(0.0, 0.5)}
         found |= {"exponent_low": FloatDistribution(0.25, 1.0, log=True), "exponent_high": FloatDistribution(1.0, 4.0, log=True)}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from igkd.base.choices import parts_of
+from igkd.base.choices import LOGIT_PARTS, parts_of
 from igkd.base.errors import UserError
 from igkd.base.storage import absolute
 from igkd.config.distill import DistillConfig
@@ -215,6 +215,11 @@ def check_views(config: DistillConfig, store: Store) -> None:
         raise UserError(
             f"{config.store} has the {views.top} largest logits of crops, which say nothing of the others at --temperature "
             f"{config.temperature:g}: choose one of at least 1, or --logits image"
+        )
+    if views.top is not None and (whole := LOGIT_PARTS.intersection(parts_of(config.arm)) - {"kd"}):
+        raise UserError(
+            f"{config.store} has the {views.top} largest logits of crops, and {' and '.join(sorted(whole))} need those of all classes: "
+            "choose an arm with kd instead, --logits image, or --live"
         )
     there = "resized" if views.resized else "padded"
     wanted = there if config.crop == "auto" else config.crop

@@ -8,11 +8,20 @@ from torch import nn
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.training.terms.attention import AttentionTransfer
 from igkd.training.terms.cross_entropy import CrossEntropy
+from igkd.training.terms.decoupled import DecoupledDistillation
 from igkd.training.terms.distillation import Distillation
 from igkd.training.terms.input_gradients import MapMatching
+from igkd.training.terms.standardised import StandardisedDistillation
 from igkd.training.terms.term import Step, Term
 
-TERMS: dict[str, type[Term]] = {"ce": CrossEntropy, "kd": Distillation, "at": AttentionTransfer, "map": MapMatching}
+TERMS: dict[str, type[Term]] = {
+    "ce": CrossEntropy,
+    "kd": Distillation,
+    "at": AttentionTransfer,
+    "map": MapMatching,
+    "dkd": DecoupledDistillation,
+    "lskd": StandardisedDistillation,
+}
 """The terms by their names in an arm; "ce" is in every arm. They are summed in this order."""
 
 __all__ = ["TERMS", "Step", "Term", "terms_of"]

@@ -227,6 +227,16 @@ def test_a_temperature_at_which_the_rest_is_not_known_is_refused(large: dict[str
     assert open_store(student(large["all"], temperature=0.5)).views is not None
 
 
+def test_terms_that_need_the_logits_of_all_classes_are_refused_where_the_largest_are_stored(large: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"the 32 largest logits of crops, and dkd and lskd need those of all classes"):
+        open_store(student(large["top"], arm="kd+lskd+dkd"))
+    for arm in ("dkd", "lskd"):
+        with pytest.raises(UserError, match=f"and {arm} need"):
+            open_store(student(large["top"], arm=arm))
+        assert open_store(student(large["all"], arm=arm)).views is not None
+        assert open_store(student(large["top"], arm=arm, logits="image")).views is not None
+
+
 @pytest.mark.parametrize("change", [{"top": 0}, {"top": 300}, {"count": None, "resized": True}, {"resized": "yes"}])
 def test_a_plan_of_a_stranger(large: dict[str, str], change: dict[str, Any]) -> None:
     plan = Store.open(large["top"]).views

@@ -91,10 +91,11 @@ def test_an_impossible_cut_and_recipe_are_refused() -> None:
 
 
 def test_settings_of_a_search_are_a_configuration_and_back() -> None:
-    base = grid(arms=("kd+ig+at",), recipes=("strong",), seeds=(0,), teacher="t")[0].config
+    base = grid(arms=("kd+ig+at+map+dkd+lskd",), recipes=("strong",), seeds=(0,), teacher="t")[0].config
     ranges = space(base)
     assert set(ranges) == {
-        "learning_rate", "weight_decay", "alpha", "temperature", "overlay", "exponent_low", "exponent_high", "gamma"
+        "learning_rate", "weight_decay", "alpha", "temperature", "overlay", "exponent_low", "exponent_high", "gamma",
+        "map_weight", "dkd", "beta", "lskd",
     }  # fmt: skip
     settings = {name: (distribution.low + distribution.high) / 2 for name, distribution in ranges.items()}  # type: ignore[attr-defined]
     config = tuned(base, settings)
