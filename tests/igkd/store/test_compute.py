@@ -351,11 +351,10 @@ def test_the_engine_is_said_and_that_of_computed_parts_is_kept(store_config: Pre
     source, model = open_images(config.images), checkpoint.load(config.teacher)
     plan, _ = compute.make_plan(config, source, model, "sha", gpu=True, say=said.append)
     assert (plan.engine, plan.quadrature) == ("torch", "riemann_middle") and said == [
-        "fast stands for the engine torch here: there are GPUs",
-        "the teacher is not homogeneous, F(a x) = a F(x), so each map takes 5 steps",
+        "fast stands for the engine torch here: there are GPUs"
     ]
     kept, _ = compute.make_plan(config, source, model, "sha", gpu=True, begun=("openvino", "riemann_middle"), say=said.append)
-    assert kept.engine == "openvino" and len(said) == 2
+    assert kept.engine == "openvino" and len(said) == 1
 
 
 @pytest.fixture
