@@ -81,7 +81,15 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
     except BaseException:
         _leave(STOPPED, INTERRUPTED)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does when it is started by the main thread
+        stop_at_sigterm()
+
+
+def stop_at_sigterm() -> None:
+    """Make SIGTERM stop this process as Ctrl-C does; called by the main thread, and again after Ray has started.
+
+    Ray installs a handler of its own, in C++, which prints its stack and ends the process.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _leave(sentence: str, status: int) -> None:

@@ -95,6 +95,19 @@ def test_it_takes_no_work_from_whoever_has_no_token(tmp_path: Path) -> None:
     assert "authentication is disabled" not in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_work_in_a_thread_with_its_sentence(number: signal.Signals) -> None:
+    work = "print('begins', flush=True), time.sleep(60)"
+    program = f"import time\nfrom jobs.backend.runtime import in_thread, run_job\nrun_job(lambda: in_thread(lambda: ({work})))"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None and job.stderr is not None
+        assert job.stdout.readline() == "begins\n"
+        time.sleep(1)
+        job.send_signal(number)
+        assert job.wait(60) == 130
+        assert job.stderr.read() == "stopped; the same command continues where this one ended\n"
+
+
 @pytest.mark.parametrize(("seconds", "status", "said"), [("0.2", 0, "the time is up; the same command continues"), ("None", 3, "")])
 def test_work_in_a_thread_ends_when_the_time_is_up(seconds: str, status: int, said: str) -> None:
     program = (

@@ -132,7 +132,7 @@ def test_a_job_that_waits_for_a_cluster_honours_sigterm(mute: str) -> None:
     assert job.stdout is not None and job.stdout.readline() == "begins\n"
     time.sleep(1)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == -signal.SIGTERM
+    assert job.wait(60) in (130, -signal.SIGTERM)  # the latter while it still imports
     job.stdout.close()
 
 
