@@ -127,8 +127,17 @@ def processes(models: Sequence[str], batch: int, threads: int) -> Iterator[dict[
         yield started
 
 
-def measure(models: Sequence[str], batches: Sequence[int], threads: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    models: Sequence[str],
+    batches: Sequence[int],
+    threads: Sequence[int],
+    rounds: int,
+    found: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
     """Rows of model, batch, threads, calls, p50, p95, p99 (ms), peak_mib (MiB, whole process), times_as_fast (relative to the first).
+
+    Args:
+        found: called with all rows so far, each time that a batch size and a number of threads are done.
 
     Raises:
         UserError: a model does not exist, or cannot be run.
@@ -143,6 +152,7 @@ def measure(models: Sequence[str], batches: Sequence[int], threads: Sequence[int
                 row = {"model": name, "batch": batch, "threads": count} | dataclasses.asdict(timing)
                 row |= {"peak_mib": started[name].peak_mib, "times_as_fast": timing.times_as_fast(timings[models[0]])}
                 rows.append(row)
+            found(rows)
     return rows
 
 
@@ -156,14 +166,15 @@ def usual_threads() -> tuple[int, ...]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `measure` as a text table."""
+    """The rows of `measure` as a text table. The width of a column does not depend on its figures, so that lines can be printed as they
+    come."""
     cells = [("model", "batch", "threads", "p50 ms", "p95", "p99", "peak MiB", "times as fast")]
     for row in rows:
         times = (f"{row[name]:.2f}" for name in ("p50", "p95", "p99"))
         cells.append(
             (row["model"], str(row["batch"]), str(row["threads"]), *times, f"{row['peak_mib']:,.0f}", f"{row['times_as_fast']:.2f}")
         )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(len(cells[0][0]), *(len(row["model"]) for row in rows)), *(max(8, len(name)) for name in cells[0][1:])]
     return "\n".join(
         "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
         for line in cells
@@ -172,11 +183,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     config, started = parse(LatencyConfig, "igkd latency"), now()
-    rows = measure(config.models, config.batches, config.threads or usual_threads(), config.rounds)
-    print(table(rows))
-    if config.out is not None:
-        made = provenance(command(), 0, started)
-        write_json(Path(config.out), {"job": "latency", "config": dataclasses.asdict(config), "latency": rows, "provenance": made})
+
+    def found(rows: list[dict[str, Any]]) -> None:
+        """Keep all rows, in case that this is stopped, and print those that are new."""
+        if config.out is not None:
+            made = provenance(command(), 0, started)
+            write_json(Path(config.out), {"job": "latency", "config": dataclasses.asdict(config), "latency": rows, "provenance": made})
+        lines = table(rows).splitlines()
+        first = len(rows) == len(config.models)
+        print("\n".join(lines if first else lines[-len(config.models) :]), flush=True)
+
+    measure(config.models, config.batches, config.threads or usual_threads(), config.rounds, found)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_the_reports_latencies_are_of_teacher_and_cuts(files: dict[str, str]) ->
     for row in rows:
         assert 0 < row.p50 <= row.p95 and row.threads == 1
         assert row.times_as_fast == 1 if row.model == "teacher" else row.times_as_fast > 0
+
+
+def test_rows_come_as_they_are_found_and_stay_when_it_is_stopped(files: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "latency.json"
+    settings = ["--batches", "1", "2", "--threads", "1", "--rounds", "1", "--out", str(out)]
+    program = [sys.executable, "-m", "igkd", "latency", files["onnx"], *settings]
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    rows = json.loads(out.read_text())["latency"]
+    assert "".join(said) + rest == table(rows) + "\n" and rows[0]["batch"] == 1
 
 
 def test_the_command_prints_a_table_and_writes_the_row(files: dict[str, str], tmp_path: Path) -> None:
