@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from igkd.base.random_draws import validation_mask
 from igkd.config.optimisation import Objective
@@ -13,7 +14,7 @@ from igkd.networks.families import canonical_name, outside
 from igkd.networks.initial import Initial, initial, normalised, sizing
 from igkd.networks.network import NetworkSpec
 from igkd.networks.trial import check_trainable
-from igkd.training.batches import check_sizes, check_validation
+from igkd.training.batches import check_sizes, check_validation, steps_of
 from igkd.training.task import Moments, Task, check_batch_size, every
 
 
@@ -52,6 +53,21 @@ def teacher_task(config: TeacherConfig) -> Task:
         objective=Objective(),
         seed=config.seed,
         keep_epochs=config.keep_epochs,
+    )
+
+
+def plan_line(config: TeacherConfig, labels: NDArray[np.int64], classes: int) -> str:
+    """What was found and what it comes to, as a line: pictures, classes, validation split, steps.
+
+    Args:
+        labels: int64 (N,), of the training images.
+    """
+    held_out = int(validation_mask(labels).sum())
+    train = len(labels) - held_out
+    steps = steps_of(train, config.batch_size)
+    return (
+        f"{len(labels):,} training pictures of {classes:,} classes, {held_out:,} of them held out for validation; "
+        f"{config.epochs:,} epochs of {steps:,} steps are {config.epochs * steps:,} steps"
     )
 
 
