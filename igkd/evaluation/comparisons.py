@@ -186,7 +186,7 @@ def families(groups: Sequence[Group]) -> list[Family]:
         controls = [group for group in members if not group.own]
         asked = {
             "Do the methods help?": _against(methods, members),
-            "Does overlaying something else help?": _against(controls, members),
+            "Does something else than the map help?": _against(controls, members),
             "Does it matter that the map is the image’s own?": [
                 (own, control) for control in controls if (own := _partner(control, control.base, members)) is not None
             ],

@@ -84,7 +84,7 @@ def twice_differentiable() -> Iterator[None]:
     """Within this context, a network's forward pass is computed so that its gradient can be differentiated again, and fast.
 
     torch's fast kernels of attention have no second derivative; its second derivative of grouped convolutions is a loop over the groups,
-    25 times as slow for 96 channels.
+    nine times as slow for 96 channels.
     """
     with sdpa_kernel(SDPBackend.MATH), _GroupedConvolutions():
         yield
