@@ -27,8 +27,12 @@ class Family(Protocol):
     def build(self, options: str, classes: int) -> nn.Module:
         """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
 
-    def tap(self, options: str) -> str | None:
-        """Path of the layer where attention transfer compares this student with a teacher of this family; None if there is none."""
+    def tap(self, options: str, teacher: str) -> str | None:
+        """Path of the layer where attention transfer compares this student with a teacher of this family; None if there is none in both.
+
+        Args:
+            options, teacher: options of both.
+        """
 
     def student(self, options: str, teacher: str | None, side: int) -> str:
         """A student's options, with those that the user left open filled in; see `student_name`."""
@@ -132,4 +136,4 @@ def student_name(name: str, teacher: str, image_shape: tuple[int, int]) -> str:
 def tap_of(student: str, teacher: str) -> str | None:
     """Path of the layer where attention transfer compares this student with its teacher; None if no layers correspond."""
     family, options = _split(student)
-    return family.tap(options) if family_of(student) == family_of(teacher) else None
+    return family.tap(options, _split(teacher)[1]) if family_of(student) == family_of(teacher) else None

@@ -95,7 +95,7 @@ def build(options: str, classes: int) -> nn.Module:
     return Pooled(features, classes, bias=False)
 
 
-def tap(options: str) -> str | None:
+def tap(options: str, teacher: str) -> str | None:
     """Always None: no layer corresponds to one of a teacher."""
     return None
 

@@ -77,10 +77,14 @@ def build(options: str, classes: int) -> nn.Module:
     return Pooled(kept, classes)
 
 
-def tap(options: str) -> str | None:
-    """Path of the layer where attention transfer compares this student with its teacher (paper: layer 19 // divider of the cut)."""
+def tap(options: str, teacher: str) -> str | None:
+    """Path of the layer where attention transfer compares this student with its teacher (paper: layer 19 // divider of the cut); None if
+    the teacher is cut so far that it has no such layer."""
     cut = parse(options).cut
-    return f"features.{FEATURES // ATTENTION_DIVIDER[cut]}" if cut in ATTENTION_DIVIDER else None
+    if cut not in ATTENTION_DIVIDER:
+        return None
+    layer = FEATURES // ATTENTION_DIVIDER[cut]
+    return f"features.{layer}" if layer < FEATURES - parse(teacher).cut else None
 
 
 def student(options: str, teacher: str | None, side: int) -> str:

@@ -59,6 +59,20 @@ def test_every_cut_has_the_sizes_of_the_paper(cut: int) -> None:
     assert divider is None or 19 // divider < len(model.network.features)
 
 
+@pytest.mark.parametrize("student", [cut for cut in CUTS if cut])
+@pytest.mark.parametrize("teacher", CUTS)
+def test_a_tap_is_a_layer_of_both(student: int, teacher: int) -> None:
+    """A teacher may itself be cut, and then lacks the layer of the paper."""
+    networks = [
+        Classifier(NetworkSpec(classes=TEN, image_shape=(32, 32), name=f"mobilenet:cut={cut},width=0.1")) for cut in (student, teacher)
+    ]
+    tap = tap_of(*(network.spec.name for network in networks))
+    shared = min(len(network.network.features) for network in networks)
+    assert (tap is not None) == (TABLE[student][3] is not None and 19 // (TABLE[student][3] or 1) < shared)
+    for network in networks if tap is not None else []:
+        network.network.get_submodule(tap)
+
+
 def test_no_cut_of_the_paper_is_forgotten() -> None:
     assert set(CUTS) == set(TABLE)
 

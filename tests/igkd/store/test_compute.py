@@ -173,6 +173,14 @@ def test_impossible_settings(store_config: PrecomputeConfig, changes: dict[str, 
         planned(dataclasses.replace(store_config, **changes))
 
 
+def test_a_teacher_that_is_cut_itself(store_config: PrecomputeConfig, tmp_path: Path) -> None:
+    """It lacks the layer whose attention the paper's students compare; another of equal size is taken."""
+    spec = dataclasses.replace(checkpoint.load(store_config.teacher).spec, name="mobilenet:cut=11,width=0.1")
+    checkpoint.save(build(spec, 0), tmp_path / "t", {})
+    plan, _ = planned(dataclasses.replace(store_config, teacher=str(tmp_path / "t")))
+    assert plan.attention_layer is not None and plan.attention_layer != "features.9" and min(plan.attention_shape) > 1
+
+
 def test_a_teacher_of_other_classes(store_config: PrecomputeConfig, tmp_path: Path) -> None:
     for classes, words in ((("a", "b"), "knows 2 classes, .* has 10; train a teacher"), (tuple("abcdefghij"), "knows other classes")):
         spec = NetworkSpec(classes=classes, image_shape=(32, 32), name="mobilenet:width=0.35")
