@@ -52,6 +52,10 @@ def test_no_import_goes_up(path: Path) -> None:
             assert height[room(parts)] <= height[own], f"{own} imports {'.'.join(parts)}, which is above it"
 
 
+def test_no_file_of_tests_grows_too_large() -> None:
+    assert [path.name for path in (ROOT / "tests").rglob("*.py") if path.read_text().count("\n") > LINES] == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_grows_too_large(path: Path) -> None:
     text = path.read_text()

@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 from tests.helpers.paths import ROOT
+
+Program = Callable[..., subprocess.CompletedProcess[str]]
+"""Runs a program with these arguments."""
 
 
 def run_program(name: str, arguments: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from igkd.evaluation.progress import progress
 from igkd.report.sweep_page import SweepReport, render
+from igkd.sweeps.ledger import read_rows
 from tests.helpers.pages import Page
 from tests.helpers.pages import result as teacher_row
 
@@ -133,3 +134,13 @@ def checked(report: SweepReport) -> Page:
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
     return page
+
+
+def names(out: Path) -> list[str]:
+    """The cells of a sweep's results."""
+    return sorted(row["cell"] for row in read_rows(out))
+
+
+def lines(out: Path) -> list[str]:
+    """The cells of rows.jsonl."""
+    return sorted(json.loads(line)["cell"] for line in (out / "rows.jsonl").read_text().splitlines())

@@ -4,11 +4,13 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from igkd.config.precompute import PrecomputeConfig
 from tests.helpers.paths import IMAGES
+from tests.helpers.precomputing import configure
 from tests.helpers.programs import run_program
 from tests.helpers.stores import make_store
 
@@ -68,3 +70,13 @@ def toy_store(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     store = str(tmp_path_factory.mktemp("toy") / "store")
     make_store(PrecomputeConfig(images=IMAGES, teacher=teacher, store=store, steps=2, engine="captum", rows_per_file=50))
     return store
+
+
+@pytest.fixture(scope="module")
+def store(cluster: None, teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of 40 images, made through Ray."""
+    from jobs.precompute import precompute_store
+
+    path = tmp_path_factory.mktemp("precompute") / "store"
+    precompute_store(configure(teacher, path, limit=40))
+    return path

@@ -1,5 +1,6 @@
+"""Stored logits of crops are a live teacher's, and students learn from those of the crops that they see."""
+
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,46 +11,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igkd import store
 from igkd.base.errors import UserError
-from igkd.config.distill import DistillConfig
 from igkd.config.optimisation import FewCrops, Objective
-from igkd.config.precompute import PrecomputeConfig
-from igkd.images.samples import Samples
-from igkd.images.views import View, crop_flip, every_crop, few_crops
+from igkd.images.views import crop_flip, every_crop, few_crops
 from igkd.networks import checkpoint
-from igkd.networks.network import Classifier, NetworkSpec, build
+from igkd.networks.network import NetworkSpec, build
 from igkd.store import Store, views
-from igkd.training.augment import Draws, draw, logits_of_crops
+from igkd.training.augment import draw, logits_of_crops
 from igkd.training.batches import Batch
 from igkd.training.identity import decided, fingerprints, identity
 from igkd.training.loop import compute_loss, teach
 from igkd.training.student_data import crops_of, distill_task, open_store
-from tests.helpers.stores import add_views
 from tests.helpers.training import learner, loss_of, random_samples, recipe
-
-SETTINGS = {"learning_rate": 0.01, "epochs": 2, "batch_size": 8}
-
-
-@pytest.fixture(scope="module")
-def viewed(finished: str, teacher: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two copies of a store, with the logits of all crops and of five."""
-    found = {}
-    for asked in ("all", "5"):
-        found[asked] = str(tmp_path_factory.mktemp("viewed") / "store")
-        shutil.copytree(finished, found[asked])
-        add_views(found[asked], teacher, asked)
-    return found
-
-
-def student(uri: str, **changes: Any) -> DistillConfig:
-    return DistillConfig(**{"store": uri, "out": "nowhere", "arm": "kd"} | SETTINGS | changes)
+from tests.helpers.views import view_student
 
 
 @pytest.mark.parametrize("asked", ["all", "5"])
 def test_views_are_what_a_live_teacher_says(viewed: dict[str, str], teacher: str, asked: str) -> None:
     """Of 200 random crops and more, of every seed and epoch, whole or shared out: equal up to the rounding of float16."""
-    config = decided(student(viewed[asked]), Store.open(viewed[asked]))
+    config = decided(view_student(viewed[asked]), Store.open(viewed[asked]))
     assert config.logits == "views"
     task = distill_task(config)
     assert task.train is not None and task.train.signals["views"] is not None
@@ -79,7 +59,7 @@ def test_the_loss_with_views_is_the_live_one_at_low_resolution_and_with_what_onl
     viewed: dict[str, str], teacher: str, asked: str
 ) -> None:
     """The teacher sees the whole crop, without overlay and cutout."""
-    config = student(viewed[asked], logits="views", arm="kd+ig", overlay=0.5, cutout=8, alpha=0.9, low_resolution_epochs=1)
+    config = view_student(viewed[asked], logits="views", arm="kd+ig", overlay=0.5, cutout=8, alpha=0.9, low_resolution_epochs=1)
     task = distill_task(config)
     assert task.train is not None
     network, model = build(task.spec, 0), checkpoint.load(teacher)
@@ -144,15 +124,15 @@ def test_attention_of_another_size_is_interpolated() -> None:
 
 def test_what_a_run_learns_from_is_decided_once(viewed: dict[str, str], finished: str, tmp_path: Path) -> None:
     uri = shutil.copytree(finished, tmp_path / "store")
-    begun = decided(student(str(uri), out=str(tmp_path / "run")), Store.open(str(uri)))
+    begun = decided(view_student(str(uri), out=str(tmp_path / "run")), Store.open(str(uri)))
     assert begun.logits == "image" and identity(begun, fingerprints(begun)).keys() == {"store_fingerprint"}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"logits": "image"}')
     later = Store.open(viewed["all"])
-    assert decided(student(viewed["all"], out=str(tmp_path / "run")), later).logits == "image", "views that came after it began"
-    new = decided(student(viewed["all"]), later)
+    assert decided(view_student(viewed["all"], out=str(tmp_path / "run")), later).logits == "image", "views that came after it began"
+    new = decided(view_student(viewed["all"]), later)
     assert new.logits == "views" and "views_fingerprint" in identity(new, fingerprints(new))
-    without = decided(student(viewed["all"], arm="student"), later)
+    without = decided(view_student(viewed["all"], arm="student"), later)
     assert without.logits == "image" and "views_fingerprint" not in identity(without, fingerprints(without))
 
 
@@ -168,26 +148,26 @@ def test_what_a_run_learns_from_is_decided_once(viewed: dict[str, str], finished
 )
 def test_where_the_logits_come_from(viewed: dict[str, str], finished: str, given: dict[str, Any], views_there: bool, expected: str) -> None:
     uri = viewed["all"] if views_there else finished
-    assert decided(student(uri, **given), Store.open(uri)).which_logits == expected
+    assert decided(view_student(uri, **given), Store.open(uri)).which_logits == expected
 
 
 def test_live_and_views_cannot_both_be_asked_for() -> None:
     with pytest.raises(UserError, match="give one of them"):
-        student("s", live=True, logits="views")
+        view_student("s", live=True, logits="views")
 
 
 def test_a_store_without_views_is_not_taken_for_one_with(finished: str) -> None:
     with pytest.raises(
         UserError, match=r"has no logits of crops, or not all of them yet: add them by .*--views all, or choose --logits image"
     ):
-        open_store(student(finished, logits="views"))
+        open_store(view_student(finished, logits="views"))
 
 
 @pytest.mark.parametrize(
     ("asked", "padding", "allowed"), [("all", 4, True), ("all", 2, True), ("all", 5, False), ("5", 4, True), ("5", 3, False)]
 )
 def test_a_padding_that_the_views_do_not_have(viewed: dict[str, str], asked: str, padding: int, allowed: bool) -> None:
-    config = student(viewed[asked], logits="views", padding=padding)
+    config = view_student(viewed[asked], logits="views", padding=padding)
     if allowed:
         assert open_store(config).views is not None
         return
@@ -197,187 +177,6 @@ def test_a_padding_that_the_views_do_not_have(viewed: dict[str, str], asked: str
 
 def test_students_of_few_crops_keep_to_them(viewed: dict[str, str]) -> None:
     assert crops_of(Store.open(viewed["all"])) is None and crops_of(Store.open(viewed["5"])) == FewCrops(count=5, seed=views.SEED)
-    task = distill_task(student(viewed["5"], logits="views"))
+    task = distill_task(view_student(viewed["5"], logits="views"))
     assert task.objective.crops == FewCrops(count=5, seed=views.SEED)
-    assert distill_task(student(viewed["5"], logits="image")).objective.crops is None
-
-
-# The files
-
-
-def test_adding_views_leaves_the_store_as_it_is(viewed: dict[str, str], finished: str) -> None:
-    assert store.verify(viewed["all"]) == [] == store.verify(viewed["5"])
-    for path in Path(finished).iterdir():
-        assert (Path(viewed["all"]) / path.name).read_bytes() == path.read_bytes()
-    assert Store.open(viewed["all"]).fingerprint() == Store.open(finished).fingerprint()
-    described = store.describe(viewed["all"])["views"]
-    assert described["crops"] == "all 162" and described["padding"] == 4 and described["engine"] == "torch" and described["bytes"] > 0
-    assert "5 random ones" in store.describe(viewed["5"])["views"]["crops"] and "views" not in store.describe(finished)
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda d: (d / "views-00001.parquet").unlink(), "views-00001.parquet is missing"),
-        (lambda d: (d / "views-00003.parquet").write_bytes(b"PAR1"), r"views-00003.parquet was changed"),
-        (lambda d: shutil.copy(d / "views-00001.parquet", d / "views-00004.parquet"), "views-00004.parquet was changed"),
-        (lambda d: (d / "views-manifest.json").write_text("{"), "views-manifest.json is damaged or not ours"),
-    ],
-)
-def test_damaged_views_are_named(viewed: dict[str, str], tmp_path: Path, damage: Callable[[Path], object], words: str) -> None:
-    copy = Path(shutil.copytree(viewed["all"], tmp_path / "copy"))
-    damage(copy)
-    problems = store.verify(str(copy))
-    assert len(problems) == 1 and words in problems[0]
-
-
-def test_views_of_another_store_are_refused(viewed: dict[str, str], tmp_path: Path, store_config: PrecomputeConfig) -> None:
-    copy = Path(shutil.copytree(viewed["all"], tmp_path / "copy"))
-    plan = replace(Store.open(str(copy)).plan, teacher="another")
-    assert plan.identity != Store.open(str(copy)).plan.identity
-    for name in ("manifest.json", "plan.json"):
-        text = (copy / name).read_text()
-        (copy / name).write_text(text.replace(Store.open(viewed["all"]).plan.teacher, "another"))
-    with pytest.raises(UserError, match=r"the views in .* are of another store or teacher; delete its views-\* files"):
-        _ = Store.open(str(copy)).views
-
-
-def test_unfinished_views_are_none(viewed: dict[str, str], tmp_path: Path, teacher: str) -> None:
-    copy = Path(shutil.copytree(viewed["all"], tmp_path / "copy"))
-    before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    (copy / "views-manifest.json").unlink()
-    (copy / "views-00003.parquet").unlink()
-    assert Store.open(str(copy)).views is None and store.verify(str(copy)) == []
-    opened = Store.open(str(copy))
-    plan = store.views_plan_of(str(copy))
-    assert plan is not None and store.start(str(copy), plan) == [3]
-    entries = [store.check_part(str(copy), plan, p, np.arange(p * 7, min(34, p * 7 + 7))) for p in (0, 1, 2, 4)]
-    rows = views.views_of_part(views.answering(checkpoint.load(teacher), "torch"), opened, plan, 3)
-    store.finish(str(copy), plan, [*entries, store.write_part(str(copy), plan, 3, rows, [])])
-    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
-
-
-# What is refused
-
-
-def test_impossible_views(finished: str) -> None:
-    plan = Store.open(finished).plan
-    for asked in ("some", "0", "-3", "1e3", "²", ""):
-        with pytest.raises(UserError, match="must be all, none, or a number of crops"):
-            views.make_views_plan(asked, 4, plan, "torch")
-    with pytest.raises(UserError, match="--padding must be between 0 and the 32 pixels"):
-        views.make_views_plan("all", 33, plan, "torch")
-    large = replace(plan, image_shape=(224, 224), rows=1_281_167)
-    with pytest.raises(
-        UserError, match=r"at most 64 pixels a side: of these, it would take .* GB and 207,549,054 forward passes; give a number"
-    ):
-        views.make_views_plan("all", 4, large, "torch")
-    assert views.make_views_plan("16", 4, large, "torch").crops == 16
-    assert views.make_views_plan("all", 4, replace(plan, image_shape=(64, 64)), "torch").crops == 162
-
-
-def test_other_views_of_the_same_store_are_refused(viewed: dict[str, str]) -> None:
-    plan = views.make_views_plan("7", 4, Store.open(viewed["5"]).plan, "torch")
-    with pytest.raises(UserError, match=r"holds views of other settings \(count was 5 and is now 7\)"):
-        store.start(viewed["5"], plan)
-
-
-def test_too_little_disk_is_said_at_once(finished: str, tmp_path: Path) -> None:
-    plan = views.make_views_plan("all", 4, Store.open(finished).plan, "torch")
-    views.check_space(str(tmp_path / "not" / "yet"), plan)
-    views.check_space("s3://bucket/store", plan)
-    with pytest.raises(UserError, match=r"the views take about .* GB, and where .* is only .* are free: free some"):
-        views.check_space(str(tmp_path), replace(plan, rows=10**13))
-
-
-def test_logits_that_float16_cannot_hold_are_refused(finished: str) -> None:
-    plan = views.make_views_plan("2", 4, Store.open(finished).plan, "torch")
-    pixels = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
-    for wrong in (1e6, float("nan")):
-
-        def answer(crops: torch.Tensor, wrong: float = wrong) -> torch.Tensor:
-            logits = torch.zeros(len(crops), plan.classes)
-            logits[3, 1] = wrong
-            return logits
-
-        with pytest.raises(UserError, match="a crop of image 22 are no numbers"):
-            views.view_logits(answer, pixels, np.array([11, 22, 33]), plan)
-
-
-# Engines
-
-
-def test_openvino_says_what_torch_says(teacher: str) -> None:
-    pytest.importorskip("openvino")
-    model = checkpoint.load(teacher)
-    pixels = torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    one = views.answering(checkpoint.load(teacher), "openvino")(pixels)
-    assert torch.allclose(one, views.answering(model, "torch")(pixels), atol=1e-4)
-    again = views.answering(checkpoint.load(teacher), "openvino")
-    assert torch.equal(torch.cat([again(part) for part in pixels.split(64)]), one), "however the images are shared out"
-    assert views.choose_forwards(model, pixels, gpu=True) == "torch"
-    assert views.choose_forwards(model, pixels, gpu=False).startswith("openvino")
-
-
-@pytest.mark.parametrize("name", ["mobilenet", "lean:2:8x1,16x1"])
-def test_any_network_of_ours_answers_by_openvino(name: str) -> None:
-    """Also those whose layers are others while there are gradients."""
-    pytest.importorskip("openvino")
-    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name=name)
-    pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    by_torch, by_openvino = (views.answering(build(spec, 1).eval(), engine)(pixels) for engine in ("torch", "openvino"))
-    assert torch.allclose(by_torch, by_openvino, atol=1e-4) and by_torch.shape == (9, 3)
-
-
-def test_a_network_that_openvino_does_not_know_answers_by_torch() -> None:
-    class Strange(Classifier):
-        def from_normalised(self, x: torch.Tensor) -> torch.Tensor:
-            return super().from_normalised(torch.fft.fft2(x).real.contiguous())
-
-    model = Strange(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="lean:2:8x1")).eval()
-    pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
-    engine = views.choose_forwards(model, pixels, gpu=False)
-    assert views.close_enough(views.answering(model, "torch")(pixels), views.answering(model, engine)(pixels))
-
-
-def test_bfloat16_has_to_be_close() -> None:
-    exact = torch.zeros(2000, 10)
-    exact[:, 0] = 1
-    assert views.close_enough(exact, exact + 0.099)
-    far = exact.clone()
-    far[7, 3] += 0.11
-    assert not views.close_enough(exact, far)
-    exact[:3, 1] = 0.99
-    turned = exact.clone()
-    turned[:3, 1] = 1.01
-    assert not views.close_enough(exact, turned)
-    assert views.close_enough(exact[2:], turned[2:])
-
-
-def test_the_columns_of_a_control_come_from_one_other_image(viewed: dict[str, str]) -> None:
-    """As published: what the teacher says is another image's, the views too."""
-    task = distill_task(student(viewed["all"], logits="views", aligned=False, recipe="paper-as-published"))
-    right = distill_task(student(viewed["all"], logits="views"))
-    assert (
-        task.train is not None
-        and right.train is not None
-        and task.train.signals["views"] is not None
-        and right.train.signals["views"] is not None
-    )
-    assert not torch.equal(task.train.signals["views"], right.train.signals["views"])
-
-
-def test_samples_of_parts_have_their_views(viewed: dict[str, str]) -> None:
-    opened = Store.open(viewed["all"])
-    whole, _ = opened.samples(views=True)
-    some, _ = opened.samples([4, 1], views=True)
-    assert whole.signals["views"] is not None and some.signals["views"] is not None and whole.signals["views"].dtype == torch.float16
-    places = [int(np.flatnonzero(whole.ids == i)[0]) for i in some.ids]
-    assert torch.equal(some.signals["views"], whole.signals["views"][places]) and "views" not in opened.samples([0])[0].signals
-    back = Samples.from_columns(some.columns())
-    assert torch.equal(back.signals["views"], some.signals["views"])
-
-
-def test_a_view_of_everything_selects(viewed: dict[str, str]) -> None:
-    draws = draw(0, 1, np.arange(5), (32, 32), recipe(), Objective())
-    assert isinstance(draws, Draws) and isinstance(draws.view, View) and draws.select(torch.tensor([3, 1])).crop.tolist() == [0, 0]
+    assert distill_task(view_student(viewed["5"], logits="image")).objective.crops is None
