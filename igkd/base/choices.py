@@ -32,6 +32,8 @@ MAP_PARTS = frozenset({"ig", "map"})
 """The parts that use a map, and so --content."""
 ARMS: tuple[Arm, ...] = ("student", "kd", "ig", "kd+ig", "at", "kd+at", "ig+at", "kd+ig+at")
 """The eight arms of the usual grid: every sum of logits, overlay and attention."""
+Explanation = Literal["ig", "gradcam"]
+"""Which of a store's maps is meant: the attribution map, or the Grad-CAM."""
 Content = Literal["own", "other", "black", "noise", "mask", "brightness"]
 """What is used as an image's map, in the overlay and as a target: its own map, or a control."""
 Logits = Literal["image", "views", "live"]

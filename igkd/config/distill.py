@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from igkd.base.choices import LOGIT_PARTS, MAP_PARTS, Arm, BadImages, Content, Logits, canonical_arm, parts_of
+from igkd.base.choices import LOGIT_PARTS, MAP_PARTS, Arm, BadImages, Content, Explanation, Logits, canonical_arm, parts_of
 from igkd.base.errors import UserError
 from igkd.base.settings import PLACE, RUN, SPEED
 from igkd.config.optimisation import Objective, Optimisation, check_frozen
@@ -69,6 +69,8 @@ class DistillConfig(Optimisation):
     """In the arms with map, compare maps in every so manyth step only: such a step is several times as slow."""
     map_cell: int = 4
     """In the arms with map, average both maps over cells of so many pixels a side before they are compared."""
+    explanation: Explanation = field(default="ig", metadata=RUN)
+    """Which of the store's maps the arms with ig or map use: ig, the attribution map; gradcam, the Grad-CAM, if the store has it."""
     content: Content = field(default="own", metadata=RUN)
     """What is laid over an image in the arms with ig, and what its map is compared with in those with map: its own map, or as a control
     another image's map, black, the map's pixels in random order, the ground-truth mask, or an even grey as bright as the map."""
@@ -103,8 +105,10 @@ class DistillConfig(Optimisation):
     @property
     def label(self) -> str:
         """The run's name in tables among runs of the same network: arm, control and recipe."""
-        content = "" if self.content == "own" or MAP_PARTS.isdisjoint(parts_of(self.arm)) else f", {self.content}"
-        return self.arm + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
+        used = not MAP_PARTS.isdisjoint(parts_of(self.arm))
+        explanation = f", {self.explanation}" if used and self.explanation != "ig" else ""
+        content = f", {self.content}" if used and self.content != "own" else ""
+        return self.arm + explanation + content + ("" if self.recipe == "paper" else f", {Path(self.recipe).stem}")
 
     @property
     def which_logits(self) -> Logits:
@@ -130,6 +134,7 @@ class DistillConfig(Optimisation):
             map_weight=self.map_weight if "map" in parts else 0.0,
             map_every=self.map_every,
             map_cell=self.map_cell,
+            explanation=self.explanation,
             content=self.content,
             overlay_schedule=self.overlay_schedule,
             uncropped_maps=not self.aligned,

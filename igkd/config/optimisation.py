@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Literal
 
-from igkd.base.choices import Content, Crop, Logits, Optimizer, Precision, Schedule
+from igkd.base.choices import Content, Crop, Explanation, Logits, Optimizer, Precision, Schedule
 from igkd.base.errors import UserError
 from igkd.base.settings import SPEED
 
@@ -106,6 +106,8 @@ class Objective:
     """Range of the overlay's exponent, drawn log-uniformly."""
     blend: float = 0.5
     """Weight of the overlay; the image has 1 - blend."""
+    explanation: Explanation = "ig"
+    """Which of the teacher's maps is laid over and compared with."""
     content: Content = "own"
     """What is laid over, and what the student's map is compared with: the image's own map, or a control."""
     overlay_schedule: Literal["constant", "rising", "falling"] = "constant"

@@ -33,6 +33,9 @@ class PrecomputeConfig:
     taps: tuple[str, str] | None = None
     """Paths of the layers that attention transfer compares, the student's and the teacher's, such as layer3 features.13; by default the
     deepest ones of equal size."""
+    gradcam: bool = False
+    """Also store the teacher's Grad-CAM of its last layer with feature maps, a coarse map that costs one more pass; see jobs.distill
+    --explanation."""
     precision: Literal["float16", "float32"] = "float16"
     """How maps are stored."""
     views: str = "none"

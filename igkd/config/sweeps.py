@@ -67,12 +67,12 @@ class AblateConfig(SweepConfig):
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with a test image that cannot be used."""
     grids: tuple[Grid, ...] = ("arms",)
-    """arms: all eight; controls: student, kd, kd+ig, and kd+ig with something else than the map; compression: student, kd and kd+ig at
+    """arms: all eight; controls: student, kd, kd+ig, and what of them uses maps with something else in the map's place; compression: student, kd and kd+ig at
     the paper's eight cuts; monte-carlo: the same on random 80 % of the training images; choices: each choice of the recipe undone."""
     recipes: tuple[str, ...] = ("paper",)
     """paper, paper-as-published, strong, or JSON files of settings."""
     arms: tuple[Arm, ...] | None = None
-    """The arms of the grids arms, compression, monte-carlo and choices, instead of their usual ones: any sums, such as kd+ig."""
+    """The arms of the grids, instead of their usual ones: any sums, such as kd+ig or kd+map."""
     contents: tuple[Content, ...] | None = None
     """The contents of the grid controls; by default all that the store allows."""
     students: tuple[str, ...] = PAPER_STUDENTS

@@ -20,7 +20,7 @@ from igkd.images.source import ImageSource, Record
 from igkd.networks.families import student_name
 from igkd.networks.network import Classifier, NetworkSpec, parameter_count
 from igkd.networks.renumbered import Reordered, class_numbers
-from igkd.networks.taps import check_tap, layers, teacher_tap
+from igkd.networks.taps import check_tap, deepest, layers, teacher_tap
 from igkd.networks.trial import check_trainable
 from igkd.store.engine import Begun, how_maps_are_computed, some_images
 from igkd.store.signals import SIGNALS, Answers, columns_of
@@ -78,6 +78,7 @@ def make_plan(
     if config.limit is not None and config.limit < len(labels):
         ids = limited(labels, validation, config.limit)
     layer, attention_shape = kept_attention(config, model, shape)
+    gradcam_layer, gradcam_shape = kept_gradcam(config, model, shape)
     pixels = some_images(source, config.split, ids, shape, config.image_size is not None, spec.scaling)
     engine, quadrature = how_maps_are_computed(config, model, pixels, gpu, begun, say)
     most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
@@ -87,7 +88,8 @@ def make_plan(
         resize=config.image_size is not None, short_side=spec.short_side, interpolation=spec.interpolation, bad_images=config.bad_images,
         teacher=teacher_sha, teacher_place=config.teacher, teacher_parameters=parameter_count(model), teacher_network=spec.name,
         steps=config.steps, method=config.method, quadrature=quadrature, engine=engine,
-        precision=config.precision, attention_layer=layer, attention_shape=attention_shape, has_mask=source.has_masks,
+        precision=config.precision, attention_layer=layer, attention_shape=attention_shape,
+        gradcam_layer=gradcam_layer, gradcam_shape=gradcam_shape, has_mask=source.has_masks,
         ids_sha256=store.ids_hash(ids), rows=len(ids), rows_per_file=config.rows_per_file or most,
     )  # fmt: skip
     return plan, Selection(ids, validation[ids], numbers)
@@ -102,7 +104,7 @@ def kept_attention(config: PrecomputeConfig, model: Classifier, shape: tuple[int
     teacher = model.spec
     student = student_name(config.student, teacher.name, teacher.image_shape)
     check_trainable(NetworkSpec(name=student, classes=teacher.classes, image_shape=shape))
-    network = model.network.network if isinstance(model.network, Reordered) else model.network
+    network = layered(model)
     if config.taps is not None:
         layer: str | None = check_tap(config.taps[1], layers(network, shape), teacher.name)
     else:
@@ -112,6 +114,29 @@ def kept_attention(config: PrecomputeConfig, model: Classifier, shape: tuple[int
     with torch.inference_mode():
         features = model(torch.zeros(1, 3, *shape), (layer,))[1][layer]
     return layer, (features.shape[2], features.shape[3])
+
+
+def kept_gradcam(config: PrecomputeConfig, model: Classifier, shape: tuple[int, int]) -> tuple[str | None, tuple[int, int]]:
+    """The teacher's layer whose Grad-CAM a store keeps, its last one with feature maps, and their (h, w); None and (0, 0) if none is asked
+    for.
+
+    Raises:
+        UserError: the teacher has no layer with feature maps.
+    """
+    if not config.gradcam:
+        return None, (0, 0)
+    found = layers(layered(model), shape)
+    if not found:
+        raise UserError(
+            f"{model.spec.name} has no layer with feature maps of more than one pixel, which Grad-CAM needs: leave --gradcam out"
+        )
+    size = list(found.values())[-1]
+    return deepest(found, size), size
+
+
+def layered(model: Classifier) -> torch.nn.Module:
+    """The module in which a network's layers have the paths that taps name."""
+    return model.network.network if isinstance(model.network, Reordered) else model.network
 
 
 def check_settings(config: PrecomputeConfig) -> None:
@@ -221,7 +246,7 @@ def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: s
     if len(good):
         pixels = torch.from_numpy(np.array(rows["pixels"])[good]).permute(0, 3, 1, 2).float() / 255
         labels, ids = (torch.from_numpy(np.array(rows[name])[good]) for name in ("label", "image_id"))
-        answers = Answers(model, pixels, attribute(pixels, labels, ids), plan)
+        answers = Answers(model, pixels, labels, attribute(pixels, labels, ids), plan)
         for name, column in sorted(out.items(), key=lambda item: item[0] != "logits"):  # what is wrong with them spoils the others
             values = SIGNALS[name].compute(answers).numpy()
             column[good] = storable(name, values, column.dtype, [(rows["image_id"][i], rows["name"][i]) for i in good])

@@ -21,7 +21,7 @@ from igkd.networks.network import MAX_SIDE
 from igkd.store.signals import arrow_fields
 from igkd.store.top_logits import REST
 
-VERSION = 3
+VERSION = 4
 
 PLACES = ("images", "teacher_place")
 """Entries of a plan that say where something is. It may move; whether it is the same is decided by its hash."""
@@ -117,6 +117,9 @@ class Plan(Layer):
     attention_layer: str | None
     """Path of the layer in the teacher whose attention is kept; None: none corresponds to one of the students."""
     attention_shape: tuple[int, ...]
+    gradcam_layer: str | None = None
+    """Path of the teacher's layer whose Grad-CAM is kept; None: none was asked for."""
+    gradcam_shape: tuple[int, ...] = (0, 0)
     has_mask: bool
 
     @property
@@ -137,10 +140,11 @@ class Plan(Layer):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         plan = super().from_json(data)
-        sizes = (*plan.image_shape, *plan.attention_shape, plan.short_side)
-        if plan.attention_layer is not None and not re.fullmatch(r"\w{1,80}(?:\.\w{1,80}){0,20}", plan.attention_layer):
-            raise ValueError(f"attention_layer cannot be {short(plan.attention_layer)}")
-        if len(plan.attention_shape) != 2 or not all(0 <= side <= MAX_SIDE for side in sizes):
+        sizes = (*plan.image_shape, *plan.attention_shape, *plan.gradcam_shape, plan.short_side)
+        for layer in (plan.attention_layer, plan.gradcam_layer):
+            if layer is not None and not re.fullmatch(r"\w{1,80}(?:\.\w{1,80}){0,20}", layer):
+                raise ValueError(f"a layer cannot be {short(layer)}")
+        if {len(plan.attention_shape), len(plan.gradcam_shape)} != {2} or not all(0 <= side <= MAX_SIDE for side in sizes):
             raise ValueError("its sizes are impossible")
         if plan.precision not in ("float16", "float32"):
             raise ValueError(f"precision cannot be {short(plan.precision)}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from igkd.attribution import Attribution, inputs_per_pass
 from igkd.attribution.attention import attention_map, moved_attention
+from igkd.attribution.gradcam import enlarged, grad_cam
 from igkd.images.views import View, move
 from igkd.networks.network import Classifier
 
@@ -30,6 +31,8 @@ class Answers:
     model: Classifier
     pixels: Tensor
     """float32 (B, 3, H, W) in [0, 1], on the CPU."""
+    labels: Tensor
+    """int64 (B,)."""
     attribution: Attribution
     plan: "Plan"
 
@@ -120,6 +123,23 @@ class Attention(Signal):
         return moved_attention(values, view, image_shape)
 
 
+class GradCam(Signal):
+    """The Grad-CAM of the label in the teacher's last layer with feature maps."""
+
+    words = "a Grad-CAM"
+
+    def column(self, plan: "Plan") -> tuple[tuple[int, ...], str] | None:
+        return None if plan.gradcam_layer is None else (plan.gradcam_shape, plan.precision)
+
+    def compute(self, answers: Answers) -> Tensor:
+        assert answers.plan.gradcam_layer is not None
+        return grad_cam(answers.model, answers.pixels, answers.labels, answers.plan.gradcam_layer)
+
+    def moved(self, values: Tensor, view: View, image_shape: tuple[int, int]) -> Tensor:
+        """The Grad-CAM at the image's size, float (B, H, W), moved like an attribution map."""
+        return move(enlarged(values, image_shape), view)
+
+
 class Mask(Signal):
     """The mask of the object, if the image source has one."""
 
@@ -138,6 +158,7 @@ SIGNALS: Mapping[str, Signal] = {
     "ig_delta": CompletenessError(),
     "logits": Logits(),
     "attention": Attention(),
+    "gradcam": GradCam(),
     "mask": Mask(),
 }
 """Every signal by the name of its column, in the order of the columns."""

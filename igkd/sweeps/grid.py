@@ -1,12 +1,12 @@
 """The cells (runs) of an ablation: each grid makes them from the settings."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from igkd.base.choices import ARMS, Arm, Content
+from igkd.base.choices import ARMS, MAP_PARTS, Arm, Content, parts_of
 from igkd.base.errors import UserError
 from igkd.config.distill import DistillConfig
 from igkd.config.presets import PAPER_ARMS
@@ -92,12 +92,21 @@ def _grid(grid: Grid, base: DistillConfig, config: AblateConfig, store: Store) -
     elif grid == "monte-carlo":
         yield from (make_cell(config.out, replace(base, arm=arm, share=SHARE)) for arm in arms)
     elif grid == "controls":
-        available = tuple(c for c in get_args(Content) if c != "mask" or store.plan.has_mask)
-        contents = config.contents if config.contents is not None else available
-        yield from (make_cell(config.out, replace(base, arm=arm)) for arm in PAPER_ARMS if contents)
-        yield from (make_cell(config.out, replace(base, arm="kd+ig", content=content)) for content in contents)
+        yield from (make_cell(config.out, one) for one in _controls(base, arms, config.contents, store))
     else:
         yield from _choices(base, config)
+
+
+def _controls(base: DistillConfig, arms: Sequence[Arm], contents: Sequence[Content] | None, store: Store) -> Iterator[DistillConfig]:
+    """Some arms, and those that use maps with something else in the map's place, too."""
+    for arm in arms if contents is None or contents else ():
+        yield replace(base, arm=arm)
+        parts = parts_of(arm)
+        for content in get_args(Content) if contents is None else contents:
+            # Without being asked for: no masks where there are none, and no black target, to which nothing can be similar.
+            possible = contents is not None or ((content != "mask" or store.plan.has_mask) and (content != "black" or "map" not in parts))
+            if possible and not MAP_PARTS.isdisjoint(parts):
+                yield replace(base, arm=arm, content=content)
 
 
 def _choices(base: DistillConfig, config: AblateConfig) -> Iterator[Cell]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from igkd.attribution.gradcam import enlarged
 from igkd.attribution.overlay import content_of, overlay, sharpen
 from igkd.base.random_draws import shuffled, uniform
 from igkd.config.optimisation import Objective, Optimisation
@@ -161,9 +162,9 @@ def moved_maps(
     Args:
         rows: int64 (R,), positions of the images in the batch.
     """
-    assert samples.ig is not None
     view, masks, order = draws.view.select(rows), None, None
-    maps = samples.ig[rows] if objective.uncropped_maps else SIGNALS["ig"].moved(samples.ig[rows], view, samples.shape)
+    maps = samples.signals[objective.explanation][rows]
+    maps = enlarged(maps, samples.shape) if objective.uncropped_maps else SIGNALS[objective.explanation].moved(maps, view, samples.shape)
     if objective.content == "mask":
         masks = SIGNALS["mask"].moved(samples.signals["mask"][rows], view, samples.shape)
     if objective.content == "noise":

@@ -145,6 +145,8 @@ def _fitting_store(config: DistillConfig) -> Store:
     if "at" in parts_of(config.arm):
         check_attention(config, store.plan)
     uses_maps = config.objective.overlay > 0 or config.objective.map_weight > 0
+    if uses_maps and config.explanation == "gradcam" and store.plan.gradcam_layer is None:
+        raise UserError(f"{config.store} holds no Grad-CAM, which --explanation gradcam needs; make a store with --gradcam")
     if uses_maps and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
     check_views(config, store)

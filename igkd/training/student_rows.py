@@ -62,8 +62,7 @@ def mixed_up(samples: Samples, config: DistillConfig) -> Samples:
         return samples
     partner = torch.from_numpy(deranged(len(samples), config.seed, "partner"))
     signals = dict(samples.signals)
-    if "ig" in signals:
-        signals["ig"] = signals["ig"][partner]
+    signals |= {name: signals[name][partner] for name in ("ig", "gradcam") if name in signals}
     if not config.aligned:
         answering = torch.from_numpy(deranged(len(samples), config.seed, "partner of the logits"))
         signals |= {name: signals[name][answering] for name in ("logits", "views", "view_classes", "attention") if name in signals}

@@ -48,6 +48,15 @@ def test_controls_differ_from_the_method_in_their_content_alone() -> None:
     assert "kd+ig, mask" in {cell.label for cell in grid(masks=True, grids=("controls",))}
 
 
+def test_controls_are_of_every_arm_that_uses_maps() -> None:
+    found = [cell.label for cell in grid(grids=("controls",), arms=("kd", "map+kd"), seeds=(0,))]
+    assert found == ["kd", "kd+map", "kd+map, other", "kd+map, noise", "kd+map, brightness"]  # nothing can be similar to a black map
+    found = [cell.label for cell in grid(grids=("controls",), arms=("kd", "kd+map"), contents=("other",), seeds=(0, 1))]
+    assert found == 2 * ["kd", "kd+map", "kd+map, other"]
+    with pytest.raises(UserError, match="the grid is empty"):
+        grid(grids=("controls",), contents=())
+
+
 def test_monte_carlo_runs_see_four_fifths() -> None:
     found = grid(grids=("monte-carlo", "arms"), arms=("student",), seeds=(0,))
     assert [(cell.config.share, cell.label) for cell in found] == [(0.8, "student"), (1.0, "student")]
