@@ -67,8 +67,9 @@ class AblateConfig(SweepConfig):
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with a test image that cannot be used."""
     grids: tuple[Grid, ...] = ("arms",)
-    """arms: all eight; controls: student, kd, kd+ig, and what of them uses maps with something else in the map's place; compression: student, kd and kd+ig at
-    the paper's eight cuts; monte-carlo: the same on random 80 % of the training images; choices: each choice of the recipe undone."""
+    """arms: all eight; controls: student, kd, kd+ig, and of them those that use maps with something else in the map's place; compression:
+    student, kd and kd+ig at the paper's eight cuts; monte-carlo: the same on random 80 % of the training images; choices: each choice of
+    the recipe undone."""
     recipes: tuple[str, ...] = ("paper",)
     """paper, paper-as-published, strong, or JSON files of settings."""
     arms: tuple[Arm, ...] | None = None

@@ -21,7 +21,7 @@ from igkd.networks import checkpoint
 from igkd.networks.network import Classifier, NetworkSpec
 from igkd.networks.open import open_teacher
 from igkd.store import Store, describe, verify
-from igkd.store.compute import kept_gradcam
+from igkd.store.kept_layers import kept_gradcam
 from igkd.training.augment import augment, draw, map_targets
 from igkd.training.student_data import open_store
 from igkd.training.student_rows import training_rows
