@@ -24,10 +24,13 @@ PARTS: dict[str, str] = {
     "map": "its maps as targets of the student's own",
     "dkd": "its logits, decoupled",
     "lskd": "its logits, standardised",
+    "feat": "the features of one of its layers",
 }
 """What each part of an arm adds. All are terms of the loss (`igkd.training.terms`) but ig, which changes the images."""
 LOGIT_PARTS = frozenset({"kd", "dkd", "lskd"})
 """The parts that learn from the teacher's logits; all but kd need those of all classes."""
+TAP_PARTS = frozenset({"at", "feat"})
+"""The parts that compare a layer of the student with one of the teacher."""
 MAP_PARTS = frozenset({"ig", "map"})
 """The parts that use a map, and so --content."""
 ARMS: tuple[Arm, ...] = ("student", "kd", "ig", "kd+ig", "at", "kd+at", "ig+at", "kd+ig+at")

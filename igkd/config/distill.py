@@ -24,8 +24,8 @@ class DistillConfig(Optimisation):
     """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
     """What the student learns from besides the labels: student = nothing, or a sum in any order, such as kd+ig+at, of kd = logits,
-    ig = overlay of maps, at = attention, map = maps as targets of its own, dkd = logits, decoupled,
-    lskd = logits, standardised. Each part has a weight of its own."""
+    ig = overlay of maps, at = attention, map = maps as targets of its own, dkd = logits, decoupled, lskd = logits, standardised,
+    feat = features of a layer. Each part has a weight of its own."""
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
     lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
@@ -49,6 +49,8 @@ class DistillConfig(Optimisation):
     """Weight, within dkd, of what the teacher says of the classes other than the label, as by the authors for CIFAR-100."""
     lskd: float = 1.0
     """Weight of distillation from standardised logits in the arms with lskd (Sun et al. 2024: 9, at temperature 2)."""
+    feature_weight: float = 1.0
+    """Weight of the mean squared difference of features in the arms with feat, in which the teacher runs along (--live)."""
     logits: Literal["auto", "image", "views", "crop"] = "auto"
     """Which of the store's logits to learn from: those of the whole image, or those of the crop that the student sees (views), which is
     as if the teacher were asked in training, but costs nothing. auto: views where the store has them, else image; crop: views where the
@@ -97,6 +99,8 @@ class DistillConfig(Optimisation):
         super().__post_init__()
         object.__setattr__(self, "arm", canonical_arm(self.arm))
         check_frozen(self.freeze_norms, self.init)
+        if "feat" in parts_of(self.arm):  # no store has features
+            object.__setattr__(self, "live", True)
         if self.live and self.logits == "views":
             raise UserError("--live asks the teacher in training, --logits views takes its answers from the store: give one of them")
         if not 0 < self.share <= 1:
@@ -113,7 +117,7 @@ class DistillConfig(Optimisation):
     @property
     def which_logits(self) -> Logits:
         """The logits that the run learns from; for auto and crop, which depend on the store, those used if the store has no views."""
-        if LOGIT_PARTS.isdisjoint(parts_of(self.arm)):
+        if (LOGIT_PARTS | {"feat"}).isdisjoint(parts_of(self.arm)):
             return "image"
         return "live" if self.live or self.logits == "crop" else "views" if self.logits == "views" else "image"
 
@@ -127,6 +131,7 @@ class DistillConfig(Optimisation):
             dkd=self.dkd if "dkd" in parts else 0.0,
             beta=self.beta,
             lskd=self.lskd if "lskd" in parts else 0.0,
+            feature_weight=self.feature_weight if "feat" in parts else 0.0,
             gamma=self.gamma if "at" in parts else 0.0,
             overlay=self.overlay if "ig" in parts else 0.0,
             exponents=self.exponents,

@@ -124,6 +124,8 @@ class Objective:
     """In decoupled distillation, weight of the part about the classes other than the label."""
     lskd: float = 0.0
     """Weight of distillation from standardised logits."""
+    feature_weight: float = 0.0
+    """Weight of feature distillation, which needs a live teacher."""
     uncropped_maps: bool = False
     """Leave map and attention as they are where the image is cropped and flipped, as the published code does."""
     logits: Logits = "image"
@@ -132,15 +134,17 @@ class Objective:
     crops: FewCrops | None = None
     """The crops of which one is used in each epoch; None for any that the padding allows."""
     tap: str | None = None
-    """Path of the student's layer whose attention is compared, such as features.9; needed where gamma is above 0."""
+    """Path of the student's layer whose attention or features are compared, such as features.9; needed for either."""
+    tap_channels: tuple[int, int] | None = None
+    """Channels of the student's and the teacher's layer; needed for feature distillation."""
     teacher_tap: str | None = None
     """Path of the teacher's layer that it is compared with; needed with a live teacher."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):
             raise UserError("alpha, overlay and blend must be between 0 and 1, gamma at least 0, the temperature above 0")
-        if not all(0 <= weight < inf for weight in (self.dkd, self.beta, self.lskd)):
-            raise UserError("dkd, beta and lskd must be numbers of at least 0")
+        if not all(0 <= weight < inf for weight in (self.dkd, self.beta, self.lskd, self.feature_weight)):
+            raise UserError("dkd, beta, lskd and feature-weight must be numbers of at least 0")
         if not 0 <= self.map_weight < inf or self.map_every < 1 or self.map_cell < 1:
             raise UserError("map-weight must be a number of at least 0, map-every and map-cell at least 1")
         if self.map_weight > 0 and self.content == "black":

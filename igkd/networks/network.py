@@ -155,6 +155,16 @@ def values_a_channel(spec: NetworkSpec, scale: float = 1.0) -> int:
     return min(on_meta(sizes), default=spec.image_shape[0] * spec.image_shape[1])
 
 
+def channels_at(model: Classifier, path: str) -> int:
+    """Number of channels that a layer of a network gives."""
+    weights = next(model.parameters())
+    was_training = model.training
+    with torch.inference_mode():
+        outputs = model.eval()(torch.zeros(1, 3, *model.spec.image_shape, dtype=weights.dtype, device=weights.device), (path,))[1]
+    model.train(was_training)
+    return int(outputs[path].shape[1])
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(p.numel() for p in model.parameters())

@@ -33,6 +33,8 @@ def space(config: DistillConfig) -> dict[str, BaseDistribution]:
         found |= {"exponent_low": FloatDistribution(0.25, 1.0, log=True), "exponent_high": FloatDistribution(1.0, 4.0, log=True)}
     if "at" in parts:
         found |= {"gamma": FloatDistribution(0.1, 10_000.0, log=True)}
+    if "feat" in parts:
+        found |= {"feature_weight": FloatDistribution(0.01, 100.0, log=True)}
     if "map" in parts:
         found |= {"map_weight": FloatDistribution(0.01, 10.0, log=True)}
     return found

@@ -122,8 +122,7 @@ def compute_loss(learner: Learner, batch: Batch, epoch: int, scale: float = 1.0,
     with autocast(optimisation, pixels.device), twice_differentiable() if twice else contextlib.nullcontext():
         logits, outputs = forward(network, pixels, tuple(dict.fromkeys(tap for term in terms for tap in term.taps)))
     logits = logits.float()
-    wanted, shown = teach(learner, batch, clean, signals - {"ig"})
-    step = Step(logits, samples.labels, outputs, wanted, shown)
+    step = Step(logits, samples.labels, outputs, *teach(learner, batch, clean, signals - {"ig"}))
     if twice:
         student = unwrapped(learner.model)
         assert isinstance(student, Classifier)
@@ -138,30 +137,35 @@ def resized(pixels: Tensor, size: list[int]) -> Tensor:
     return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]) -> tuple[Tensor | TopLogits | None, Tensor | None]:
-    """The teacher's logits float32 (B, classes), or the largest of them, and attention float32 (B, h, w) of a batch's crops; None for what
-    is not needed.
+Taught = tuple[Tensor | TopLogits | None, Tensor | None, Tensor | None]
+
+
+def teach(learner: Learner, batch: Batch, clean: Tensor, signals: frozenset[str]) -> Taught:
+    """The teacher's logits float32 (B, classes), or the largest of them, its attention float32 (B, h, w) and its features float32
+    (B, C, h, w) of a batch's crops; None for what is not needed.
 
     Args:
         clean: float (B, 3, H, W), the crops without overlay and cutout.
-        signals: which of "logits" and "attention" are needed.
+        signals: which of "logits", "attention" and "features" are needed.
     """
     samples, draws, objective = batch.samples, batch.draws, learner.objective
     if not signals:
-        return None, None
+        return None, None, None
     if objective.logits == "live":
         assert learner.teacher is not None
-        taps = (objective.teacher_tap or objective.tap,) if "attention" in signals and objective.tap is not None else ()
+        taps = (objective.teacher_tap or objective.tap,) if signals & {"attention", "features"} and objective.tap is not None else ()
         with torch.no_grad(), autocast(learner.optimisation, clean.device):
             wanted, outputs = forward(learner.teacher, clean, taps)
-        return wanted.float(), attention_map(outputs[taps[0]].float()) if taps else None
+        features = outputs[taps[0]].float() if taps else None
+        shown = attention_map(features) if features is not None and "attention" in signals else None
+        return wanted.float(), shown, features if "features" in signals else None
     shown = samples.signals.get("attention") if "attention" in signals else None
     if shown is not None and not objective.uncropped_maps:
         shown = SIGNALS["attention"].moved(shown, draws.view, samples.shape)
     if objective.logits == "views":
         views, classes = samples.signals.get("views"), samples.signals.get("view_classes")
-        return None if views is None else logits_of_crops(views, draws, classes), shown
-    return samples.logits, shown
+        return None if views is None else logits_of_crops(views, draws, classes), shown, None
+    return samples.logits, shown, None
 
 
 def forward(model: Forward, pixels: Tensor, taps: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:

@@ -55,7 +55,9 @@ class Trainer:
         self.task, self.rank, self.world, self.progress = task, rank, world, progress
         self.model = prepare(share_batch_norms(network) if world > 1 else network)
         self.device = next(self.model.parameters()).device
-        self.terms = terms_of(task.objective, task.optimisation).to(self.device)
+        with torch.random.fork_rng(devices=[]):  # the seed fixes what terms begin with, too; all workers begin alike
+            torch.manual_seed(task.seed)
+            self.terms = terms_of(task.objective, task.optimisation).to(self.device)
         self.optimizer = make_optimizer(self.model, task.optimisation, self.terms)
         self.average = make_average(unwrapped(self.model), task.optimisation)
         self.teacher = None if task.teacher is None else task.teacher.to(self.device).eval()

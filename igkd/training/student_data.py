@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from igkd.base.choices import LOGIT_PARTS, parts_of
+from igkd.base.choices import LOGIT_PARTS, TAP_PARTS, parts_of
 from igkd.base.errors import UserError
 from igkd.base.storage import absolute
 from igkd.config.distill import DistillConfig
@@ -14,7 +14,7 @@ from igkd.config.recipes import MADE, made_for
 from igkd.images.samples import Samples
 from igkd.networks.families import student_name, tap_of
 from igkd.networks.initial import Initial, initial, normalised
-from igkd.networks.network import Classifier, NetworkSpec
+from igkd.networks.network import Classifier, NetworkSpec, build, channels_at
 from igkd.networks.open import DEFAULT, open_teacher
 from igkd.networks.renumbered import class_numbers, restricted
 from igkd.networks.taps import check_tap, layers_of, student_tap
@@ -71,7 +71,9 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
     elif config.normalise:
         mean, std = moments.normalisation()
         spec = replace(spec, mean=mean, std=std)
-    objective, tap = config.objective, attention_tap(config, plan)
+    objective, tap, channels = config.objective, attention_tap(config, plan), None
+    if objective.feature_weight > 0 and teacher is not None and tap is not None and plan.attention_layer is not None:
+        channels = channels_at(build(spec, 0), tap), channels_at(teacher, plan.attention_layer)
     return Task(
         spec=spec,
         initial=None if start is None else start.state,
@@ -80,8 +82,12 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
         validation=validation,
         optimisation=config.optimisation,
         objective=replace(
-            objective, crops=crops_of(store) if views else None, tap=tap, teacher_tap=None if tap is None else plan.attention_layer
-        ),
+            objective,
+            crops=crops_of(store) if views else None,
+            tap=tap,
+            teacher_tap=None if tap is None else plan.attention_layer,
+            tap_channels=channels,
+        ),  # fmt: skip
         seed=config.seed,
         teacher=teacher,
         maps=config.maps,
@@ -142,7 +148,7 @@ def open_store(config: DistillConfig) -> Store:
 def _fitting_store(config: DistillConfig) -> Store:
     """Like open_store, but skips the check of the recipe: workers may not have its file."""
     store = Store.open(config.store)
-    if "at" in parts_of(config.arm):
+    if not TAP_PARTS.isdisjoint(parts_of(config.arm)):
         check_attention(config, store.plan)
     uses_maps = config.objective.overlay > 0 or config.objective.map_weight > 0
     if uses_maps and config.explanation == "gradcam" and store.plan.gradcam_layer is None:
@@ -156,13 +162,13 @@ def _fitting_store(config: DistillConfig) -> Store:
 
 
 def attention_tap(config: DistillConfig, plan: Plan) -> str | None:
-    """Path of the student's layer that attention transfer compares with the teacher's; None if its arm has no attention transfer, or it
-    has no such layer.
+    """Path of the student's layer that attention transfer, or feature distillation, compares with the teacher's; None if its arm has
+    neither, or it has no such layer.
 
     Raises:
         UserError: --taps names no layer of the student.
     """
-    if "at" not in parts_of(config.arm):
+    if TAP_PARTS.isdisjoint(parts_of(config.arm)):
         return None
     spec = student_spec(config, plan)
     if config.taps is not None:
@@ -180,15 +186,16 @@ def check_attention(config: DistillConfig, plan: Plan) -> None:
         UserError: it has not; the message says what to do.
     """
     student, tap = student_spec(config, plan).name, attention_tap(config, plan)
+    compared = " and ".join(part for part in parts_of(config.arm) if part in TAP_PARTS)
     if plan.attention_layer is None:
         raise UserError(
             f"{config.store} holds no attention, which {config.arm} needs; make a store with --student {config.student}, or choose an arm "
-            "without at"
+            f"without {compared}"
         )
     if tap is None:
         raise UserError(
             f"{student} has no layer with feature maps to compare with {plan.attention_layer} of its teacher, {plan.teacher_network}, so "
-            f"{config.arm} cannot transfer attention: choose an arm without at"
+            f"{config.arm} cannot transfer {'attention' if 'at' in compared else 'features'}: choose an arm without {compared}"
         )
     needed = config.taps[1] if config.taps is not None else tap_of(student, plan.teacher_network)
     if needed not in (None, plan.attention_layer):

@@ -10,6 +10,7 @@ from igkd.training.terms.attention import AttentionTransfer
 from igkd.training.terms.cross_entropy import CrossEntropy
 from igkd.training.terms.decoupled import DecoupledDistillation
 from igkd.training.terms.distillation import Distillation
+from igkd.training.terms.features import FeatureDistillation
 from igkd.training.terms.input_gradients import MapMatching
 from igkd.training.terms.standardised import StandardisedDistillation
 from igkd.training.terms.term import Step, Term
@@ -21,6 +22,7 @@ TERMS: dict[str, type[Term]] = {
     "map": MapMatching,
     "dkd": DecoupledDistillation,
     "lskd": StandardisedDistillation,
+    "feat": FeatureDistillation,
 }
 """The terms by their names in an arm; "ce" is in every arm. They are summed in this order."""
 

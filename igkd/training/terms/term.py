@@ -24,6 +24,8 @@ class Step:
     """float32 (B, classes), or the largest of them, if that is what the store has; None if no term needs them."""
     teacher_attention: Tensor | None = None
     """float32 (B, h, w), each of norm 1, cropped and flipped like the student's images; None if no term needs it."""
+    teacher_features: Tensor | None = None
+    """float32 (B, C, h, w), a live teacher's features of the same crops; None if no term needs them."""
     pixels: Tensor | None = None
     """float32 (B, 3, H, W), the student's input, which its logits can be differentiated by; None if no term does so."""
     origin: Tensor | None = None
@@ -41,7 +43,7 @@ class Term(nn.Module, abc.ABC):
     taps: tuple[str, ...] = ()
     """Paths of the student's layers whose outputs the term needs."""
     signals: tuple[str, ...] = ()
-    """The teacher's signals that the term needs: "logits", "attention", "ig"."""
+    """The teacher's signals that the term needs: "logits", "attention", "features", "ig"."""
     every: int = 1
     """The term is computed in every so manyth step of a run, beginning with the first."""
     differentiates: bool = False
