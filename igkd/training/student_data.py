@@ -9,7 +9,7 @@ from igkd.base.choices import LOGIT_PARTS, TAP_PARTS, parts_of
 from igkd.base.errors import UserError
 from igkd.base.storage import absolute
 from igkd.config.distill import DistillConfig
-from igkd.config.optimisation import FewCrops
+from igkd.config.optimisation import FewCrops, Objective
 from igkd.config.recipes import MADE, made_for
 from igkd.images.samples import Samples
 from igkd.networks.families import student_name, tap_of
@@ -71,9 +71,6 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
     elif config.normalise:
         mean, std = moments.normalisation()
         spec = replace(spec, mean=mean, std=std)
-    objective, tap, channels = config.objective, attention_tap(config, plan), None
-    if objective.feature_weight > 0 and teacher is not None and tap is not None and plan.attention_layer is not None:
-        channels = channels_at(build(spec, 0), tap), channels_at(teacher, plan.attention_layer)
     return Task(
         spec=spec,
         initial=None if start is None else start.state,
@@ -81,17 +78,22 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
         count=int((~held_out).sum()) if train is None else len(train),
         validation=validation,
         optimisation=config.optimisation,
-        objective=replace(
-            objective,
-            crops=crops_of(store) if views else None,
-            tap=tap,
-            teacher_tap=None if tap is None else plan.attention_layer,
-            tap_channels=channels,
-        ),  # fmt: skip
+        objective=compared_layers(replace(config.objective, crops=crops_of(store) if views else None), config, plan, spec, teacher),
         seed=config.seed,
         teacher=teacher,
         maps=config.maps,
     )
+
+
+def compared_layers(objective: Objective, config: DistillConfig, plan: Plan, spec: NetworkSpec, teacher: Classifier | None) -> Objective:
+    """The objective with the layers of student and teacher that it compares, if it compares any."""
+    tap, layer = attention_tap(config, plan), plan.attention_layer
+    if tap is None:
+        return objective
+    channels = None
+    if objective.feature_weight > 0 and teacher is not None and layer is not None:
+        channels = channels_at(build(spec, 0), tap), channels_at(teacher, layer)
+    return replace(objective, tap=tap, teacher_tap=layer, tap_channels=channels)
 
 
 def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:
