@@ -24,7 +24,7 @@ from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cl
 from igkd.networks import module
 from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
 from jobs.backend.start import connect, stop_at_sigterm
-from jobs.backend.waiting import say_if_busy, say_if_waiting
+from jobs.backend.waiting import say_if_waiting
 
 WORKER_ENVIRONMENT = {
     # glibc gives large blocks back to the kernel at once and page-faults them in again at every step; keeping them is 1.3x faster here.
@@ -107,8 +107,6 @@ def start_ray(num_cpus: int | None = None) -> None:
         return
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
-        say_if_busy()
     connect(
         num_cpus,
         {"env_vars": {**WORKER_ENVIRONMENT, **module.environment(), "PYTHONPATH": path}} | quiet_workers(),

@@ -1,13 +1,9 @@
-"""Says when a job will wait for processors: because other jobs hold those of the cluster, or other programs keep this machine busy."""
+"""Says when a job will wait for processors, because other jobs hold those of the cluster."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import ray
-
-BUSY = 2.0
-"""Programs that want to compute for each processor, above which a machine counts as busy."""
 
 
 def waits(needed: Mapping[str, float], free: Mapping[str, float], there: Mapping[str, float]) -> str:
@@ -27,18 +23,6 @@ def waits(needed: Mapping[str, float], free: Mapping[str, float], there: Mapping
     return ""
 
 
-def busy(load: float, processors: int) -> str:
-    """A sentence if other programs keep a machine busy; "" if not.
-
-    Args:
-        load: the load average of a minute.
-        processors: number of processors.
-    """
-    if load <= BUSY * processors:
-        return ""
-    return f"other programs keep this machine's {processors} processor(s) busy (load {load:.0f}): all will take longer"
-
-
 def say_if_waiting(each: Any, count: int = 1) -> None:
     """Print a line if a job will have to wait for resources. Ray itself waits without a word.
 
@@ -48,10 +32,4 @@ def say_if_waiting(each: Any, count: int = 1) -> None:
     """
     needed = {name: count * amount for name, amount in (each or {}).items()}
     if said := waits(needed, ray.available_resources(), ray.cluster_resources()):
-        print(said, flush=True)
-
-
-def say_if_busy() -> None:
-    """Print a line if this machine is busy."""
-    if said := busy(os.getloadavg()[0], os.cpu_count() or 1):
         print(said, flush=True)

@@ -1,7 +1,7 @@
 import pytest
 import ray
 
-from jobs.backend.waiting import busy, say_if_waiting, waits
+from jobs.backend.waiting import say_if_waiting, waits
 
 
 def test_a_job_waits_only_for_what_others_hold() -> None:
@@ -10,10 +10,6 @@ def test_a_job_waits_only_for_what_others_hold() -> None:
     assert waits({"CPU": 0.5, "GPU": 1}, {"CPU": 4.0}, there) == "waits for 1 GPU: 1 of the cluster's 1 are held by other jobs"
     assert waits({"CPU": 4, "GPU": 1}, there, there) == "" == waits({}, {}, there)
     assert waits({"CPU": 5}, {"CPU": 1.0}, there) == ""  # nodes that an autoscaler may add: waiting is no matter of other jobs
-
-
-def test_a_machine_is_busy_with_twice_as_many_programs_as_processors() -> None:
-    assert busy(4.0, 2) == "" and busy(4.1, 2).startswith("other programs keep this machine's 2 processor(s) busy (load 4)")
 
 
 def test_processors_that_another_job_holds_are_seen(cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
