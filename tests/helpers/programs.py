@@ -18,4 +18,4 @@ def run_program(name: str, arguments: list[str], environment: dict[str, str] | N
         environment: this process's if it is not given.
     """
     command = [sys.executable, "-m", name, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment or dict(os.environ), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment or dict(os.environ), capture_output=True, text=True, timeout=600, check=False)
