@@ -41,8 +41,17 @@ class Group:
 
     @property
     def base(self) -> str:
-        """What it learns from, without control and recipe: kd+ig."""
+        """What it learns from, without control and recipe: kd+ig; or kd+ig, gradcam, if its maps are not the usual ones."""
+        explanation = self.first.get("config", {}).get("explanation", "ig")
+        return self._arm if explanation == "ig" or not self._uses_maps else f"{self._arm}, {explanation}"
+
+    @property
+    def _arm(self) -> str:
         return str(self.first["arm"])
+
+    @property
+    def _uses_maps(self) -> bool:
+        return not MAP_PARTS.isdisjoint(parts_of(self._arm))
 
     @property
     def recipe(self) -> str:
@@ -51,7 +60,7 @@ class Group:
     @property
     def own(self) -> bool:
         """Whether it is a method, not a control."""
-        return self.first.get("content", "own") == "own" or MAP_PARTS.isdisjoint(parts_of(self.base))
+        return self.first.get("content", "own") == "own" or not self._uses_maps
 
     @property
     def undone(self) -> bool:

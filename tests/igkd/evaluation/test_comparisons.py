@@ -62,6 +62,22 @@ def test_the_method_against_its_controls_has_the_right_sign() -> None:
     assert "kd+ig is better than kd+ig, black by" in words(sweep(rows))
 
 
+def test_a_control_is_compared_with_the_method_of_its_own_kind_of_map() -> None:
+    kinds = {
+        "kd+map": ("kd+map", "own", "ig"),
+        "kd+map, gradcam": ("kd+map", "own", "gradcam"),
+        "kd+map, gradcam, other": ("kd+map", "other", "gradcam"),
+    }
+    rows = [
+        row(name, seed, 0.9 + 0.001 * seed + 0.0007 * place * (seed % 2))
+        | {"arm": arm, "content": content, "recipe": "paper", "config": SETTINGS | {"explanation": kind}}
+        for place, (name, (arm, content, kind)) in enumerate(kinds.items())
+        for seed in range(4)
+    ]
+    found = {(c.arm, c.reference) for family in families(grouped(rows, "test")) for c in family.comparisons}
+    assert ("kd+map, gradcam", "kd+map, gradcam, other") in found and ("kd+map", "kd+map, gradcam, other") not in found
+
+
 def test_a_recipe_is_not_compared_with_another_recipes_student() -> None:
     rows = [row(arm, seed, 0.9 + 0.001 * seed) for arm in ("student", "kd+ig, strong") for seed in (0, 1)]
     page = checked(sweep(rows))
