@@ -26,9 +26,11 @@ def set_environment() -> None:
         "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
         # Ray Train's watcher of preempted nodes only tells training loops that ask, which ours do not, and prints an error at each start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # Ray would put "(RayTrainWorker pid=...)" in colours before each line of a worker, also in a file.
+        "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
+        # Where output goes to a file or a pipe, Ray would keep such lines for minutes, until there are some kilobytes.
+        "RAY_FLUSH_DRIVER_LOGS": "1",
     }
-    # Ray would put "(RayTrainWorker pid=...)" in colours before each line of a worker, also in a file.
-    settings["RAY_DISABLE_WORKER_LOG_PREFIX"] = "1"
     if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):  # a Ray of our own; a cluster that we are told of has its own way
         # It listens beyond loopback, and without a token takes work from anybody. Ray makes the token, in ~/.ray.
         settings["RAY_AUTH_MODE"] = "token"

@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -35,6 +36,31 @@ def test_lines_of_workers_have_no_prefix(cluster: None, capfd: pytest.CaptureFix
         time.sleep(0.2)
         said += capfd.readouterr().out
     assert "a line of ours" in said.splitlines() and "pid=" not in said
+
+
+DRIVER = """
+import sys
+import jobs
+from jobs.backend.runtime import start_ray
+start_ray()
+import ray
+ray.get(ray.remote(lambda: print("a line of ours", flush=True)).remote())
+sys.stdin.read()
+"""
+
+
+def test_lines_of_workers_reach_a_pipe_before_the_job_ends(cluster: None) -> None:
+    """Python keeps what is printed into a pipe or a file until there are some kilobytes, and Ray leaves it at that."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "RAY_FLUSH_DRIVER_LOGS")}
+    environment |= {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], cwd=ROOT, env=environment, **pipes)
+    try:
+        assert driver.stdout is not None and select.select([driver.stdout], [], [], 120)[0], "nothing was printed while it ran"
+        assert driver.stdout.readline() == b"a line of ours\n" and driver.poll() is None
+    finally:
+        driver.kill()
+        driver.communicate()
 
 
 def test_a_worker_that_ray_ends_prints_no_traceback(cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
