@@ -3,48 +3,51 @@
 import importlib
 import runpy
 import sys
+from typing import NamedTuple
 
 from igkd.base.errors import run_cli
 
+
+class Command(NamedTuple):
+    """A subcommand."""
+
+    module: str
+    purpose: str
+    """What it does, in a few words."""
+    settings: str = ""
+    """Module and class of the settings that it parses. Help needs only these; the command itself imports torch and Ray, which takes
+    seconds."""
+
+
 COMMANDS = {
-    "pipeline": ("jobs.pipeline", "the main job: a teacher, its attribution store, students, and a report"),
-    "teacher": ("jobs.teacher", "train a teacher"),
-    "precompute": ("jobs.precompute", "compute the attribution store"),
-    "distill": ("jobs.distill", "distil one student from a store"),
-    "ablate": ("jobs.ablate", "a grid of students: arms, controls, cuts, seeds"),
-    "tune": ("jobs.tune", "search for good settings of an arm"),
-    "search": ("jobs.search", "search for a student that is accurate and fast on this machine"),
-    "nodes": ("jobs.nodes", "wait for an autoscaling cluster's nodes, then run a job"),
-    "store": ("igkd.store", "verify or describe an attribution store"),
-    "sweeps": ("igkd.sweeps", "status or report of a sweep, or of a pipeline"),
-    "import": ("igkd.evaluation.import_network", "make a checkpoint of a network that was trained elsewhere"),
-    "evaluate": ("igkd.evaluation.evaluate", "judge a checkpoint on images"),
-    "explain": ("igkd.report.explain", "draw what networks look at"),
-    "export": ("igkd.deployment.export", "make a device's file of a checkpoint"),
-    "latency": ("igkd.deployment.latency", "how fast models are on this machine"),
+    "pipeline": Command(
+        "jobs.pipeline", "the main job: a teacher, its attribution store, students, and a report", "igkd.config.pipeline:PipelineConfig"
+    ),
+    "teacher": Command("jobs.teacher", "train a teacher", "igkd.config.teacher:TeacherConfig"),
+    "precompute": Command("jobs.precompute", "compute the attribution store", "igkd.config.precompute:PrecomputeConfig"),
+    "distill": Command("jobs.distill", "distil one student from a store"),
+    "ablate": Command("jobs.ablate", "a grid of students: arms, controls, cuts, seeds", "igkd.config.sweeps:AblateConfig"),
+    "tune": Command("jobs.tune", "search for good settings of an arm", "igkd.config.sweeps:TuneConfig"),
+    "search": Command("jobs.search", "search for a student that is accurate and fast on this machine", "igkd.config.sweeps:SearchConfig"),
+    "nodes": Command("jobs.nodes", "wait for an autoscaling cluster's nodes, then run a job"),
+    "store": Command("igkd.store", "verify or describe an attribution store"),
+    "sweeps": Command("igkd.sweeps", "status or report of a sweep, or of a pipeline"),
+    "import": Command(
+        "igkd.evaluation.import_network",
+        "make a checkpoint of a network that was trained elsewhere",
+        "igkd.config.import_network:ImportConfig",
+    ),
+    "evaluate": Command("igkd.evaluation.evaluate", "judge a checkpoint on images", "igkd.config.evaluate:EvaluateConfig"),
+    "explain": Command("igkd.report.explain", "draw what networks look at", "igkd.config.explain:ExplainConfig"),
+    "export": Command("igkd.deployment.export", "make a device's file of a checkpoint", "igkd.config.export:ExportConfig"),
+    "latency": Command("igkd.deployment.latency", "how fast models are on this machine", "igkd.config.latency:LatencyConfig"),
 }
-"""By subcommand: the module, and what it does."""
-SETTINGS = {
-    "pipeline": ("igkd.config.pipeline", "PipelineConfig"),
-    "teacher": ("igkd.config.teacher", "TeacherConfig"),
-    "precompute": ("igkd.config.precompute", "PrecomputeConfig"),
-    "ablate": ("igkd.config.sweeps", "AblateConfig"),
-    "tune": ("igkd.config.sweeps", "TuneConfig"),
-    "search": ("igkd.config.sweeps", "SearchConfig"),
-    "import": ("igkd.config.import_network", "ImportConfig"),
-    "evaluate": ("igkd.config.evaluate", "EvaluateConfig"),
-    "explain": ("igkd.config.explain", "ExplainConfig"),
-    "export": ("igkd.config.export", "ExportConfig"),
-    "latency": ("igkd.config.latency", "LatencyConfig"),
-}
-"""Module and class of the settings that a subcommand parses. Its help needs only these; the command itself imports torch and Ray, which
-takes seconds."""
 
 
 def usage() -> str:
     """One screen."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name.ljust(width)}  {command.purpose}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: igkd COMMAND [OPTIONS]", "", *lines, "", "igkd COMMAND --help tells each one's options."])
 
 
@@ -54,10 +57,10 @@ def show_help(name: str) -> None:
         from igkd.config.recipes import parse_distill  # whose defaults are those of --recipe
 
         parse_distill("igkd distill")
-    elif name in SETTINGS:
+    elif COMMANDS[name].settings:
         from igkd.config.command_line import parse
 
-        module, settings = SETTINGS[name]
+        module, _, settings = COMMANDS[name].settings.partition(":")
         parse(getattr(importlib.import_module(module), settings), f"igkd {name}")
 
 
@@ -73,7 +76,7 @@ def main() -> int:
     sys.argv = [f"igkd {name}", *rest]
     if {"-h", "--help"} & set(rest):
         show_help(name)
-    runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
+    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
     return 0
 
 

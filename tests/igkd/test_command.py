@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
-from igkd.__main__ import COMMANDS, SETTINGS
+from igkd.__main__ import COMMANDS
 from tests.helpers.paths import ROOT
 from tests.helpers.programs import run_program
+
+PARSED = [name for name, command in COMMANDS.items() if command.settings]
 
 
 def test_help_names_every_command_and_a_wrong_one_is_told() -> None:
@@ -22,7 +24,7 @@ def test_help_needs_neither_torch_nor_ray() -> None:
     """Which take seconds to import."""
     program = (
         "import sys, igkd.__main__ as command\n"
-        "for name in [*command.SETTINGS, 'distill']:\n"
+        "for name in [*(n for n, c in command.COMMANDS.items() if c.settings), 'distill']:\n"
         "    sys.argv = ['igkd', name, '--help']\n"
         "    try:\n"
         "        command.main()\n"
@@ -32,14 +34,14 @@ def test_help_needs_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(f"usage: igkd {name} " in done.stdout for name in [*SETTINGS, "distill"])
+    assert all(f"usage: igkd {name} " in done.stdout for name in [*PARSED, "distill"])
     assert "--recipe" in done.stdout and "--image-size" in done.stdout
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", PARSED)
 def test_help_is_of_the_settings_that_the_command_parses(name: str) -> None:
-    module, _ = COMMANDS[name]
-    assert f"parse({SETTINGS[name][1]}," in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    module, _, settings = COMMANDS[name]
+    assert f"parse({settings.partition(':')[2]}," in (ROOT / f"{module.replace('.', '/')}.py").read_text()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["evaluate", "--help"], ["sweeps", "--help"]])
