@@ -29,6 +29,7 @@ from igkd.store.compute import Rows, Selection, make_plan
 from jobs.backend.ray_insides import map_blocks
 from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
 from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write, parts_dataset
+from jobs.backend.start import awaited
 from jobs.backend.waiting import say_if_waiting
 
 PARTS_PER_CHECK = 16
@@ -132,7 +133,7 @@ def tables_of_waves(pipeline: Pipeline, parts: list[int]) -> Iterator[Rows]:
                 tables = tables_of(pipeline(following))
                 begun = starter.submit(next, tables)  # a data set begins when it is asked for its first block
         if begun is not None:
-            current = chain([begun.result()], tables)
+            current = chain([awaited(begun)], tables)
 
 
 def rows_in(plan: store.Layer, parts: Iterable[int]) -> int:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from ray.train.v2.api.config import LoggingConfig
 from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cli
 from igkd.networks import module
 from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
-from jobs.backend.start import connect, stop_at_sigterm
+from jobs.backend.start import awaited, connect, stop_at_sigterm
 from jobs.backend.waiting import say_if_waiting
 
 WORKER_ENVIRONMENT = {
@@ -267,10 +267,7 @@ def in_thread(task: Callable[[], T]) -> T:
     pool = ThreadPoolExecutor(1)
     future = pool.submit(task)
     try:
-        while wait([future], timeout=0.5).not_done:
-            if threading.current_thread() is threading.main_thread():
-                stop_at_sigterm()  # again and again, since the thread may start Ray at any time
-        return future.result()
+        return awaited(future)
     except KeyboardInterrupt:
         if TIME_WAS_UP.is_set():
             os._exit(0)

@@ -5,6 +5,7 @@ ignore SIGTERM.
 """
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -12,9 +13,10 @@ import socket
 import sys
 import tempfile
 import threading
-from concurrent.futures import Future
+import time
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import ray
@@ -35,6 +37,7 @@ LEAST_FREE, LEAST_OBJECTS = 32 << 20, 256 << 20
 SHARED = "/dev/shm"
 LONGEST_SOCKET = 107
 """Most bytes of a Unix socket's path on Linux."""
+T = TypeVar("T")
 
 
 def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
@@ -71,7 +74,7 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
     silence_sigterm_warning()
     threading.Thread(target=attempt, name="igkd starts Ray", daemon=True).start()
     try:
-        done.result(START_S if address == "local" else REACH_S + CONNECT_S)
+        awaited(done, START_S if address == "local" else REACH_S + CONNECT_S)
     except UserError:
         raise
     except TimeoutError:
@@ -80,16 +83,33 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
         raise UserError(reason(address, _first_line(error))) from None
     except BaseException:
         _leave(STOPPED, INTERRUPTED)
-    if threading.current_thread() is threading.main_thread():
-        stop_at_sigterm()
+    stop_at_sigterm()
+
+
+def awaited(future: "Future[T]", seconds: float = math.inf) -> T:
+    """The result of a future, for which a main thread waits so that Ctrl-C and SIGTERM end the wait.
+
+    Linux may hand a signal to any thread of a process, but Python acts on it in the main thread alone, which sleeps until what it waits
+    for is there. So the wait is cut into half seconds.
+
+    Raises:
+        TimeoutError: it took longer than that.
+    """
+    end = time.monotonic() + seconds
+    while wait([future], timeout=0.5).not_done:
+        stop_at_sigterm()  # again and again, since another thread may start Ray at any time
+        if time.monotonic() > end:
+            raise TimeoutError
+    return future.result()
 
 
 def stop_at_sigterm() -> None:
-    """Make SIGTERM stop this process as Ctrl-C does; called by the main thread, and again after Ray has started.
+    """In the main thread, make SIGTERM stop this process as Ctrl-C does; elsewhere, do nothing.
 
-    Ray installs a handler of its own, in C++, which prints its stack and ends the process.
+    Ray, when it starts, installs a handler of its own, in C++, which prints its stack and ends the process.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _leave(sentence: str, status: int) -> None:

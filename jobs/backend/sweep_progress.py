@@ -21,6 +21,7 @@ from igkd.sweeps.publish import publish
 from igkd.training.state import read_history
 from jobs.backend.halving import METRIC, Halving
 from jobs.backend.one_trial import TRIES, Settings, T, Work, unfinished_row
+from jobs.backend.start import awaited
 
 SAY_S = 30.0
 """Seconds between two lines about running trials."""
@@ -49,8 +50,8 @@ def interruptible(sweep: Callable[[], T]) -> T:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(sweep)
         try:
-            return future.result()
-        except (KeyboardInterrupt, SystemExit):  # `ray job stop` sends SIGTERM, which Ray turns into SystemExit
+            return awaited(future)
+        except KeyboardInterrupt:
             Interruption.asked.set()
             wait([future], timeout=PATIENCE_S)
             raise

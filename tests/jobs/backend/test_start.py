@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import ray
 
 from igkd.base.errors import UserError
 from jobs.backend import start
+from jobs.backend.start import awaited
 from tests.helpers.paths import ROOT
 
 PROGRAM = "from jobs.backend.runtime import run_job, start_ray; run_job(start_ray)"
@@ -151,3 +153,30 @@ def test_whatever_ray_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ray, "init", fails)
     with pytest.raises(UserError, match=r"Ray cannot start on this machine \(The node timed out\); .*RAY_TMPDIR"):
         start.connect(None, {})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_another_thread_gets_ends_the_main_threads_wait(number: signal.Signals) -> None:
+    """Linux may hand a process's signal to any of its threads; here it does."""
+    program = f"""
+import signal, threading, time
+from concurrent.futures import Future
+from jobs.backend.start import awaited
+
+def send():
+    time.sleep(1)
+    signal.pthread_kill(threading.get_ident(), {int(number)})
+
+threading.Thread(target=send).start()
+try:
+    awaited(Future())
+except KeyboardInterrupt:
+    print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "ended\n"
+
+
+def test_waiting_has_an_end() -> None:
+    with pytest.raises(TimeoutError):
+        awaited(Future(), seconds=0.1)
