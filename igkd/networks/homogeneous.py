@@ -1,7 +1,7 @@
 """The family `homogeneous`: lean networks without biases, whose integrated gradients take one pass.
 
 `homogeneous:1:24x2,48x2,96x2` has the layers of `lean:1:24x2,48x2,96x2`, without any bias and with a normalisation that does not shift. In
-its place the convolutions after the first have filters of mean 0, so that what all inputs have in common does not reach the output. In
+its place all convolutions have filters of mean 0, so that what all inputs have in common does not reach the output. In
 evaluation every layer then multiplies its output by a if its input is multiplied by a >= 0, and so does the network: F(a x) = a F(x). The
 gradient is therefore the same along the whole path from 0 to x, and integrated gradients from 0 are exactly input times gradient
 (Hesse, Schaub-Meyer, Roth 2021, "Fast Axiomatic Attribution for Neural Networks", arXiv 2111.07668).
@@ -89,9 +89,9 @@ def canonical(options: str) -> str:
 def build(options: str, classes: int) -> nn.Module:
     """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
     features = lean.features(lean.parse(options, FAMILY), ScaleNorm2d)
-    # The first one's input has mean 0 already, and it must see how bright a picture is.
-    for module in [module for module in features.modules() if isinstance(module, nn.Conv2d)][1:]:
-        module.__class__ = CentredConv2d
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            module.__class__ = CentredConv2d
     return Pooled(features, classes, bias=False)
 
 
