@@ -50,6 +50,7 @@ class Config:
     batch: int = 16
     """Number of images in one measurement."""
     steps: int = 50
+    """Integration steps."""
     compared: int = 16
     """Number of images whose maps are compared with the reference."""
     ray: int = 0

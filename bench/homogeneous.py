@@ -26,9 +26,11 @@ class Config:
     network: str = "1:24x2,48x2,96x2"
     """What follows lean: and homogeneous: in the teachers' names."""
     student: str = "lean:2:16x1,32x1,64x1"
+    """The students' network."""
     epochs: int = 30
     """Of the teachers and of the students."""
     arms: tuple[str, ...] = ("student", "kd", "kd+ig")
+    """What the students learn from."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the students; the teachers have the first."""
     limit: int | None = None

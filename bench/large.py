@@ -52,6 +52,7 @@ class Config:
     batches: int = 2
     """Training steps in one measurement."""
     batch_size: int = 32
+    """Images in one training step."""
     rounds: int = 3
     """Number of rounds after a first one that does not count; the median counts."""
     out: str | None = None

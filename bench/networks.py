@@ -44,6 +44,7 @@ class Config:
     """Compute maps of built-in pictures by each network, with random weights, by the engine that `fast` finds and by Captum."""
 
     networks: tuple[str, ...] = tuple(NETWORKS)
+    """Names of the networks to compare."""
     pictures: int = 3
     """Number of pictures for each network."""
     steps: int = 4

@@ -27,11 +27,13 @@ class Config:
     """Measure cosine, rank correlation and bytes of maps stored as float16 or as uint8 with a scale for each map."""
 
     teacher: str = "assets/cifar10-teacher"
+    """Directory of a checkpoint."""
     images: str = "shapes"
     """The source; maps of its test split are computed."""
     count: int = 500
     """Number of images."""
     steps: int = 50
+    """Integration steps."""
     out: str | None = None
     """JSON file for the figures."""
 

@@ -33,6 +33,7 @@ class Config:
     """Measure crops a second by each engine, and images a second of training cut 5 with stored and with live logits, in turns."""
 
     teacher: str = "assets/cifar10-teacher"
+    """Directory of a checkpoint."""
     images: str = "shapes"
     """The source, whose test split is used."""
     crops: int = 640

@@ -90,6 +90,7 @@ class DistillConfig(Optimisation):
     share: float = field(default=1.0, metadata=RUN)
     """Share of the store's training images to learn from: a random choice, stratified by class, that depends on the seed."""
     seed: int = field(default=0, metadata=RUN)
+    """Seed of the first weights, and of the order, the crops and the overlay of the images."""
     workers: int = field(default=1, metadata=SPEED)
     """Data-parallel workers."""
     min_workers: int | None = field(default=None, metadata=SPEED)

@@ -17,6 +17,7 @@ class EvaluateConfig:
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH, of the same classes. Pictures of another size are
     scaled and cropped to the checkpoint's."""
     split: Split = "test"
+    """Which of the source's images."""
     teacher: str | None = None
     """Directory of the teacher's checkpoint, to compare with."""
     maps: int = 0

@@ -21,6 +21,7 @@ class ExplainConfig:
     """Directory of the teacher's checkpoint, or torchvision:NAME; by default the teacher that the checkpoint names, or that of the
     store that it learned from."""
     split: Split = "test"
+    """Which of the source's images."""
     limit: int = 20
     """At most this many images: a random choice, stratified by class, fixed by their ids."""
     ids: tuple[int, ...] | None = None

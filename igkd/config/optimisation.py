@@ -30,9 +30,11 @@ class Optimisation:
     schedule: Schedule = "constant"
     """Schedule of the learning rate: constant, or one cycle of warm-up and cosine."""
     epochs: int = 100
+    """Passes over the training images."""
     learning_rate: float = 1e-3
     """Constant, or the cycle's peak."""
     weight_decay: float = 0.0
+    """L2 penalty of the weights, as torch.optim has it."""
     batch_size: int = 64
     """Images a step, over all workers together."""
     crop: Crop = "auto"

@@ -28,6 +28,7 @@ class PipelineConfig:
     teacher: str | None = None
     """Directory of a teacher's checkpoint; without one, a teacher is trained."""
     teacher_epochs: int | None = None
+    """The teacher's passes over its training images, instead of the preset's."""
     limit: int | None = None
     """Only this many images go into the store."""
     steps: int | None = None

@@ -18,6 +18,7 @@ class PrecomputeConfig:
     store: str
     """Directory or s3:// URI of the store; the same command continues what is there."""
     split: Split = "train"
+    """Which of the source's images."""
     limit: int | None = None
     """Only this many images: a random choice, stratified by class, fixed by their ids."""
     steps: int = 50

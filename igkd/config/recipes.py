@@ -7,12 +7,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
 from igkd.base.errors import UserError
 from igkd.base.schema import fits
 from igkd.base.settings import kinds
 from igkd.base.storage import read_json
+from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 
 # SGD with one cycle and averaged weights, on normalised pixels, from a teacher that sees the same crop; see docs/decisions.md.
@@ -103,5 +102,4 @@ def parse_distill(prog: str) -> DistillConfig:
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="paper")
     recipe = first.parse_known_args(sys.argv[1:])[0].recipe
-    required = {name: tyro.MISSING for name in ("store", "out")}
-    return tyro.cli(DistillConfig, prog=prog, default=distill_config(recipe, **required))
+    return parse(DistillConfig, prog, **recipe_values(recipe) | {"recipe": recipe})

@@ -94,9 +94,11 @@ class TuneConfig(SweepConfig):
     behind. OUT/best.json is a recipe for jobs.distill."""
 
     trials: int = field(default=50, metadata=SPEED)
+    """Number of settings to try."""
     recipe: str = field(default="strong", metadata=RUN)
     """Settings that the search begins with, and keeps where it has no range: paper, paper-as-published, strong, or a JSON file."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
+    """What the students learn from."""
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
     """The student's network."""
     seed: int = field(default=0, metadata=RUN)

@@ -19,8 +19,10 @@ class TeacherConfig(Optimisation):
     optimizer: Optimizer = "sgd"
     schedule: Schedule = "one-cycle"
     epochs: int = 200
+    """Passes over the training images."""
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
+    """L2 penalty of the weights, as torch.optim has it."""
     batch_size: int = 128
     keep_epochs: tuple[int, ...] = field(default=(), metadata=SPEED)
     """After these epochs, leave a checkpoint in OUT/epoch-N, too: a half-trained teacher often teaches better."""
@@ -37,6 +39,7 @@ class TeacherConfig(Optimisation):
     bad_images: BadImages = field(default="refuse", metadata=SPEED)
     """What to do with an image that cannot be used."""
     seed: int = field(default=0, metadata=RUN)
+    """Seed of the first weights, and of the order and the crops of the images."""
     workers: int = field(default=1, metadata=SPEED)
     """Data-parallel workers."""
     min_workers: int | None = field(default=None, metadata=SPEED)

@@ -70,12 +70,12 @@ def test_a_run_keeps_the_precision_it_was_begun_with(machine: Callable[[bool], N
     """Also on a machine that would choose another one; and says so where it will be slow."""
     precision, emulated = ("bfloat16", "only emulates") if has_bfloat16 else ("float32", "")
     machine(has_bfloat16)
-    begun, said = trainer([]), list[str]()
+    begun, said = trainer([], precision="auto"), list[str]()
     next(begun.epochs())
     begun.save(tmp_path)
     assert read_decided(tmp_path) == {"precision": precision}
     machine(not has_bfloat16)
-    moved = trainer(said)
+    moved = trainer(said, precision="auto")
     assert moved.precision != precision
     moved.load(tmp_path)
     assert moved.precision == precision
@@ -85,7 +85,7 @@ def test_a_run_keeps_the_precision_it_was_begun_with(machine: Callable[[bool], N
     outcome = read_json(tmp_path / "outcome" / "outcome.json")
     assert outcome["precision"] == precision and outcome["compiled"] is False
     machine(has_bfloat16)
-    whole = trainer([])
+    whole = trainer([], precision="auto")
     list(whole.epochs())
     assert same_weights(whole.model, moved.model), "the same bits as on one machine"
 
