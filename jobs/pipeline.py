@@ -181,7 +181,8 @@ def write_report(config: PipelineConfig, pipeline: Pipeline, teacher: dict[str, 
     write_bytes(out / "report.html", pipeline_page.render(page).encode())
     print(pipeline_page.summary_table(page))
     if len(pipeline.seeds) > 1 and (out / STATUS).exists():
-        print(f"\n{publish(out)}")
+        publish(out)
+        print(f"\ncomparisons: {(out / COMPARISONS).resolve()}", end="")
     print(f"\nreport: {(out / 'report.html').resolve()}")
     return out / "report.html"
 

@@ -4,6 +4,7 @@ Every figure comes from the result rows and pictures in a `Report`. `summary_tab
 """
 
 import math
+import textwrap
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from igkd.evaluation.chance import chance_note
+from igkd.evaluation.comparisons import families, grouped
 from igkd.evaluation.significance import t_interval, wilson_interval
 from igkd.report import charts, html
 
@@ -144,6 +146,7 @@ def render(report: Report) -> str:
             scale=_scale(lines),
             single=any(len(line.runs) == 1 for line in arms),
             several=any(len(line.runs) > 1 for line in arms),
+            comparisons=_sentences(report),
             curves=Markup(charts.curves({arm.label: _history(arm) for arm in arms}, _finite(lines[0].validation))),
             bars=Markup(_bars(report.focus, [arm.label for arm in arms])),
             **html.provenance([report.teacher, *report.students], report.commands),
@@ -164,7 +167,14 @@ def summary_table(report: Report) -> str:
         for row in rows
     ]
     chance = chance_note({line.label: line.runs for line in _lines(report)})
-    return "\n".join([*lines, *(["", chance] if chance else [])])
+    notes = [textwrap.fill(note, 80, subsequent_indent="  ") for note in [*([chance] if chance else []), *_sentences(report)]]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _sentences(report: Report) -> list[str]:
+    """What the arms' differences over the seeds say; empty with one seed."""
+    found = families(grouped(report.students, "test"))
+    return [f"{one.sentence}." for family in found for one in family.comparisons if one.seeds > 1]
 
 
 def _lines(report: Report) -> list[_Line]:

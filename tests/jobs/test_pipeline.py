@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(out: Path) -> list[str]:
     toy = ["--images", "shapes:train=120,test=30", "--teacher-epochs", "1", "--limit", "60", "--steps", "4", "--epochs", "2"]
-    toy += ["--arms", "student", "kd+ig"]
+    toy += ["--arms", "student", "kd+ig", "--seeds", "0"]
     return ["--preset", "demo", "--out", str(out), *toy]
 
 

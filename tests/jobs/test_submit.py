@@ -62,7 +62,7 @@ def submit(head: str, environment: dict[str, str]) -> Callable[..., subprocess.C
 
 @pytest.mark.slow
 def test_the_pipeline_runs_as_a_job(submit: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    toy = ["--images", IMAGES, "--teacher-epochs", "1", "--limit", "60", "--steps", "4", "--epochs", "1", "--arms", "kd+ig"]
+    toy = ["--images", IMAGES, "--teacher-epochs", "1", "--limit", "60", "--steps", "4", "--epochs", "1", "--arms", "kd+ig", "--seeds", "0"]
     done = submit("jobs.pipeline", "--preset", "demo", "--out", str(tmp_path / "out"), *toy)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"report: {tmp_path}/out/report.html" in done.stdout

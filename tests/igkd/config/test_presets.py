@@ -9,8 +9,8 @@ import pytest
 
 from igkd.config.distill import DistillConfig
 from igkd.config.pipeline import PipelineConfig
-from igkd.config.presets import PRESETS, make_pipeline
-from igkd.config.recipes import RECIPES, distill_config
+from igkd.config.presets import DEMO, PRESETS, make_pipeline
+from igkd.config.recipes import RECIPES, STRONG, distill_config
 
 RUN = {"store", "out", "test_images", "teacher", "arm", "content", "seed", "maps"}
 """Entries of a configuration that say which run it is, and where; the others are settings that a recipe decides."""
@@ -46,9 +46,13 @@ def test_a_run_has_the_settings_of_the_recipe_that_it_is_labelled_with(
     recipe = recipe_named(name, tmp_path)
     runs = make_pipeline(PipelineConfig(preset=preset, out="o", recipe=recipe, **command_line)).students
     changes = {k: v for k, v in command_line.items() if k in ("epochs", "workers", "student")}
-    whole = settings(distill_config(recipe, store="s", out="o", **changes))
-    assert whole["recipe"] == recipe
-    assert [settings(one) for one in runs] == [whole] * len(runs)
+    networks = {one.student for one in make_pipeline(PipelineConfig(preset=preset, out="o")).students}
+    if named := changes.pop("student", None) or FILES.get(name, {}).get("student"):
+        networks = {named}
+    assert {one.student for one in runs} == networks
+    for one in runs:
+        assert settings(one) == settings(distill_config(recipe, store="s", out="o", student=one.student, **changes))
+        assert one.recipe == recipe
     labels = {one.label for one in runs}
     assert all(("" if name == "paper" else f", {Path(name).stem}") in label for label in labels)
     seeds = {one.seed for one in runs}
@@ -57,7 +61,7 @@ def test_a_run_has_the_settings_of_the_recipe_that_it_is_labelled_with(
 
 
 # What a preset changes of its recipes, which its documentation says.
-CHANGES: dict[str, dict[str, Any]] = {"demo": {"epochs": 16, "alpha": 0.5}, "evidence-night": {"epochs": 8}}
+CHANGES: dict[str, dict[str, Any]] = {"demo": STRONG | DEMO, "evidence-night": {"epochs": 8}}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

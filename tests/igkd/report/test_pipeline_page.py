@@ -76,6 +76,17 @@ def test_several_seeds_show_their_mean_and_t_interval() -> None:
     assert summary_table(report(students)).split()[-4:] == ["62.0", "%", f"{100 * low:.1f}-{100 * high:.1f}", "3"]
 
 
+def test_several_seeds_say_which_differences_were_found() -> None:
+    counts = {"student": (500, 521, 540), "kd": (600, 620, 642), "kd+ig": (590, 640, 630)}
+    students = [result(arm, seed, correct) for arm, found in counts.items() for seed, correct in enumerate(found)]
+    tested = stats.ttest_rel(counts["kd"], counts["student"])
+    low, high = tested.confidence_interval(0.95)
+    for text in (summary_table(report(students)), Page(render(report(students))).text):
+        assert f"kd is better than student by 10.03 points, 95 % interval {low / 10:.2f} to {high / 10:.2f}, 3 seeds." in text
+        assert "no difference found between kd+ig and kd (" in text and "kd+ig is better" in text
+    assert "better" not in summary_table(report(students[:2])) + render(report(students[::3]))
+
+
 def test_one_seed_shows_its_wilson_interval_and_claims_nothing() -> None:
     z = 1.959963984540054
     centre, half = 0.61 + z * z / 2000, z * math.sqrt(0.61 * 0.39 / 1000 + z * z / 4_000_000)
@@ -153,7 +164,7 @@ def test_the_summary_fits_a_terminal() -> None:
         for network in ("mobilenet:cut=5", "mobilenet:cut=17,width=0.5,stride=2")
     ]
     table = summary_table(report([row | {"parameters": 123_456_789, "compression": 1121.71} for row in long]))
-    assert len(table.splitlines()) == 6 and max(map(len, table.splitlines())) <= 80
+    assert len(table.split("\n\n")[0].splitlines()) == 6 and max(map(len, table.splitlines())) <= 80
 
 
 def test_a_large_report_stays_small() -> None:
