@@ -27,7 +27,8 @@ from igkd.networks.renumbered import for_pictures
 from igkd.store import views
 from igkd.store.compute import Rows, Selection, make_plan
 from jobs.backend.ray_insides import map_blocks
-from jobs.backend.runtime import READ_CPUS, run_job, start_ray, user_error
+from jobs.backend.runtime import READ_CPUS, run_job, start_ray
+from jobs.backend.sentences import user_error
 from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write, parts_dataset
 from jobs.backend.start import awaited
 from jobs.backend.waiting import say_if_waiting

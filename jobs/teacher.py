@@ -11,7 +11,7 @@ from igkd.images.open import open_images, tell
 from igkd.networks.initial import init_hash
 from igkd.networks.open import DEFAULT
 from igkd.training.held_out import unseen_by_teacher
-from igkd.training.teacher_data import check_teacher, plan_line, start_of, teacher_task
+from igkd.training.teacher_data import check_teacher, start_of, teacher_line, teacher_task
 from jobs.backend.runtime import in_thread, run_job
 from jobs.backend.training import run_training
 
@@ -20,7 +20,7 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     """Train or go on training; gives the result row."""
     source = open_images(config.images)
     tell(source)
-    print(f"teacher: {plan_line(config, source.checked_labels('train'), len(source.classes))}", flush=True)
+    print(f"teacher: {teacher_line(config, source.checked_labels('train'), len(source.classes))}", flush=True)
     check_teacher(config)
     fingerprints, init = {"images_fingerprint": source.fingerprint("train")}, config.init
     if init is not None and (start := start_of(config, len(source.classes))) is not None:

@@ -74,6 +74,18 @@ def epoch_batches(seed: int, epoch: int, ids: NDArray[np.int64], batch_size: int
     return np.array_split(order, steps_of(len(order), batch_size))
 
 
+def plan_line(found: str, held_out: int, train: int, optimisation: Optimisation) -> str:
+    """What was found and what a run of it comes to, as a line.
+
+    Args:
+        found: the pictures and where they are, such as "600 training pictures of 10 classes".
+        held_out: how many of them are the validation split.
+        train: how many are trained on.
+    """
+    epochs, steps = optimisation.epochs, steps_of(train, optimisation.batch_size)
+    return f"{found}, {held_out:,} of them held out for validation; {epochs:,} epochs of {steps:,} steps are {epochs * steps:,} steps"
+
+
 def steps_of(count: int, batch_size: int) -> int:
     """Number of batches for `count` images, at least one.
 

@@ -21,7 +21,7 @@ from igkd.networks.taps import check_tap, layers_of, student_tap
 from igkd.networks.trial import check_trainable, check_twice_differentiable
 from igkd.store import Plan, Store
 from igkd.store.views import few_of
-from igkd.training.batches import check_sizes, check_validation
+from igkd.training.batches import check_sizes, check_validation, plan_line
 from igkd.training.identity import ingest_of
 from igkd.training.student_rows import look_through, mixed_up, some_of
 from igkd.training.task import Moments, Task, check_batch_size, every
@@ -94,6 +94,16 @@ def compared_layers(objective: Objective, config: DistillConfig, plan: Plan, spe
     if objective.feature_weight > 0 and teacher is not None and layer is not None:
         channels = channels_at(build(spec, 0), tap), channels_at(teacher, layer)
     return replace(objective, tap=tap, teacher_tap=layer, tap_channels=channels)
+
+
+def student_line(config: DistillConfig, store: Store) -> str:
+    """What the store has and what a run from it comes to, as a line."""
+    held_out = store.column("validation")
+    count, classes = len(held_out), len(store.plan.classes)
+    train = round(config.share * int((~held_out).sum()))
+    share = "" if config.share == 1 else f", {train:,} of which this student sees"
+    line = plan_line(f"{count:,} pictures of {classes:,} classes in the store{share}", int(held_out.sum()), train, config.optimisation)
+    return f"{line}, for {student_spec(config, store.plan).name}"
 
 
 def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:

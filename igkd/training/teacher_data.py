@@ -14,7 +14,7 @@ from igkd.networks.families import canonical_name, outside
 from igkd.networks.initial import Initial, initial, normalised, sizing
 from igkd.networks.network import NetworkSpec
 from igkd.networks.trial import check_trainable
-from igkd.training.batches import check_sizes, check_validation, steps_of
+from igkd.training.batches import check_sizes, check_validation, plan_line
 from igkd.training.task import Moments, Task, check_batch_size, every
 
 
@@ -56,19 +56,14 @@ def teacher_task(config: TeacherConfig) -> Task:
     )
 
 
-def plan_line(config: TeacherConfig, labels: NDArray[np.int64], classes: int) -> str:
-    """What was found and what it comes to, as a line: pictures, classes, validation split, steps.
+def teacher_line(config: TeacherConfig, labels: NDArray[np.int64], classes: int) -> str:
+    """What was found and what it comes to, as a line.
 
     Args:
         labels: int64 (N,), of the training images.
     """
     held_out = int(validation_mask(labels).sum())
-    train = len(labels) - held_out
-    steps = steps_of(train, config.batch_size)
-    return (
-        f"{len(labels):,} training pictures of {classes:,} classes, {held_out:,} of them held out for validation; "
-        f"{config.epochs:,} epochs of {steps:,} steps are {config.epochs * steps:,} steps"
-    )
+    return plan_line(f"{len(labels):,} training pictures of {classes:,} classes", held_out, len(labels) - held_out, config.optimisation)
 
 
 def start_of(config: TeacherConfig, classes: int) -> Initial | None:

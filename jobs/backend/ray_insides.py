@@ -4,6 +4,7 @@ Each item says why. Its test in tests/jobs/backend/test_ray_insides.py shows tha
 test fails with a newer Ray, the item can go. Importing this module imports nothing of Ray.
 """
 
+import functools
 import logging
 import os
 import sys
@@ -57,6 +58,16 @@ def silence_sigterm_warning() -> None:
 
 def _not_about_sigterm(record: logging.LogRecord) -> bool:
     return "SIGTERM handler is not set" not in record.getMessage()
+
+
+def take_any_port() -> None:
+    """Let the agent of a Ray that this process starts listen on a free port instead of 52365, which another Ray on this machine may have.
+
+    It would try that one for more than three seconds, in which nothing else happens, and then give up with a traceback in its log.
+    """
+    from ray._private.parameter import RayParams
+
+    RayParams.__init__ = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)  # type: ignore[assignment, method-assign]
 
 
 def quiet_workers() -> dict[str, str]:

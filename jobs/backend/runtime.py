@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import functools
-import logging
 import math
 import os
 import signal
@@ -23,6 +22,7 @@ from ray.train.v2.api.config import LoggingConfig
 from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cli
 from igkd.networks import module
 from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
+from jobs.backend.sentences import Final, user_error
 from jobs.backend.start import awaited, connect, stop_at_sigterm
 from jobs.backend.waiting import say_if_waiting
 
@@ -74,23 +74,6 @@ def leave(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The UserError somewhere inside an error of Ray, if there is one."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        one = pending.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, UserError) and not isinstance(one, ray.exceptions.RayError):
-            return UserError(str(one).partition("\nFailed to ")[0])  # without Ray Data's advice on its settings for retries
-        failures = getattr(one, "worker_failures", None) or {}
-        causes = (getattr(one, name, None) for name in ("cause", "controller_failure"))
-        pending += [*causes, one.__cause__, one.__context__, *failures.values()]
-    return None
 
 
 def start_ray(num_cpus: int | None = None) -> None:
@@ -154,31 +137,6 @@ def scaling(workers: int, reads: bool = False, least: int | None = None) -> Scal
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": math.floor(share) if share >= 1 else share})
 
 
-@contextlib.contextmanager
-def one_sentence() -> Iterator[None]:
-    """A context for code in a worker of Ray Train: a UserError is raised as itself, without the traceback in the log that others get."""
-    try:
-        yield
-    except Exception as error:
-        cause = user_error(error)
-        if cause is None:
-            raise
-        logging.disable(logging.CRITICAL)  # for the rest of this process, which Ray ends
-        raise cause from None
-
-
-class Final(ray.train.UserCallback):
-    """Ends a run at a UserError, which would come again at every retry.
-
-    Ray Train treats all errors of workers alike. But an error in its own controller, where this is called, is not retried."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = [cause for error in worker_exceptions.values() if (cause := user_error(error)) is not None]
-        if causes:
-            logging.disable(logging.CRITICAL)  # of a process that has nothing left to do
-            raise causes[0]
-
-
 def fit(
     loop: Callable[[dict[str, Any]], None],
     loop_config: dict[str, Any],
@@ -206,8 +164,7 @@ def fit(
     shares = scaling(workers, reads=stream is not None, least=least)
     say_if_waiting(shares.resources_per_worker, least or workers)
     trainer = lean_trainer()(
-        loop,
-        train_loop_config=loop_config,
+        functools.partial(loop, loop_config),  # as `train_loop_config` Train's controller would unpack it, and import all of igkd and torch
         scaling_config=shares,
         datasets={"train": stream()} if stream is not None else None,
         run_config=RunConfig(

@@ -23,7 +23,7 @@ import ray
 
 from igkd.base.errors import INTERRUPTED, STOPPED, UserError
 from igkd.base.storage_errors import explain
-from jobs.backend.ray_insides import cluster_address, silence_sigterm_warning, token_headers
+from jobs.backend.ray_insides import cluster_address, silence_sigterm_warning, take_any_port, token_headers
 
 REACH_S = 8.0
 """Seconds in which the machine that RAY_ADDRESS names must accept a connection."""
@@ -53,6 +53,7 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
     if address == "local":
         check_temporary_directory()
         check_token()
+        take_any_port()
     done: Future[None] = Future()
 
     def attempt() -> None:

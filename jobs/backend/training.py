@@ -21,7 +21,8 @@ from igkd.training.identity import judged_otherwise
 from igkd.training.run import Trainer, finish_run
 from igkd.training.task import Task
 from jobs.backend.ingest import Stream
-from jobs.backend.runtime import fetched, fit, one_sentence, start_ray
+from jobs.backend.runtime import fetched, fit, start_ray
+from jobs.backend.sentences import one_sentence
 
 NOTHING_LEARNED = "train for more --epochs, or with another --learning-rate, before anything is built on it"
 

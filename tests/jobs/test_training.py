@@ -35,7 +35,8 @@ from igkd.training.student_data import distill_task, open_store
 from igkd.training.task import Task
 from igkd.training.teacher_data import teacher_task
 from jobs.backend.ingest import Stream, training_dataset
-from jobs.backend.runtime import fit, one_sentence
+from jobs.backend.runtime import fit
+from jobs.backend.sentences import one_sentence
 from jobs.backend.training import train_worker
 from jobs.distill import distill
 from jobs.teacher import train_teacher

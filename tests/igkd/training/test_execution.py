@@ -22,7 +22,7 @@ from igkd.training.execution import Compiled, choose_precision, compiler
 from igkd.training.run import Trainer
 from igkd.training.state import read_decided, read_history
 from igkd.training.task import Task
-from igkd.training.teacher_data import check_teacher, plan_line, teacher_task
+from igkd.training.teacher_data import check_teacher, teacher_line, teacher_task
 from tests.helpers.training import TINY, learner, random_samples, recipe, same_weights
 
 CPU = torch.device("cpu")
@@ -261,6 +261,6 @@ def test_label_smoothing_has_a_range(value: float) -> None:
 
 def test_a_teachers_first_line_says_what_was_found_and_how_many_steps_that_is() -> None:
     labels = np.arange(600) % 10  # a tenth of each class is held out: 540 images are 9 batches of 60
-    line = plan_line(TeacherConfig(images="shapes", out="o", epochs=200, batch_size=60), labels, 10)
+    line = teacher_line(TeacherConfig(images="shapes", out="o", epochs=200, batch_size=60), labels, 10)
     assert line.startswith("600 training pictures of 10 classes, 60 of them held out for validation; ")
     assert line.endswith("200 epochs of 9 steps are 1,800 steps")

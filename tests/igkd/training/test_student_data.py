@@ -24,7 +24,7 @@ from igkd.store import Store, compute
 from igkd.training.held_out import decoded_test_split, read_unseen, unseen_by_student, unseen_by_teacher
 from igkd.training.identity import decided, judged_otherwise
 from igkd.training.run import finish_run
-from igkd.training.student_data import distill_task, open_teacher_of
+from igkd.training.student_data import distill_task, open_teacher_of, student_line
 from igkd.training.student_rows import look_through, training_rows
 from igkd.training.task import Moments, every
 from igkd.training.teacher_data import teacher_task
@@ -278,3 +278,16 @@ def test_compression_is_against_the_teacher_that_was_used(tmp_path: Path) -> Non
     row = finish_run("distill", config, tmp_path, tmp_path / "outcome", "c", started, {}, teacher_parameters=25_000_000)
     assert row["compression"] == round(25_000_000 / parameter_count(student), 2)
     assert finish_run("teacher", config, tmp_path, tmp_path / "outcome", "c", started, {})["compression"] == 1
+
+
+# The first line
+
+
+def test_a_students_first_line_says_what_is_in_the_store_and_how_many_steps_that_is(teacher: str, tmp_path: Path) -> None:
+    made = PrecomputeConfig(images="shapes:train=100,test=5", teacher=teacher, store=str(tmp_path), steps=2, engine="captum")
+    make_store(made)
+    config, store = DistillConfig(store=made.store, out="o", epochs=3, batch_size=30), Store.open(made.store)
+    line = "100 pictures of 10 classes in the store, 10 of them held out for validation; 3 epochs of 3 steps are 9 steps, for mobilenet:"
+    assert student_line(config, store).startswith(line)
+    half = student_line(dataclasses.replace(config, share=0.5), store)
+    assert "in the store, 45 of which this student sees" in half and "3 epochs of 2 steps are 6 steps" in half

@@ -147,6 +147,20 @@ def test_ray_would_warn_that_it_sets_no_signal_handler() -> None:
     assert "SIGTERM handler is not set" in inspect.getsource(ray._private.worker)
 
 
+PORTS = """
+from ray._private.parameter import RayParams
+from jobs.backend.ray_insides import take_any_port
+print(RayParams().dashboard_agent_listen_port)
+take_any_port()
+print(RayParams().dashboard_agent_listen_port, RayParams(dashboard_agent_listen_port=7).dashboard_agent_listen_port)
+"""
+
+
+def test_the_agents_of_two_rays_would_want_one_port() -> None:
+    done = subprocess.run([sys.executable, "-c", PORTS], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["52365", "0", "7"]
+
+
 def test_ray_train_would_start_a_cleaner() -> None:
     def cleans(trainer: type[TorchTrainer]) -> bool:
         made = trainer(lambda: None)._create_default_callbacks()
