@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from igkd.base.choices import Arm, BadImages, canonical_arms
+from igkd.base.errors import UserError
 from igkd.base.time_limit import check_limit
 from igkd.config.distill import DistillConfig
 from igkd.config.precompute import PrecomputeConfig
@@ -27,6 +28,8 @@ class PipelineConfig:
     """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
     teacher: str | None = None
     """Directory of a teacher's checkpoint; without one, a teacher is trained."""
+    class_map: str | None = None
+    """JSON or CSV file that says which of --teacher's classes each class of the images is; see jobs.precompute."""
     teacher_epochs: int | None = None
     """The teacher's passes over its training images, instead of the preset's."""
     limit: int | None = None
@@ -59,6 +62,8 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         check_limit(self.hours, self.until)
+        if self.class_map is not None and self.teacher is None:
+            raise UserError("--class-map says which of a given teacher's classes are meant: name that by --teacher")
         object.__setattr__(self, "arms", canonical_arms(self.arms))
 
 

@@ -131,7 +131,13 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     return Pipeline(
         teacher=None if config.teacher else teacher,
         precompute=changed(
-            preset.precompute, **pictures, teacher=config.teacher, limit=config.limit, steps=config.steps, student=config.student
+            preset.precompute,
+            **pictures,
+            teacher=config.teacher,
+            class_map=config.class_map,
+            limit=config.limit,
+            steps=config.steps,
+            student=config.student,
         ),
         students=tuple(
             replace(one, seed=seed, out=f"{one.out}/{directory(one, several)}-seed{seed}") for seed in seeds for one in students

@@ -69,6 +69,13 @@ def test_command_line_changes_the_preset_and_nothing_else() -> None:
         make_pipeline(PipelineConfig(preset="demo", out="o", arms=()))
 
 
+def test_a_class_map_is_for_a_given_teacher() -> None:
+    given = make_pipeline(PipelineConfig(preset="demo", out="o", teacher="t", class_map="map.json"))
+    assert given.precompute.class_map == "map.json"
+    with pytest.raises(UserError, match="--teacher"):
+        PipelineConfig(preset="demo", out="o", class_map="map.json")
+
+
 def test_evidence_has_arms_controls_and_recipes_with_the_same_seeds() -> None:
     for preset, strong in (("evidence", "strong"), ("evidence-night", "strong-night")):
         runs = make_pipeline(PipelineConfig(preset=preset, out="o", images="shapes", teacher="t")).students  # type: ignore[arg-type]
