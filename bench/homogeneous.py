@@ -55,7 +55,7 @@ def measure(config: Config, family: str) -> dict[str, Any]:
     job("teacher", "--images", config.images, "--network", network, "--epochs", epochs, "--seed", seeds[0], "--out", teacher)
     limited = [] if limit is None else ["--limit", limit]
     job("precompute", "--images", config.images, "--teacher", teacher, "--student", config.student, "--store", stored, *limited)
-    students = ["--grids", "compression", "--students", config.student, "--arms", *config.arms, "--seeds", *seeds, "--epochs", epochs]
+    students = ["--students", config.student, "--arms", *config.arms, "--seeds", *seeds, "--epochs", epochs]
     job("ablate", "--store", stored, "--test-images", config.images, "--out", out / "students", *students)
     found: dict[str, list[float]] = {}
     for row in read_rows(out / "students"):

@@ -76,8 +76,8 @@ class AblateConfig(SweepConfig):
     """The arms of the grids, instead of their usual ones: any sums, such as kd+ig or kd+map."""
     contents: tuple[Content, ...] | None = None
     """The contents of the grid controls; by default all that the store allows."""
-    students: tuple[str, ...] = PAPER_STUDENTS
-    """Networks of the compression sweep."""
+    students: tuple[str, ...] | None = None
+    """The students' networks, such as mobilenet:cut=5; by default the recipe's, and in the grid compression the paper's eight cuts."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each cell has a run for each, and runs of one seed are compared with each other."""
     maps: int | None = field(default=None, metadata=SPEED)

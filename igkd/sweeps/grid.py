@@ -11,7 +11,7 @@ from igkd.base.errors import UserError
 from igkd.config.distill import DistillConfig
 from igkd.config.presets import PAPER_ARMS
 from igkd.config.recipes import distill_config, recipe_values
-from igkd.config.sweeps import AblateConfig, Grid
+from igkd.config.sweeps import PAPER_STUDENTS, AblateConfig, Grid
 from igkd.networks.families import canonical_name
 from igkd.store import Store
 from igkd.training.identity import decided
@@ -72,23 +72,28 @@ def cells(config: AblateConfig, store: Store) -> list[Cell]:
             given = {"teacher": config.teacher, "test_images": config.test_images, "epochs": config.epochs, "maps": config.maps}
             given["bad_images"] = config.bad_images
             base = distill_config(recipe, store=config.store, out="", seed=seed, **{k: v for k, v in given.items() if v is not None})
-            for grid in config.grids:
-                for cell in _grid(grid, base, config, store):
-                    other = found.setdefault(cell.name, cell)
-                    if other != cell:
-                        raise UserError(f"two different runs would be called {cell.name}: give recipes of different names")
+            bases = [(grid, replace(base, student=student)) for grid in config.grids for student in _students(grid, base, config)]
+            for cell in (cell for grid, one in bases for cell in _grid(grid, one, config, store)):
+                other = found.setdefault(cell.name, cell)
+                if other != cell:
+                    raise UserError(f"two different runs would be called {cell.name}: give recipes of different names")
     if not found:
         raise UserError("the grid is empty: --grids, --recipes, --arms, --contents, --students and --seeds must name at least one each")
     return list(found.values())
 
 
+def _students(grid: Grid, base: DistillConfig, config: AblateConfig) -> Sequence[str]:
+    """The networks of a grid."""
+    if config.students is not None:
+        return [canonical_name(one) for one in config.students]
+    return PAPER_STUDENTS if grid == "compression" else (base.student,)
+
+
 def _grid(grid: Grid, base: DistillConfig, config: AblateConfig, store: Store) -> Iterator[Cell]:
-    """One grid for one recipe and seed."""
+    """One grid for one recipe, seed and network."""
     arms: tuple[Arm, ...] = config.arms if config.arms is not None else ARMS if grid == "arms" else PAPER_ARMS
-    if grid == "arms":
+    if grid in ("arms", "compression"):
         yield from (make_cell(config.out, replace(base, arm=arm)) for arm in arms)
-    elif grid == "compression":
-        yield from (make_cell(config.out, replace(base, arm=arm, student=canonical_name(one))) for one in config.students for arm in arms)
     elif grid == "monte-carlo":
         yield from (make_cell(config.out, replace(base, arm=arm, share=SHARE)) for arm in arms)
     elif grid == "controls":

@@ -38,6 +38,15 @@ def test_compression_is_eight_cuts_of_three_arms() -> None:
     assert {cell.config.arm for cell in found} == {"student", "kd", "kd+ig"}
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_any_grid_may_be_of_networks_of_ones_own(name: Any) -> None:
+    lean, paper = ("lean:2:16x1,32x1", "mobilenet:cut=5")
+    found, usual = grid(grids=(name,), students=(lean, paper), recipes=("strong",)), grid(grids=(name,), recipes=("strong",))
+    assert {cell.config.student for cell in found} == {lean, paper} and len(found) == len({cell.name for cell in found})
+    of_one = [cell.label for cell in usual if cell.config.student == paper]
+    assert Counter(cell.label for cell in found) == Counter(2 * of_one)
+
+
 def test_controls_differ_from_the_method_in_their_content_alone() -> None:
     found = {cell.label: cell.config for cell in grid(grids=("controls",), seeds=(0,))}
     assert set(found) == {"student", "kd", "kd+ig", "kd+ig, other", "kd+ig, black", "kd+ig, noise", "kd+ig, brightness"}
