@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
@@ -97,6 +96,8 @@ def features(lean: Lean, norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequ
 
 
 def _blocks(lean: Lean, before: int, norm: type[nn.BatchNorm2d]) -> Iterator[nn.Module]:
+    from torchvision.models.resnet import BasicBlock  # here, since it takes more than a second
+
     for stage, (width, blocks) in enumerate(lean.stages):
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1

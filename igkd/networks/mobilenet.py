@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 
 from torch import nn
-from torchvision.models import MobileNetV2
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
@@ -64,6 +63,8 @@ def canonical(options: str) -> str:
 
 def build(options: str, classes: int) -> nn.Module:
     """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
+    from torchvision.models import MobileNetV2  # here, since it takes more than a second
+
     found = parse(options)
     whole = MobileNetV2(
         num_classes=classes,

@@ -3,11 +3,11 @@
 import os
 import pickle
 import warnings
+from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import nn
 
 from igkd.base.errors import UserError
@@ -17,13 +17,20 @@ from igkd.networks.preparation import Preparation
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 
+def models() -> ModuleType:
+    """torchvision.models, imported when it is first used: that takes more than a second, which every command would have to wait."""
+    import torchvision
+
+    return torchvision.models
+
+
 def canonical(options: str) -> str:
     """The network's name in torchvision, checked.
 
     Raises:
         UserError: torchvision has no classifier of that name.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = models().list_models(module=models())
     if options not in known:
         raise UserError(f"torchvision has no classifier '{options}'; it has {', '.join(known)}")
     return options
@@ -33,7 +40,7 @@ def build(options: str, classes: int) -> nn.Module:
     """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # inception_v3 and googlenet warn that their initialisation will change
-        network: nn.Module = torchvision.models.get_model(canonical(options), weights=None, num_classes=classes)
+        network: nn.Module = models().get_model(canonical(options), weights=None, num_classes=classes)
     return network
 
 
@@ -49,7 +56,7 @@ def student(options: str, teacher: str | None, side: int) -> str:
 
 def default_weights(options: str) -> Any:
     """torchvision's entry of its default weights for ImageNet, with `meta["categories"]` and `transforms()`."""
-    return torchvision.models.get_model_weights(canonical(options)).DEFAULT
+    return models().get_model_weights(canonical(options)).DEFAULT
 
 
 def preparation(options: str) -> Preparation:
@@ -88,7 +95,7 @@ def pretrained(options: str) -> nn.Module:
         UserError: the weights cannot be downloaded or read.
     """
     try:
-        network: nn.Module = torchvision.models.get_model(options, weights=default_weights(options))
+        network: nn.Module = models().get_model(options, weights=default_weights(options))
     except (URLError, OSError) as error:
         raise UserError(
             f"the weights of torchvision:{options} cannot be downloaded ({error}); on a machine with a network, torchvision keeps them in "
