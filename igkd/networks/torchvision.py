@@ -1,5 +1,6 @@
 """The family `torchvision`: any classifier of torchvision, such as `torchvision:resnet18`."""
 
+import importlib
 import os
 import pickle
 import warnings
@@ -19,9 +20,7 @@ os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 def models() -> ModuleType:
     """torchvision.models, imported when it is first used: that takes more than a second, which every command would have to wait."""
-    import torchvision
-
-    return torchvision.models
+    return importlib.import_module("torchvision.models")
 
 
 def canonical(options: str) -> str:
