@@ -86,11 +86,21 @@ def night() -> Iterator[Quote]:
 
 
 def demo() -> Iterator[Quote]:
-    for row in read("demo/results.json"):
-        test = row["test"]
-        name = "teacher (2,700 images)" if row["name"] == "teacher" else row["name"]
-        interval = ends(*wilson_interval(test["correct"], test["count"]))
-        yield MEASURED, f"| {name} | {row['parameters']:,} | {share(test['accuracy'])} | {interval} |"
+    teacher, *students = read("demo/results.json")
+    test = teacher["test"]
+    interval = ends(*wilson_interval(test["correct"], test["count"]))
+    yield MEASURED, f"| teacher | {teacher['parameters']:,} | {share(test['accuracy'])} | {interval} | 1 |"
+    groups = grouped(students, "test")
+    for group in groups:
+        mean, low, high = group.interval
+        cells = f"{group.first['parameters']:,} | {share(mean)} | {ends(low, high)} | {len(group.by_seed)} |"
+        yield MEASURED, f"| {group.label.removesuffix(', strong-night')} | {cells}"
+    alone, kd, both = (group.label for group in groups)
+    found = {(one.arm, one.reference): one for family in families(groups) for one in family.comparisons}
+    better, equal = found[kd, alone], found[both, kd]
+    assert better.better and not equal.significant
+    yield MEASURED, f"better than the student alone by {share(better.difference)} points ({ends(better.low, better.high)})"
+    yield MEASURED, f"no difference was found ({difference(equal)} points, {ends(equal.low, equal.high)})"
 
 
 def choices() -> Iterator[Quote]:
