@@ -155,7 +155,8 @@ def write_best(root: Path, base: DistillConfig, rows: list[Row], store_fingerpri
     made = {"command": command, "trials": len(rows), "cell": best["cell"], METRIC: accuracy(best), "store_fingerprint": store_fingerprint}
     write_json(root / "best.json", recipe_file(tuned(base, best["settings"]), made))
     which = f"best: {best['cell']}" if equals == 1 else f"best: {equals} trials alike, of which {best['cell']} was the first"
-    print(f"{which}, validation {accuracy(best):.1%}; use it by --recipe {root / 'best.json'}", flush=True)
+    use = f"--arm {base.arm} --student {base.student} --recipe {root / 'best.json'}"
+    print(f"{which}, validation {accuracy(best):.1%}; use it by {use}", flush=True)
 
 
 def main() -> int:
