@@ -58,8 +58,10 @@ def test_a_run_of_a_grid_is_the_run_of_jobs_distill(swept: Path, toy_store: str,
     row = next(row for row in read_rows(swept) if row["cell"] == "kd+ig-mobilenet-cut-5-seed0")
     assert [e["validation_accuracy"] for e in row["history"]] == [e["validation_accuracy"] for e in alone["history"]]
     losses, theirs = ([e["train_loss"] for e in one["history"]] for one in (row, alone))
-    # Another number of threads rounds otherwise, which training magnifies.
-    assert losses[0] == pytest.approx(theirs[0], rel=1e-4) and losses[1] == pytest.approx(theirs[1], rel=1e-3)
+    # Another number of threads rounds otherwise, which training magnifies; on processors that multiply in bfloat16, a step rounds to 0.4 %.
+    assert row["precision"] == alone["precision"]
+    coarse = 10 if row["precision"] == "bfloat16" else 1
+    assert losses[0] == pytest.approx(theirs[0], rel=coarse * 1e-4) and losses[1] == pytest.approx(theirs[1], rel=coarse * 1e-3)
     # And each takes the other's directory for its own.
     again = distill(DistillConfig(**{**vars(config), "out": str(swept / "students" / "kd+ig-mobilenet-cut-5-seed0")}))
     assert again == row
