@@ -26,7 +26,9 @@ class NodesConfig:
     The request to the autoscaler is withdrawn before the command runs: idle nodes stay for some minutes, and a job starts in seconds."""
 
     gpus: int = 0
+    """GPUs to wait for, in all of the cluster."""
     cpus: int = 0
+    """Processors to wait for, likewise."""
     minutes: float = 20.0
     """Longest wait. After it, go on with what is there; fail if there is no GPU (or processor) at all of those asked for."""
 

@@ -115,7 +115,7 @@ def demo() -> Iterator[Quote]:
     for group in groups:
         mean, low, high = group.interval
         cells = f"{group.first['parameters']:,} | {share(mean)} | {ends(low, high)} | {len(group.by_seed)} |"
-        yield MEASURED, f"| {group.label.removesuffix(', strong-night')} | {cells}"
+        yield MEASURED, f"| {group.label} | {cells}"
     alone, kd, both = (group.label for group in groups)
     found = {(one.arm, one.reference): one for family in families(groups) for one in family.comparisons}
     better, equal = found[kd, alone], found[both, kd]

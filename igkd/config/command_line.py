@@ -36,11 +36,11 @@ def parse(config: type[T], prog: str, **values: Any) -> T:
     """
     own = prog.split(".")[-1].split()[-1].capitalize()  # a field's name, which "import" cannot be
     sections: dict[str, list[Any]] = {"Data": [], own: [], "Training": [], "Resource": []}
-    types, texts = get_type_hints(config, include_extras=True), documentation(config)
+    hints, texts = get_type_hints(config, include_extras=True), documentation(config)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]  # T is a dataclass
         default = values.get(field.name, field.default)
-        shown = tyro.conf.arg(help=texts.get(field.name), metavar=metavar(types[field.name]), help_behavior_hint=HINTS.get(default))
-        sections[section(field.name, own)].append((field.name, Annotated[types[field.name], shown], dataclasses.field(default=default)))
+        shown = tyro.conf.arg(help=texts.get(field.name), metavar=metavar(hints[field.name]), help_behavior_hint=HINTS.get(default))
+        sections[section(field.name, own)].append((field.name, Annotated[hints[field.name], shown], dataclasses.field(default=default)))
     titled = {title: dataclasses.make_dataclass(title, part, kw_only=True) for title, part in sections.items() if part}
     whole = dataclasses.make_dataclass(config.__name__, [*titled.items()])
     whole.__doc__ = config.__doc__

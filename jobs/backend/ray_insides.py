@@ -60,6 +60,7 @@ def _not_about_sigterm(record: logging.LogRecord) -> bool:
     return "SIGTERM handler is not set" not in record.getMessage()
 
 
+@functools.cache  # once in a process
 def take_any_port() -> None:
     """Let the agent of a Ray that this process starts listen on a free port instead of 52365, which another Ray on this machine may have.
 
