@@ -101,9 +101,9 @@ def student_line(config: DistillConfig, store: Store) -> str:
     held_out = store.column("validation")
     count, classes = len(held_out), len(store.plan.classes)
     train = round(config.share * int((~held_out).sum()))
-    share = "" if config.share == 1 else f", {train:,} of which this student sees"
-    line = plan_line(f"{count:,} pictures of {classes:,} classes in the store{share}", int(held_out.sum()), train, config.optimisation)
-    return f"{line}, for {student_spec(config, store.plan).name}"
+    share = "" if config.share == 1 else f" on {train:,} of the others"
+    line = plan_line(f"{count:,} pictures of {classes:,} classes in the store", int(held_out.sum()), train, config.optimisation)
+    return f"{line}{share}, for {student_spec(config, store.plan).name}"
 
 
 def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:

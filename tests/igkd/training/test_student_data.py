@@ -290,4 +290,4 @@ def test_a_students_first_line_says_what_is_in_the_store_and_how_many_steps_that
     line = "100 pictures of 10 classes in the store, 10 of them held out for validation; 3 epochs of 3 steps are 9 steps, for mobilenet:"
     assert student_line(config, store).startswith(line)
     half = student_line(dataclasses.replace(config, share=0.5), store)
-    assert "in the store, 45 of which this student sees" in half and "3 epochs of 2 steps are 6 steps" in half
+    assert "3 epochs of 2 steps are 6 steps on 45 of the others, for mobilenet:cut=5" in half
