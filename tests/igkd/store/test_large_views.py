@@ -32,6 +32,7 @@ from tests.helpers.networks import settled
 from tests.helpers.pictures import encoded, write_parquet
 from tests.helpers.stores import add_views, make_store, tiny_plan
 from tests.helpers.training import learner
+from tests.helpers.views import view_student
 
 SIDE, CLASSES, CROPS, COUNT = 72, 300, 5, 30
 KD = frozenset({"logits"})
@@ -58,8 +59,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def student(uri: str, **changes: Any) -> DistillConfig:
-    usual = {"arm": "kd", "logits": "views", "learning_rate": 0.01, "epochs": 2, "batch_size": 8, "student": "lean:4:8x1"}
-    return DistillConfig(**{"store": uri, "out": "nowhere"} | usual | changes)
+    return view_student(uri, **{"logits": "views", "student": "lean:4:8x1"} | changes)
 
 
 def asked_and_stored(large: dict[str, str], name: str, seed: int, epoch: int) -> tuple[torch.Tensor, Any]:
