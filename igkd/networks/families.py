@@ -12,7 +12,7 @@ from torch import nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
-from igkd.networks import homogeneous, lean, mobilenet, module, timm, torchvision
+from igkd.networks import airbench, homogeneous, lean, mobilenet, module, timm, torchvision
 from igkd.networks.preparation import Preparation
 
 T = TypeVar("T")
@@ -57,6 +57,7 @@ class Outside(Protocol):
 FAMILIES: dict[str, Family] = {
     "mobilenet": mobilenet,
     "lean": lean,
+    "airbench": airbench,
     "homogeneous": homogeneous,
     "torchvision": torchvision,
     "timm": timm,

@@ -1,10 +1,11 @@
-"""The family `homogeneous`: lean networks without biases, whose integrated gradients take one pass.
+"""The family `homogeneous`: lean and airbench networks without biases, whose integrated gradients take one pass.
 
-`homogeneous:1:24x2,48x2,96x2` has the layers of `lean:1:24x2,48x2,96x2`, without any bias and with a normalisation that does not shift. In
-its place all convolutions have filters of mean 0, so that what all inputs have in common does not reach the output. In
-evaluation every layer then multiplies its output by a if its input is multiplied by a >= 0, and so does the network: F(a x) = a F(x). The
-gradient is therefore the same along the whole path from 0 to x, and integrated gradients from 0 are exactly input times gradient
-(Hesse, Schaub-Meyer, Roth 2021, "Fast Axiomatic Attribution for Neural Networks", arXiv 2111.07668).
+`homogeneous:1:24x2,48x2,96x2` has the layers of `lean:1:24x2,48x2,96x2`, and `homogeneous:airbench:32,128,128` those of
+`airbench:32,128,128`, without any bias and with a normalisation that does not shift. In its place the convolutions have filters of mean 0
+(but for the first of an airbench network), so that what all inputs have in common does not reach the output. In evaluation every layer
+then multiplies its output by a if its input is multiplied by a >= 0, and so does the network: F(a x) = a F(x). The gradient is therefore
+the same along the whole path from 0 to x, and integrated gradients from 0 are exactly input times gradient (Hesse, Schaub-Meyer, Roth
+2021, "Fast Axiomatic Attribution for Neural Networks", arXiv 2111.07668).
 
 0 is here 0 in the network's normalised space, which is where igkd's maps start anyway, so pixels are normalised as for any other network.
 From a baseline of another colour, the maps are integrated by nodes.
@@ -14,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igkd.networks import lean
+from igkd.networks import airbench, lean
 from igkd.networks.pooled import Pooled
 
 FAMILY = "homogeneous"
+_AIRBENCH = "airbench:"
 
 
 class ScaleNorm2d(nn.BatchNorm2d):
@@ -81,15 +83,28 @@ class CentredConv2d(nn.Conv2d):
         return output
 
 
+def _base(options: str) -> tuple[str, str]:
+    """The family whose networks lose their biases, lean if none is named, and the options for it."""
+    return ("airbench", options.removeprefix(_AIRBENCH)) if options.startswith(_AIRBENCH) else ("lean", options)
+
+
 def canonical(options: str) -> str:
-    """The options, those of a lean network, in their canonical spelling."""
-    return str(lean.parse(options, FAMILY))
+    """The options in their canonical spelling."""
+    family, of_family = _base(options)
+    if family == "airbench":
+        return _AIRBENCH + ",".join(map(str, airbench.parse(of_family, f"{FAMILY}:airbench")))
+    return str(lean.parse(of_family, FAMILY))
 
 
 def build(options: str, classes: int) -> nn.Module:
     """The network, freshly initialised by torch's generator; it maps float (B, 3, H, W), normalised, to logits (B, classes)."""
-    features = lean.features(lean.parse(options, FAMILY), ScaleNorm2d)
-    for module in features.modules():
+    family, of_family = _base(canonical(options))
+    if family == "airbench":
+        features = airbench.features(airbench.parse(of_family), ScaleNorm2d)
+        centred = features[1:]  # the first filters, of which one is the brightness itself, see pixels of both signs
+    else:
+        centred = features = lean.features(lean.parse(of_family), ScaleNorm2d)
+    for module in centred.modules():
         if isinstance(module, nn.Conv2d):
             module.__class__ = CentredConv2d
     return Pooled(features, classes, bias=False)
