@@ -200,6 +200,7 @@ def _max_pool_backward(
             return aten.constant_pad_nd(wide, [0, width - wide.shape[3], 0, height - wide.shape[2]])
 
         chosen = spread(indices) == torch.arange(height * width).view(height, width)
-        return torch.where(chosen, spread(gradient.to(x.dtype)), 0.0)
+        routed: Tensor = torch.where(chosen, spread(gradient.to(x.dtype)), 0.0)
+        return routed
     flat = torch.zeros_like(x).flatten(2).scatter_add(2, indices.flatten(2), gradient.flatten(2).to(x.dtype))
     return flat.view(x.shape)

@@ -8,6 +8,9 @@ from igkd.base.choices import Content, Crop, Explanation, Logits, Optimizer, Pre
 from igkd.base.errors import UserError
 from igkd.base.settings import SPEED
 
+LOW_RESOLUTION = 0.75
+"""Factor on the sides of the images in epochs of low resolution."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FewCrops:
@@ -68,6 +71,11 @@ class Optimisation:
     def head_factor(self) -> float:
         """The last layer's learning rate divided by that of the others."""
         return 1.0 if self.head_learning_rate is None else self.head_learning_rate / self.learning_rate
+
+    @property
+    def lowest_scale(self) -> float:
+        """The smallest factor on the sides of the images in any epoch."""
+        return LOW_RESOLUTION if self.low_resolution_epochs else 1.0
 
     @property
     def optimisation(self) -> "Optimisation":

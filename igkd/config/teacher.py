@@ -29,7 +29,8 @@ class TeacherConfig(Optimisation):
     network: str = "mobilenet"
     """mobilenet, the paper's MobileNet-V2; mobilenet:width=0.5,stride=2 has half the channels, and a first layer of stride 2, for images
     larger than about 32 pixels a side; lean:1:64x2,128x2,256x2 is a residual network (stride of the first layer, then WIDTHxBLOCKS),
-    and homogeneous:1:64x2,128x2,256x2 the same without biases, whose maps take one pass; torchvision:NAME, timm:NAME; or one of your own,
+    airbench:64,256,256 one that learns small pictures in few epochs (widths of its blocks); homogeneous:1:64x2,128x2,256x2 and
+    homogeneous:airbench:64,256,256 are the same without biases, whose maps take one pass; torchvision:NAME, timm:NAME; or one of your own,
     module:PACKAGE.MODULE:FUNCTION."""
     init: str | None = field(default=None, metadata=PLACE)
     """Weights to start from: a file, a checkpoint's directory, or default for the family's own. A last layer for another number of classes

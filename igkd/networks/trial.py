@@ -56,35 +56,44 @@ def _why(network: nn.Module, name: str, shape: tuple[int, int], error: Exception
         return (
             f"{name} takes pictures of {first.in_channels} channel(s), and igkd's have three, red, green and blue: choose another network"
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
     return (
-        f"{name} cannot take pictures of {shape[0]}x{shape[1]} pixels ({reason}): choose a size that it takes by "
+        f"{name} cannot take pictures of {shape[0]}x{shape[1]} pixels ({_reason(error)}): choose a size that it takes by "
         "--image-size, or another network"
     )
 
 
-def check_trainable(spec: NetworkSpec) -> None:
-    """Try an untrained network of others for training: in evaluation and in training mode it must give logits of the spec's classes.
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
-    Networks of our own families are not tried: they have what is needed by construction.
+
+def check_trainable(spec: NetworkSpec, lowest_scale: float = 1.0) -> None:
+    """Try an untrained network for training: in evaluation and in training mode it must give logits of the spec's classes.
+
+    Args:
+        lowest_scale: the smallest factor on the sides of the images in training.
 
     Raises:
-        UserError: it does not, or cannot take pictures of the spec's size.
+        UserError: it does not, or cannot take pictures of the spec's size, or of that size scaled.
     """
-    if outside(spec.name)[0] is None:
-        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_named(spec.name, len(spec.classes))
         count = outputs_of(network, spec.name, spec.image_shape)
         if count != len(spec.classes):
             raise UserError(f"{spec.name} gives logits of {count} classes, and there are {len(spec.classes)}: {_remedy(spec.name)}")
-        with torch.no_grad():
-            try:
-                answer = network.train()(torch.randn(2, 3, *spec.image_shape))
-            except Exception as error:  # the network may be anyone's, and raise anything
-                raise UserError(f"{_why(network, spec.name, spec.image_shape, error)} (in training)") from None
-    check_logits(answer, f"{spec.name}, in training,")
+        for scale in dict.fromkeys((1.0, lowest_scale)):
+            height, width = (round(side * scale) for side in spec.image_shape)
+            with torch.no_grad():
+                try:
+                    answer = network.train()(torch.randn(2, 3, height, width))
+                except Exception as error:  # the network may be anyone's, and raise anything
+                    if scale == 1.0:
+                        raise UserError(f"{_why(network, spec.name, spec.image_shape, error)} (in training)") from None
+                    raise UserError(
+                        f"{spec.name} cannot take pictures scaled to {height}x{width} pixels ({_reason(error)}): leave out "
+                        "--low-resolution-epochs, or choose another network"
+                    ) from None
+            check_logits(answer, f"{spec.name}, in training,")
 
 
 def check_twice_differentiable(spec: NetworkSpec) -> None:
@@ -103,10 +112,9 @@ def check_twice_differentiable(spec: NetworkSpec) -> None:
                 logits = network(pixels)
             torch.autograd.grad(logits.square().sum(), pixels, create_graph=True)[0].square().sum().backward()
         except Exception as error:  # the network may be anyone's, and raise anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             raise UserError(
-                f"the gradient of {spec.name} by its pixels cannot be differentiated again ({reason}), which a term of the loss needs: "
-                "choose an arm without map, or another network"
+                f"the gradient of {spec.name} by its pixels cannot be differentiated again ({_reason(error)}), which a term of the loss "
+                "needs: choose an arm without map, or another network"
             ) from None
 
 

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from igkd.attribution.attention import attention_map
 from igkd.base.errors import UserError
 from igkd.base.time_limit import duration
-from igkd.config.optimisation import Objective, Optimisation
+from igkd.config.optimisation import LOW_RESOLUTION, Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.networks.convolutions import twice_differentiable
 from igkd.networks.network import Classifier
@@ -248,7 +248,7 @@ def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float,
     """
     device, optimisation = learner.device, learner.optimisation
     set_training(learner.model, optimisation)
-    scale = 0.75 if epoch <= optimisation.low_resolution_epochs else 1.0
+    scale = LOW_RESOLUTION if epoch <= optimisation.low_resolution_epochs else 1.0
     total, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
     seen, spoke_of, spoke = 0, 0, time.monotonic()
     for step, batch in enumerate(feed.epoch(epoch)):

@@ -144,7 +144,7 @@ def open_store(config: DistillConfig) -> Store:
     """
     store = _fitting_store(config)
     spec = student_spec(config, store.plan)
-    check_trainable(spec)
+    check_trainable(spec, config.lowest_scale)
     if config.objective.map_weight > 0:
         check_twice_differentiable(spec)
     check_batch_size(spec, config.optimisation)

@@ -74,7 +74,7 @@ def check_batch_size(spec: NetworkSpec, optimisation: Optimisation) -> None:
     Raises:
         UserError: one would; the message says what is needed.
     """
-    scale = 0.75 if optimisation.low_resolution_epochs else 1.0
+    scale = optimisation.lowest_scale
     if optimisation.batch_size == 1 and values_a_channel(spec, scale) == 1:
         height, width = (round(side * scale) for side in spec.image_shape)
         raise UserError(

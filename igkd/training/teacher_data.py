@@ -10,7 +10,7 @@ from igkd.config.optimisation import Objective
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images
 from igkd.images.samples import first_image, load_samples, sentences
-from igkd.networks.families import canonical_name, outside
+from igkd.networks.families import canonical_name
 from igkd.networks.initial import Initial, initial, normalised, sizing
 from igkd.networks.network import NetworkSpec
 from igkd.networks.trial import check_trainable
@@ -87,12 +87,10 @@ def check_teacher(config: TeacherConfig) -> None:
     validation = validation_mask(source.checked_labels("train"))
     check_sizes(int((~validation).sum()), config.batch_size, config.workers)
     check_validation(int(validation.sum()), config.workers)
-    if config.batch_size > 1 and outside(config.network)[0] is None:
-        return
     shape = sizing(config.network, config.init, config.image_size)[0]
     if shape is None:
         first = first_image(source, "train", config.bad_images).shape
         shape = (first[0], first[1])
     spec = NetworkSpec(classes=source.classes, image_shape=shape, name=config.network)
-    check_trainable(spec)
+    check_trainable(spec, config.lowest_scale)
     check_batch_size(spec, config.optimisation)

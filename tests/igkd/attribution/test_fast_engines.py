@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from igkd.attribution import attributor, choose_engine, find_engine
 from igkd.attribution.base import INPUTS_PER_PASS
+from igkd.attribution.openvino import compiled_gradients
 from igkd.base.choices import Engine
-from igkd.networks.network import Classifier
+from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.networks.open import open_teacher
 from tests.helpers.attributions import STEPS, integrated_gradients, layers, least_cosine
+from tests.helpers.networks import lively
 
 LEAST = {"torch": 0.9999, "openvino": 0.9999, "openvino-bf16": 0.9998}
 """Least cosine of a map to Captum's by the same rule; rounding of the backward pass to 8 bits averages out over more steps than these."""
@@ -70,6 +72,35 @@ def test_fast_engines_take_other_networks(name: str, engine: Engine) -> None:
         teacher.train()(pixels)
     found = integrated_gradients(teacher.eval(), pixels, labels, STEPS, engine)
     assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > LEAST[engine]
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino", "openvino-bf16"])
+def test_fast_engines_take_a_norm_after_a_pooling(engine: Engine) -> None:
+    """It cannot be folded into the convolution before the pooling, so it stays in OpenVINO's graph."""
+    teacher = lively(build(NetworkSpec(name="airbench:16,24", classes=("a", "b", "c"), image_shape=(23, 22)), 0))
+    pixels, labels = torch.rand(3, 3, 23, 22, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
+    found = integrated_gradients(teacher, pixels, labels, STEPS, engine)
+    assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > LEAST[engine]
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        nn.MaxPool2d(2), nn.MaxPool2d((3, 2)), nn.MaxPool2d((2, 3), (2, 3)),  # windows side by side
+        nn.MaxPool2d(3, 2), nn.MaxPool2d(2, 3), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, 2, dilation=2), nn.MaxPool2d(2, ceil_mode=True),
+    ],
+)  # fmt: skip
+def test_the_gradient_of_a_pooling_goes_where_torchs_goes(pooling: nn.Module) -> None:
+    """Also where several pixels of a window have the largest value: then one of them gets all."""
+    x = torch.randint(0, 3, (4, 3, 11, 13), generator=torch.Generator().manual_seed(1)).float()
+    torch.manual_seed(0)
+    network, targets = nn.Sequential(pooling, nn.Flatten(), nn.LazyLinear(5)), torch.tensor([0, 4, 2, 2])
+    network(x)  # which gives the last layer its size
+    wanted = x.clone().requires_grad_()
+    network(wanted).gather(1, targets[:, None]).sum().backward()
+    found = compiled_gradients(network, 4, tuple(x.shape[1:]))(x, targets)
+    assert wanted.grad is not None and found.any()
+    torch.testing.assert_close(found, wanted.grad, rtol=1e-6, atol=1e-7)
 
 
 KINDS = ["plain", "branching", "typed", "twice", "own batch norm", "in place", "dropout", "layer norm", "linear norm"]

@@ -1,6 +1,7 @@
 """Networks without biases: F(a x) = a F(x) in evaluation, and a normalisation that only divides."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,20 @@ from igkd.attribution.base import FromBaseline
 from igkd.attribution.fast import folded
 from igkd.base.errors import UserError
 from igkd.deployment import formats
+from igkd.networks.airbench import first_filters
 from igkd.networks.checkpoint import load, save
 from igkd.networks.homogeneous import CentredConv2d, ScaleNorm2d
 from igkd.networks.network import Classifier, NetworkSpec, build, multiply_adds, parameter_count
 from tests.helpers.networks import lively, same_state
 
-NAME = "2:6x1,8x2"
-SPEC = NetworkSpec(classes=("a", "b", "c"), image_shape=(12, 12), name=f"homogeneous:{NAME}", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+NAMES = ["lean:2:6x1,8x2", "airbench:6,8"]
 
 
-@pytest.fixture
-def model() -> Classifier:
-    return lively(build(SPEC, 0))
+@pytest.fixture(params=NAMES)
+def model(request: pytest.FixtureRequest) -> Classifier:
+    name = f"homogeneous:{request.param.removeprefix('lean:')}"
+    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(12, 12), name=name, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    return lively(build(spec, 0))
 
 
 def pictures(count: int = 4) -> torch.Tensor:
@@ -54,17 +57,23 @@ def test_it_still_does_after_steps_of_training(model: Classifier) -> None:
         torch.testing.assert_close(model.from_normalised(7 * x), 7 * model.from_normalised(x), rtol=1e-12, atol=0)
 
 
-def test_no_parameter_is_a_bias_and_the_rest_is_that_of_the_lean_network(model: Classifier) -> None:
-    lean = build(NetworkSpec(classes=SPEC.classes, image_shape=SPEC.image_shape, name=f"lean:{NAME}"), 0)
-    ours, theirs = ({name: p.shape for name, p in one.named_parameters()} for one in (model, lean))
+def test_no_parameter_is_a_bias_and_the_rest_is_that_of_the_network_with_biases(model: Classifier) -> None:
+    (name,) = (name for name in NAMES if name.endswith(model.spec.name.removeprefix("homogeneous:")))
+    biased = build(dataclasses.replace(model.spec, name=name), 0)
+    ours, theirs = ({name: p.shape for name, p in one.named_parameters()} for one in (model, biased))
     assert ours == {name: shape for name, shape in theirs.items() if not name.endswith("bias")}
-    assert parameter_count(model) < parameter_count(lean) and multiply_adds(model) == multiply_adds(lean)
+    assert parameter_count(model) < parameter_count(biased) and multiply_adds(model) == multiply_adds(biased)
 
 
 def test_filters_have_mean_0_whatever_is_added_to_them(model: Classifier) -> None:
     """With and without gradients, by convolutions that torch computes from the centred weights."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    assert len(convolutions) == 8 and any(module.kernel_size == (1, 1) for module in convolutions)
+    if "airbench" in model.spec.name:  # whose first filters see pixels of both signs, and one of them is brightness
+        first = convolutions.pop(0)
+        assert type(first) is nn.Conv2d and torch.equal(first.weight, first_filters()) and first.bias is None
+        assert len(convolutions) == 4
+    else:
+        assert len(convolutions) == 8 and any(module.kernel_size == (1, 1) for module in convolutions)
     for module in convolutions:
         assert isinstance(module, CentredConv2d) and module.bias is None
         with torch.no_grad():
@@ -115,7 +124,8 @@ def test_its_norms_fold_and_its_files_give_what_it_gives(model: Classifier) -> N
         network, why = folded(FromBaseline(model, None).eval(), x.shape[1:])
         expected = model.from_normalised(x)
         torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
-    assert why == "" and not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert why == "" and left == (2 if "airbench" in model.spec.name else 0)  # those after a pooling
     pixels = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), dtype=np.uint8)
     with torch.no_grad():
         answers = model(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
@@ -125,10 +135,12 @@ def test_its_norms_fold_and_its_files_give_what_it_gives(model: Classifier) -> N
 def test_a_checkpoint_gives_back_every_bit(model: Classifier, tmp_path: Path) -> None:
     save(model, tmp_path, {})
     back = load(tmp_path)
-    assert back.spec == SPEC and same_state(model, back)
+    assert back.spec == model.spec and same_state(model, back)
 
 
 @pytest.mark.parametrize("name", ["homogeneous", "homogeneous:", "homogeneous:3:8x1", "homogeneous:2:8x0", "homogeneous:2:08x1"])
 def test_what_names_none_is_refused_by_its_own_name(name: str) -> None:
     with pytest.raises(UserError, match=r"homogeneous\S* names no network; one is homogeneous:2:32x1"):
         NetworkSpec(classes=("a",), image_shape=(8, 8), name=name)
+    with pytest.raises(UserError, match=r"homogeneous:airbench:6,0' names no network; one is homogeneous:airbench:32,128,128"):
+        NetworkSpec(classes=("a",), image_shape=(8, 8), name="homogeneous:airbench:6,0")

@@ -143,6 +143,7 @@ def few(classes): return Net(3, "few")
         ("module:{}:few", "gives logits of 3 classes, and there are 10"),
         ("torchvision:inception_v3", "cannot take pictures of 32x32 pixels|in training"),
         ("torchvision:alexnet", "cannot take pictures of 32x32 pixels .*--image-size"),
+        ("airbench:8,8,8,8,8", "airbench:8,8,8,8,8 cannot take pictures of 32x32 pixels .*--image-size"),
     ],
 )
 def test_students_that_are_of_no_use(store: str, student: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +153,15 @@ def test_students_that_are_of_no_use(store: str, student: str, words: str, tmp_p
         open_store(configure(store, arm="kd", student=student.format(place)))
     with pytest.raises(UserError, match=words):
         check_teacher(TeacherConfig(images=IMAGES, out="o", network=student.format(place), batch_size=20))
+
+
+def test_pictures_may_be_too_small_at_low_resolution_alone(store: str) -> None:
+    """Four blocks make one of 16 x 16 positions, and none of 12 x 12."""
+    network, words = "airbench:8,8,8,8", r"cannot take pictures scaled to 13x13 pixels .*leave out --low-resolution-epochs"
+    teacher = TeacherConfig(images="shapes:train=40,test=5", image_size=17, out="o", network=network, batch_size=20, epochs=2)
+    check_teacher(teacher)
+    with pytest.raises(UserError, match=words):
+        check_teacher(dataclasses.replace(teacher, low_resolution_epochs=1))
 
 
 ONCE = """
