@@ -197,7 +197,8 @@ def _max_pool_backward(
             down, right = kernel
             each = values[:, :, :, None, :, None].expand(-1, -1, -1, down, -1, right).contiguous()
             wide = each.view(*values.shape[:2], down * values.shape[2], right * values.shape[3])
-            return aten.constant_pad_nd(wide, [0, width - wide.shape[3], 0, height - wide.shape[2]])
+            whole: Tensor = aten.constant_pad_nd(wide, [0, width - wide.shape[3], 0, height - wide.shape[2]])
+            return whole
 
         chosen = spread(indices) == torch.arange(height * width).view(height, width)
         routed: Tensor = torch.where(chosen, spread(gradient.to(x.dtype)), 0.0)
