@@ -36,6 +36,8 @@ from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import class_numbers, renumbered, restricted
 
 SIMILARITIES = {"cosine": cosine, "rank_correlation": rank_correlation, "top_overlap": top_overlap}
+CONFUSION_CLASSES = 50
+"""Rows have the confusion matrix of at most this many classes."""
 OWN_CLASSES = "give --images of its own classes"
 
 
@@ -73,7 +75,8 @@ def evaluate(
         progress: called with a line of text before each step that may take long.
 
     Returns:
-        accuracy, correct, count, loss (mean, nats), calibration_error, per_class (name to accuracy, None for a class without images);
+        accuracy, correct, count, loss (mean, nats), calibration_error, per_class (name to accuracy, None for a class without images),
+        confusion (of each class, in that order, the number of its images with each answer; left out above `CONFUSION_CLASSES` classes);
         with a teacher, teacher_accuracy and agreement; with maps, maps as `judge_maps` gives them.
 
     Raises:
@@ -82,8 +85,7 @@ def evaluate(
     if maps < 0 or maps == 1 or maps > len(samples):
         raise UserError(f"--maps {maps} does not fit {len(samples)} image(s): it must be 0, or at least 2 and at most the images there are")
     labels, logits = samples.labels.cpu(), predict(model, samples)
-    if not logits.isfinite().all():
-        raise UserError("the network's logits are not all finite numbers: its weights are of no use; train it anew")
+    _check_logits(logits, "the network's", "train it anew")
     correct = metrics.correct(logits, labels)
     row: dict[str, Any] = {
         "accuracy": correct / len(labels),
@@ -93,15 +95,22 @@ def evaluate(
         "calibration_error": metrics.calibration_error(logits, labels),
         "per_class": dict(zip(distinct(model.spec.classes), metrics.class_accuracies(logits, labels), strict=True)),
     }
+    if logits.shape[1] <= CONFUSION_CLASSES:
+        row["confusion"] = metrics.confusion(logits, labels).tolist()
     if teacher is not None:
         theirs = answers(teacher, samples)
-        if not theirs.isfinite().all():
-            raise UserError("the teacher's logits are not all finite numbers: its weights are of no use; choose another --teacher")
+        _check_logits(theirs, "the teacher's", "choose another --teacher")
         row["teacher_accuracy"] = metrics.correct(theirs, labels) / len(labels)
         row["agreement"] = metrics.agreement(logits, theirs)
     if maps:
         row["maps"] = judge_maps(model, teacher, samples.select(stratified_choice(labels.numpy(), maps, 0, "maps")), steps, progress)
     return row
+
+
+def _check_logits(logits: Tensor, whose: str, remedy: str) -> None:
+    """Raise UserError if they are not all finite numbers."""
+    if not logits.isfinite().all():
+        raise UserError(f"{whose} logits are not all finite numbers: its weights are of no use; {remedy}")
 
 
 def judge_maps(

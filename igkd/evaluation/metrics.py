@@ -21,6 +21,12 @@ def class_accuracies(logits: Tensor, labels: Tensor) -> list[float | None]:
     return [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
 
 
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """The confusion matrix: how many images of each class (row) got each answer (column), int64 (classes, classes)."""
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+
+
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
     """Mean of -log softmax(logits)[label], in nats: the cross-entropy that training minimises."""
     return F.cross_entropy(logits.double(), labels).item()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from igkd.evaluation.chance import chance_note
 from igkd.evaluation.comparisons import families, grouped
 from igkd.evaluation.significance import t_interval, wilson_interval
-from igkd.report import charts, html
+from igkd.report import charts, classes, html
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +147,19 @@ def render(report: Report) -> str:
             single=any(len(line.runs) == 1 for line in arms),
             several=any(len(line.runs) > 1 for line in arms),
             comparisons=_sentences(report),
+            by_class=classes.class_table({line.label: line.runs for line in lines}),
+            confusion=_confusion(lines),
             curves=Markup(charts.curves({arm.label: _history(arm) for arm in arms}, _finite(lines[0].validation))),
             bars=Markup(_bars(report.focus, [arm.label for arm in arms])),
             **html.provenance([report.teacher, *report.students], report.commands),
         )
     )
+
+
+def _confusion(lines: list[_Line]) -> classes.Confusion | None:
+    """That of the student with the highest accuracy, or of the teacher if there is no student."""
+    best = max(lines[1:] or lines, key=lambda line: line.test[0])
+    return classes.confusion(best.label, best.runs)
 
 
 def summary_table(report: Report) -> str:

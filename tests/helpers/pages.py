@@ -1,11 +1,13 @@
 """Reading the HTML pages that reports are, and rows to draw them from."""
 
+import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 
-from igkd.report.pipeline_page import GalleryRow
+from igkd.report.pipeline_page import Focus, GalleryRow, Latency, Report
 
 HOSTILE = """<script>alert("x")</script>'"&$\\frac{ \x01"""
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -78,3 +80,21 @@ def gallery_row(label: str = "ring", arm: str = "kd", size: int = 16, mask: bool
         teacher_prediction=label,
         student_predictions={arm: "not " + label},
     )
+
+
+def report(students: list[dict[str, Any]] | None = None, arm: str = "kd", **changes: Any) -> Report:
+    """The content of a pipeline's page, with these students and changes."""
+    plain = Report(
+        title="A run",
+        summary_note="A note.",
+        teacher=result(None, correct=850),
+        students=[result(arm)] if students is None else students,
+        gallery=[gallery_row(arm=arm)],
+        focus=[Focus(model=name, inside=0.4, low=0.35, high=0.45, hits=0.7, images=50) for name in ("teacher", arm, "uniform map")],
+        latency=[
+            Latency(model=arm, parameters=543498, multiply_adds=58_700_000, batch=64, threads=2, p50=12.5, p95=13.4, times_as_fast=1.09)
+        ],
+        store={"images": 4000, "bytes_per_image": 3086.42, "engine": "fast", "delta_p99": math.nan, "shape": [3, 32, 32]},
+        commands=["python -m jobs.pipeline --preset shapes"],
+    )
+    return replace(plain, **changes)

@@ -29,9 +29,12 @@ def test_the_figures_are_those_of_training_and_those_by_class_make_up_the_whole(
     model = checkpoint.load(student)
     row, trained = evaluate(model, samples), evaluate_split(model, samples)
     assert {k: row[k] for k in trained} == pytest.approx(trained, rel=1e-6) and 0 < row["correct"] < 30
-    assert set(row) == {"accuracy", "correct", "count", "loss", "calibration_error", "per_class"}
+    assert set(row) == {"accuracy", "correct", "count", "loss", "calibration_error", "per_class", "confusion"}
     assert list(row["per_class"]) == list(drawn_shapes.CLASSES)
     assert np.mean(list(row["per_class"].values())) == pytest.approx(row["accuracy"])  # as many images of every class
+    counts = np.array(row["confusion"])
+    assert np.trace(counts) == row["correct"] and counts.sum() == row["count"]
+    assert (np.diag(counts) / counts.sum(axis=1)).tolist() == pytest.approx(list(row["per_class"].values()))
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 
 

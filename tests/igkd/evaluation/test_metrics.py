@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -29,6 +30,15 @@ def test_accuracies_by_hand() -> None:
     others = torch.tensor([[2.0, 1, 0, 0], [3, 0, 1, 0], [0, 3, 1, 0], [0, 8, 7, 0], [0, 6, 5, 0]])
     assert metrics.agreement(logits, others) == 0.4
     assert metrics.agreement(logits, logits * 7 - 2) == 1.0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 7), st.integers(0, 99))
+def test_the_confusion_matrix_counts_one_by_one(count: int, classes: int, seed: int) -> None:
+    logits, labels = some(count, classes, seed)
+    pairs = Counter(zip(labels.tolist(), logits.argmax(1).tolist(), strict=True))
+    expected = [[pairs[label, answer] for answer in range(classes)] for label in range(classes)]
+    assert metrics.confusion(logits, labels).tolist() == expected
 
 
 def test_negative_log_likelihood_is_scipys() -> None:

@@ -10,25 +10,8 @@ from PIL import Image
 from scipy import stats
 
 from igkd.report.charts import image_uri, map_uri, outline
-from igkd.report.pipeline_page import Focus, Latency, Report, render, summary_table
-from tests.helpers.pages import HOSTILE, Page, gallery_row, result
-
-
-def report(students: list[dict[str, Any]] | None = None, arm: str = "kd", **changes: Any) -> Report:
-    plain = Report(
-        title="A run",
-        summary_note="A note.",
-        teacher=result(None, correct=850),
-        students=[result(arm)] if students is None else students,
-        gallery=[gallery_row(arm=arm)],
-        focus=[Focus(model=name, inside=0.4, low=0.35, high=0.45, hits=0.7, images=50) for name in ("teacher", arm, "uniform map")],
-        latency=[
-            Latency(model=arm, parameters=543498, multiply_adds=58_700_000, batch=64, threads=2, p50=12.5, p95=13.4, times_as_fast=1.09)
-        ],
-        store={"images": 4000, "bytes_per_image": 3086.42, "engine": "fast", "delta_p99": math.nan, "shape": [3, 32, 32]},
-        commands=["python -m jobs.pipeline --preset shapes"],
-    )
-    return replace(plain, **changes)
+from igkd.report.pipeline_page import Focus, render, summary_table
+from tests.helpers.pages import HOSTILE, Page, gallery_row, report, result
 
 
 def test_the_page_fetches_nothing_and_describes_its_pictures() -> None:
