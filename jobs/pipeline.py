@@ -1,5 +1,6 @@
 """Teacher, store, students and report in one command: python -m jobs.pipeline --preset demo --out DIR"""
 
+import dataclasses
 import functools
 import time
 from pathlib import Path
@@ -14,9 +15,11 @@ from igkd.config.command_line import parse
 from igkd.config.pipeline import Pipeline, PipelineConfig
 from igkd.config.presets import make_pipeline
 from igkd.images.open import open_images
+from igkd.networks.families import student_name
 from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import for_pictures
+from igkd.networks.trial import check_trainable
 from igkd.report import pipeline_page
 from igkd.report.gallery import Showcase, load_students
 from igkd.report.html import source_name
@@ -27,6 +30,7 @@ from igkd.sweeps.publish import publish
 from igkd.training.held_out import read_unseen, unseen_by_teacher
 from igkd.training.identity import decided
 from igkd.training.student_data import open_store
+from igkd.training.teacher_data import untrained_spec
 from jobs.backend.cells import claim, train_cells
 from jobs.backend.runtime import TIME_WAS_UP, in_thread, run_job, start_ray, stopping_after
 from jobs.distill import distill
@@ -50,7 +54,7 @@ def run(config: PipelineConfig) -> Path | None:
         forecast_hours(pipeline)
         return None
     deadline = None if seconds is None else time.monotonic() + seconds
-    check_test_images(pipeline)
+    check_ahead(pipeline)
     with store.hold(config.out):
         start_ray()
         try:
@@ -78,19 +82,22 @@ def forecast_hours(pipeline: Pipeline) -> None:
     print(f"{total / 3600:.1f} hours in all, if nothing else computes; what is done already is not looked at", flush=True)
 
 
-def check_test_images(pipeline: Pipeline) -> None:
-    """Check the test images before the teacher is trained, since they are used only at the end of runs.
+def check_ahead(pipeline: Pipeline) -> None:
+    """Check what is used only hours later, before the teacher is trained: the students' networks, and the test images.
 
     Raises:
-        UserError: there are no test images, or one cannot be used.
+        UserError: a student cannot take the pictures; there are no test images, or one cannot be used.
     """
     places = [one.out for one in pipeline.students] + ([] if pipeline.teacher is None else [pipeline.teacher.out])
     if all((Path(out) / "result.json").exists() for out in places):
         return
+    given = given_network(pipeline).spec if pipeline.teacher is None else untrained_spec(pipeline.teacher)
+    for name, scale in dict.fromkeys((one.student, one.lowest_scale) for one in pipeline.students):
+        check_trainable(dataclasses.replace(given, name=student_name(name, given.name, given.image_shape)), scale)
     if pipeline.teacher is not None:
         unseen_by_teacher(pipeline.teacher)
         return
-    given, student = given_network(pipeline).spec, pipeline.students[0]
+    student = pipeline.students[0]
     if student.test_images is not None:
         resize = pipeline.precompute.image_size is not None
         read_unseen(student.test_images, given.classes, given.image_shape, resize, student.bad_images, given.scaling)

@@ -194,7 +194,7 @@ def _max_pool_backward(
     if stride in ([], kernel) and not any(padding) and set(dilation) == {1} and not ceil_mode:
         # The windows do not overlap: each input asks whether its window chose it, which is faster than scattering.
         def spread(values: Tensor) -> Tensor:
-            down, right = kernel
+            down, right = kernel if len(kernel) == 2 else kernel * 2
             each = values[:, :, :, None, :, None].expand(-1, -1, -1, down, -1, right).contiguous()
             wide = each.view(*values.shape[:2], down * values.shape[2], right * values.shape[3])
             whole: Tensor = aten.constant_pad_nd(wide, [0, width - wide.shape[3], 0, height - wide.shape[2]])

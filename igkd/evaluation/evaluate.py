@@ -36,7 +36,7 @@ from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import class_numbers, renumbered, restricted
 
 SIMILARITIES = {"cosine": cosine, "rank_correlation": rank_correlation, "top_overlap": top_overlap}
-CONFUSION_CLASSES = 50
+CONFUSION_CLASSES = 20
 """Rows have the confusion matrix of at most this many classes."""
 OWN_CLASSES = "give --images of its own classes"
 

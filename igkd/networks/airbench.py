@@ -4,9 +4,11 @@ The structure is that of Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a sing
 pixels that separates brightness from colour and edges from flat places, then blocks that halve the resolution by their largest values at
 once, so that most of the arithmetic is at a quarter of the pixels and fewer. `airbench:64,256,256` has three blocks of these widths.
 
-Two things are simpler than there. The first filters are not fitted to the data but the same for all pictures: the principal components of
-small patches of natural images are nearly these (Haar's functions of the four pixels, times brightness and two differences of colours), and
-the normalisation that follows gives each unit variance, as whitening does. And the activation is ReLU instead of GELU.
+Simpler than there: the first filters are not fitted to the data and fixed, but begin the same for all pictures and are then trained like
+the others. The principal components of small patches of natural images are nearly these (Haar's functions of the four pixels, times
+brightness and two differences of colours), and the normalisation that follows gives each unit variance, as whitening does. The
+activation is ReLU instead of GELU; the other layers begin as torch's do, where the paper's begin as the identity; normalisations have a
+scale of their own; and the last layer's output is not scaled.
 """
 
 import re

@@ -1,5 +1,7 @@
 """Tries a network on two random pictures before hours are spent on it."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -66,8 +68,11 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
+@functools.lru_cache
 def check_trainable(spec: NetworkSpec, lowest_scale: float = 1.0) -> None:
     """Try an untrained network for training: in evaluation and in training mode it must give logits of the spec's classes.
+
+    One that passed is not tried again in this process: a sweep asks for each of its runs.
 
     Args:
         lowest_scale: the smallest factor on the sides of the images in training.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-SHOWN = 20
-"""At most this many classes are in a table."""
+from igkd.evaluation.evaluate import CONFUSION_CLASSES
+
 Row = dict[str, Any]
 
 
@@ -19,9 +19,10 @@ class ClassTable:
 
     models: list[str]
     rows: list[tuple[str, list[float]]]
-    """(class, accuracy in [0, 1] of each model, a mean over its runs; NaN where that is not known)."""
+    """(class, accuracy in [0, 1] of each model, a mean over its runs; NaN for a class without images). Those with the lowest accuracies if
+    there are more than `CONFUSION_CLASSES`."""
     classes: int
-    """Number of classes, of which `rows` has those with the lowest accuracy if it has not all."""
+    """Number of all classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,9 @@ class Confusion:
 
     model: str
     rows: list[tuple[str, list[float]]]
-    """(class, share of its images that were taken for each class, in the same order), over all runs; NaN for a class without images."""
+    """(class, share of its images that were taken for each class, in the same order); NaN for a class without images."""
+    runs: int
+    """Number of runs whose answers were added up."""
     pairs: list[str]
     """The classes that are most often taken for another, in words."""
 
@@ -39,37 +42,41 @@ def class_table(models: Mapping[str, Sequence[Row]]) -> ClassTable | None:
     """Accuracy by class on the test images; None if no row has it.
 
     Args:
-        models: label -> result rows of its runs.
+        models: label -> result rows of its runs. Those that have not the classes of the last row with any are left out, such as a given
+            teacher of more classes.
     """
-    known = {
-        label: found
-        for label, rows in models.items()
-        if (found := [row["test"]["per_class"] for row in rows if "per_class" in row["test"]])
-    }
-    names = list(dict.fromkeys(name for runs in known.values() for run in runs for name in run))
-    if not names:
+    every = [row["test"]["per_class"] for rows in models.values() for row in rows if "per_class" in row["test"]]
+    if not every:
         return None
+    names = list(every[-1])
+    known = {label: found for label, rows in models.items() if (found := _of_classes(rows, names, "per_class"))}
 
     def mean(label: str, name: str) -> float:
-        values = [value for run in known[label] if (value := run.get(name)) is not None]
+        values = [value for row in known[label] if (value := row["test"]["per_class"][name]) is not None]
         return fmean(values) if values else math.nan
 
     rows = [(name, [mean(label, name) for label in known]) for name in names]
-    if len(rows) > SHOWN:
-        rows = sorted(rows, key=lambda row: (math.isnan(sum(row[1])), sum(row[1])))[:SHOWN]
+    if len(rows) > CONFUSION_CLASSES:
+        rows = sorted(rows, key=lambda row: (math.isnan(sum(row[1])), sum(row[1])))[:CONFUSION_CLASSES]
     return ClassTable(models=list(known), rows=rows, classes=len(names))
 
 
 def confusion(model: str, rows: Sequence[Row]) -> Confusion | None:
-    """Which classes a model's runs took for which; None if its rows do not have it, or there are more than `SHOWN` classes."""
-    counts = [row["test"]["confusion"] for row in rows if row["test"].get("confusion")]
-    if not counts or len(counts[0]) > SHOWN:
+    """Which classes a model's runs took for which; None if no row says so. Runs with other classes than the last one's are left out."""
+    known = [row for row in rows if "confusion" in row["test"]]
+    if not known:
         return None
-    names = list(next(row for row in rows if row["test"].get("confusion"))["test"]["per_class"])
-    total = np.sum([np.array(one) for one in counts], axis=0)
+    names = list(known[-1]["test"]["per_class"])
+    counts = np.array([row["test"]["confusion"] for row in _of_classes(known, names, "confusion")])
+    total = counts.sum(axis=0)
     with np.errstate(invalid="ignore"):
         shares = total / total.sum(axis=1, keepdims=True)
     wrong = np.where(np.eye(len(total), dtype=bool), 0, np.nan_to_num(shares))
     most = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
     pairs = [f"{names[i]} for {names[j]} ({100 * wrong[i, j]:.1f} %)" for i, j in most if wrong[i, j] > 0]
-    return Confusion(model=model, rows=list(zip(names, shares.tolist(), strict=True)), pairs=pairs)
+    return Confusion(model=model, rows=list(zip(names, shares.tolist(), strict=True)), runs=len(counts), pairs=pairs)
+
+
+def _of_classes(rows: Sequence[Row], names: list[str], measure: str) -> list[Row]:
+    """The rows that have a measure, and for these classes in this order."""
+    return [row for row in rows if measure in row["test"] and list(row["test"]["per_class"]) == names]

@@ -75,6 +75,16 @@ def start_of(config: TeacherConfig, classes: int) -> Initial | None:
     return None if config.init is None else initial(canonical_name(config.network), classes, config.init)
 
 
+def untrained_spec(config: TeacherConfig) -> NetworkSpec:
+    """The spec of a teacher before it is trained: its name, the classes, and the size of the pictures; reads no picture but the first."""
+    source = open_images(config.images)
+    shape = sizing(config.network, config.init, config.image_size)[0]
+    if shape is None:
+        first = first_image(source, "train", config.bad_images).shape
+        shape = (first[0], first[1])
+    return NetworkSpec(classes=source.classes, image_shape=shape, name=config.network)
+
+
 def check_teacher(config: TeacherConfig) -> None:
     """Check a teacher's settings; reads no picture but the first.
 
@@ -87,10 +97,6 @@ def check_teacher(config: TeacherConfig) -> None:
     validation = validation_mask(source.checked_labels("train"))
     check_sizes(int((~validation).sum()), config.batch_size, config.workers)
     check_validation(int(validation.sum()), config.workers)
-    shape = sizing(config.network, config.init, config.image_size)[0]
-    if shape is None:
-        first = first_image(source, "train", config.bad_images).shape
-        shape = (first[0], first[1])
-    spec = NetworkSpec(classes=source.classes, image_shape=shape, name=config.network)
+    spec = untrained_spec(config)
     check_trainable(spec, config.lowest_scale)
     check_batch_size(spec, config.optimisation)

@@ -1,5 +1,6 @@
 """The main job at toy size, as a real program."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ from igkd.config.presets import make_pipeline
 from igkd.networks import checkpoint
 from igkd.networks.network import parameter_count
 from igkd.store import verify
-from jobs.pipeline import check_test_images, run
+from jobs.pipeline import check_ahead, run
 from tests.helpers.pictures import pictures
 
 
@@ -108,7 +109,20 @@ def test_test_pictures_are_looked_at_before_the_teacher_is_trained(tmp_path: Pat
     with pytest.raises(UserError, match="004.png.*--bad-images skip"):
         run(PipelineConfig(preset="demo", images=images, out=str(out)))
     assert not out.exists()
-    check_test_images(make_pipeline(PipelineConfig(preset="demo", images=images, out=str(out), bad_images="skip")))
+    check_ahead(make_pipeline(PipelineConfig(preset="demo", images=images, out=str(out), bad_images="skip")))
+
+
+def test_students_are_tried_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    """At the size of the pictures, and at that of epochs of low resolution."""
+    for name, words in (("airbench:8,8,8,8,8", "cannot take pictures of 32x32 pixels"), ("airbench:0", "names no network")):
+        with pytest.raises(UserError, match=words):
+            check_ahead(make_pipeline(PipelineConfig(preset="demo", out=str(tmp_path / "p"), student=name)))
+    low = PipelineConfig(preset="demo", out=str(tmp_path / "p"), images="shapes:train=60,test=20", student="airbench:8,8,8,8")
+    pipeline = make_pipeline(low)
+    check_ahead(pipeline)
+    lower = [dataclasses.replace(one, low_resolution_epochs=1, student="airbench:8,8,8,8,8") for one in pipeline.students]
+    with pytest.raises(UserError, match="airbench"):
+        check_ahead(dataclasses.replace(pipeline, students=lower))
 
 
 def test_what_the_pipeline_does_with_pictures_all_of_its_jobs_do() -> None:

@@ -86,7 +86,7 @@ def test_fast_engines_take_a_norm_after_a_pooling(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "pooling",
     [
-        nn.MaxPool2d(2), nn.MaxPool2d((3, 2)), nn.MaxPool2d((2, 3), (2, 3)),  # windows side by side
+        nn.MaxPool2d(2), nn.MaxPool2d([3]), nn.MaxPool2d((3, 2)), nn.MaxPool2d((2, 3), (2, 3)),  # windows side by side
         nn.MaxPool2d(3, 2), nn.MaxPool2d(2, 3), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, 2, dilation=2), nn.MaxPool2d(2, ceil_mode=True),
     ],
 )  # fmt: skip

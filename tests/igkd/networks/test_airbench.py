@@ -20,7 +20,7 @@ from igkd.images.samples import load_samples
 from igkd.networks import airbench
 from igkd.networks.airbench import MAX_WIDTH, canonical, first_filters
 from igkd.networks.checkpoint import load, save
-from igkd.networks.network import NetworkSpec, build, multiply_adds, parameter_count
+from igkd.networks.network import Deployed, NetworkSpec, build, multiply_adds, parameter_count
 from tests.helpers.networks import hooked_multiply_adds, lively, same_state, settled
 
 SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="airbench:8,12,16", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -97,9 +97,11 @@ def test_the_network_by_hand() -> None:
         torch.testing.assert_close(model.from_normalised(x), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_every_pixel_is_seen() -> None:
+@pytest.mark.parametrize("side", [31, 32, 33])
+def test_every_pixel_is_seen(side: int) -> None:
+    """Also those in rows and columns that a pooling leaves over, through the padding of the convolution before it."""
     torch.manual_seed(0)
-    network, x = airbench.features((8, 12))[:-1].eval(), torch.rand(2, 3, 33, 33, requires_grad=True)
+    network, x = airbench.features((8, 12, 16))[:-1].eval(), torch.rand(32, 3, side, side, requires_grad=True)
     network(x).sum().backward()
     assert x.grad is not None and (x.grad != 0).any(0).all()
 
@@ -120,5 +122,9 @@ def test_its_files_give_what_the_checkpoint_gives() -> None:
     pixels, expected = as_decoded(samples), predict(model, samples).numpy()
     network = formats.to_onnx(model)
     np.testing.assert_allclose(formats.run_onnx(network, pixels), expected, atol=1e-5 * np.abs(expected).max())
+    exported = torch.export.export(Deployed(model), (torch.from_numpy(pixels[:8]),))
+    with torch.no_grad():
+        answers = exported.module()(torch.from_numpy(pixels[:8])).numpy()
+    np.testing.assert_allclose(answers, expected[:8], atol=1e-5 * np.abs(expected).max())
     int8 = formats.run_onnx(formats.to_int8(network, pixels[:64]), pixels)
     assert (int8.argmax(1) == expected.argmax(1)).mean() > 0.9

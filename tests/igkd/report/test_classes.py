@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from igkd.report.classes import SHOWN, class_table, confusion
+from igkd.evaluation.evaluate import CONFUSION_CLASSES
+from igkd.report.classes import class_table, confusion
 from igkd.report.pipeline_page import render
 from tests.helpers.pages import HOSTILE, Page, report, result
 
@@ -34,19 +35,31 @@ def test_accuracies_are_means_over_runs_and_absent_ones_are_left_open() -> None:
 
 def test_confusions_are_shares_of_all_runs() -> None:
     found = confusion("kd", [*runs(), result("kd", 2)])
-    assert found is not None and found.rows[0] == ("cat", [0.7, 0.3, 0.0]) and found.rows[1] == ("dog", [0.4, 0.6, 0.0])
+    assert found is not None and found.runs == 2 and found.rows[0] == ("cat", [0.7, 0.3, 0.0]) and found.rows[1] == ("dog", [0.4, 0.6, 0.0])
     assert all(math.isnan(share) for share in found.rows[2][1])
     assert found.pairs == ["dog for cat (40.0 %)", "cat for dog (30.0 %)"]
     assert confusion("kd", [result("kd")]) is None
 
 
-def test_of_many_classes_the_hardest_are_shown_and_no_matrix() -> None:
-    count = SHOWN + 5
+def test_rows_of_other_classes_are_left_out() -> None:
+    """A given teacher may know more classes, or the same by other names; and rows of another order cannot be added up."""
+    more = with_counts(result(None), [[9, 1, 0, 0], [0, 10, 0, 0], [0, 0, 10, 0], [5, 0, 0, 5]], (*CLASSES, "pig"))
+    other = with_counts(result(None), [[9, 1, 0], [0, 10, 0], [0, 0, 10]], ("0", "1", "2"))
+    for teacher in (more, other):
+        table = class_table({"teacher": [teacher], "kd": runs()})
+        assert table is not None and (table.models, table.classes) == (["kd"], 3) and [name for name, _ in table.rows] == list(CLASSES)
+        assert "teacher" not in Page(render(report(runs(), teacher=teacher))).row("accuracy, %")
+    turned = with_counts(result("kd", 2), [[0, 0, 9], [0, 9, 0], [9, 0, 0]], CLASSES[::-1])
+    found = confusion("kd", [turned, more, *runs()])
+    assert found is not None and found.runs == 2 and found.rows[0] == ("cat", [0.7, 0.3, 0.0])
+
+
+def test_of_many_classes_the_hardest_are_shown() -> None:
+    count = CONFUSION_CLASSES + 5
     names = tuple(f"class {i}" for i in range(count))
     counts = [[i if i == j else count - i if j == (i + 1) % count else 0 for j in range(count)] for i in range(count)]
     table = class_table({"kd": [with_counts(result("kd"), counts, names)]})
-    assert table is not None and table.classes == count and [name for name, _ in table.rows] == list(names[:SHOWN])
-    assert confusion("kd", [with_counts(result("kd"), counts, names)]) is None
+    assert table is not None and table.classes == count and [name for name, _ in table.rows] == list(names[:CONFUSION_CLASSES])
 
 
 def test_the_page_has_both_for_the_best_arm() -> None:
@@ -56,7 +69,8 @@ def test_the_page_has_both_for_the_best_arm() -> None:
     assert ["accuracy, %", "student", "kd"] in page.rows
     assert ["cat", "50.0", "70.0"] in page.rows and ["ox", "100.0", "–"] in page.rows
     assert "What kd takes for what" in page.text and ["dog", "40.0", "60.0", ""] in page.rows and ["ox", "–", "–", "–"] in page.rows
-    assert "dog for cat (40.0 %), cat for dog (30.0 %)" in page.text
+    assert "dog for cat (40.0 %), cat for dog (30.0 %)" in page.text and "over 2 runs" in page.text
+    assert "runs." not in Page(render(report(runs()[:1]))).text.split("in % of the row")[1].splitlines()[0]
     assert "Class by class" not in Page(render(report())).text
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective
+from igkd.networks.airbench import Largest
 from igkd.networks.convolutions import twice_differentiable
 from igkd.networks.network import Classifier, build
 from igkd.training.augment import cutout, draw, map_targets
@@ -80,6 +81,8 @@ LAYERS = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
     "max pool": lambda: nn.MaxPool2d(3, 2, 1),
+    "windows side by side": lambda: nn.MaxPool2d(2),
+    "largest of all": Largest,
     "attention": Attending,
     "batch norm": lambda: nn.BatchNorm2d(4),
 }
