@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import gc
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -15,8 +14,8 @@ import ray.data
 
 from igkd import store
 from igkd.base.errors import UserError
+from igkd.base.progress import Progress
 from igkd.base.storage import absolute
-from igkd.base.time_limit import duration
 from igkd.config.command_line import parse
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images.open import open_images, tell
@@ -98,21 +97,20 @@ def check_parts(work: Work, parts: list[int], sha256: list[str] | None) -> tuple
 
 
 def compute_parts(pipeline: Pipeline, plan: store.Layer, parts: list[int], lease: store.Lease, what: str) -> dict[int, store.Entry]:
-    """Compute and write parts on the cluster, printing a line of progress after each; gives their entries for the manifest.
+    """Compute and write parts on the cluster, showing progress; gives their entries for the manifest.
 
     Args:
         pipeline: each block of its data set comes from `stages.finished`.
         what: a prefix of the lines, such as "views of ".
     """
-    begin, done, asked = time.monotonic(), 0, rows_in(plan, parts)
-    entries: dict[int, store.Entry] = {}
-    for table in tables_of_waves(pipeline, parts):
-        lease.check()
-        entry = entries[int(table["part"][0])] = json.loads(table["entry"][0])
-        done += entry["rows"] + len(entry["skipped"])
-        rate = done / (time.monotonic() - begin)
-        left = f"about {duration(max(1.0, (asked - done) / rate))} left" if done < asked else "done"
-        print(f"precompute: {what}{done}/{asked} images, {rate:.1f} images/s, {left}", flush=True)
+    done, entries = 0, {}
+    with Progress(f"precompute: {what}", rows_in(plan, parts)) as progress:
+        for table in tables_of_waves(pipeline, parts):
+            lease.check()
+            entry: store.Entry = json.loads(table["entry"][0])
+            entries[int(table["part"][0])] = entry
+            done += entry["rows"] + len(entry["skipped"])
+            progress(done)
     return entries
 
 
