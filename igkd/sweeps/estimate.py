@@ -31,6 +31,8 @@ class Kind:
     attention: bool
     batch_size: int
     precision: str
+    low_resolution: bool
+    """Whether some of its epochs are of low resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class Speed:
     """Seconds for each image, on one run's share of the device."""
 
     train: float
+    low: float
+    """As `train`, in an epoch of low resolution."""
     judge: float
     """Seconds of evaluation: forward passes of the student and, if it is available, the teacher."""
 
@@ -51,6 +55,7 @@ def kind_of(config: DistillConfig) -> Kind:
         attention=objective.gamma > 0,
         batch_size=config.batch_size,
         precision=config.precision,
+        low_resolution=config.low_resolution_epochs > 0,
     )
 
 
@@ -61,11 +66,17 @@ def measure(config: DistillConfig, teacher: Classifier | None, device: torch.dev
     rows = store.samples(parts, views=config.which_logits == "views")
     samples = rows[0]
     # All images are used for both: the speed of a step does not depend on which images it uses.
-    task = distill_task(replace(config, test_images=None, epochs=2, share=1.0), teacher, (samples, np.zeros(len(samples), np.bool_)))
     train = samples.select(np.arange(len(samples))[: STEPS * config.batch_size])
-    task = replace(task, train=train, count=len(train), validation=train.select(np.arange(min(2, len(train)))))
-    trainer = Trainer(task, lambda network: network.to(device), progress=lambda line: None)
-    history = list(trainer.epochs())[-1]
+
+    def trained(low_resolution_epochs: int) -> tuple[Trainer, float]:
+        short = replace(config, test_images=None, epochs=2, low_resolution_epochs=low_resolution_epochs, share=1.0)
+        task = distill_task(short, teacher, (samples, np.zeros(len(samples), np.bool_)))
+        task = replace(task, train=train, count=len(train), validation=train.select(np.arange(min(2, len(train)))))
+        trainer = Trainer(task, lambda network: network.to(device), progress=lambda line: None)
+        return trainer, list(trainer.epochs())[-1][-1]["seconds"] / len(train)
+
+    trainer, whole = trained(0)
+    low = trained(2)[1] if config.low_resolution_epochs else whole
     some = train.select(np.arange(min(128, len(train))))
     networks = [trainer.model] if trainer.teacher is None else [trainer.model, trainer.teacher]
     trainer.model.eval()
@@ -73,7 +84,7 @@ def measure(config: DistillConfig, teacher: Classifier | None, device: torch.dev
     begin = time.perf_counter()
     for network in networks:
         predict(network, some)
-    return Speed(train=history[-1]["seconds"] / len(train), judge=(time.perf_counter() - begin) / len(some))
+    return Speed(train=whole, low=low, judge=(time.perf_counter() - begin) / len(some))
 
 
 def seconds_of(config: DistillConfig, speed: Speed, train: int, validation: int, test: int) -> float:
@@ -81,7 +92,9 @@ def seconds_of(config: DistillConfig, speed: Speed, train: int, validation: int,
 
     The evaluation of maps at the end (--maps) is not included.
     """
-    return config.epochs * (config.share * train * speed.train + validation * speed.judge) + test * speed.judge
+    low = config.low_resolution_epochs
+    steps = config.share * train * ((config.epochs - low) * speed.train + low * speed.low)
+    return steps + (config.epochs * validation + test) * speed.judge
 
 
 def lines(

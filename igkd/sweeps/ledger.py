@@ -169,7 +169,8 @@ def read_status(root: Path) -> Status:
 def remaining_seconds(status: Status, rows: Sequence[Row]) -> float | None:
     """Seconds of work left, at the speed of the finished runs; None before one is finished.
 
-    Runs that have not started are assumed to have the usual number of epochs; running ones have those that are left.
+    Runs that have not started are assumed to have the usual number of epochs; running ones have those that are left. After its epochs each
+    takes as long as the finished ones, on average, did besides theirs: to begin, and to be evaluated.
     """
     seconds = [entry["seconds"] for row in rows for entry in row["history"]]
     lengths = [len(row["history"]) for row in rows]
@@ -182,7 +183,9 @@ def remaining_seconds(status: Status, rows: Sequence[Row]) -> float | None:
     known = [n for n in status.planned if n not in done and n not in status.running and n not in status.failures]
     waiting = len(known) if status.planned else max(0, status.total - len(done) - len(status.running) - len(status.failures))
     left += sum(status.epochs.get(n, usual) for n in known) if status.planned else waiting * usual
-    return left * mean / max(1, min(status.slots, waiting + len(status.running)))
+    besides: float = sum(row["provenance"].get("seconds", 0.0) for row in rows) - sum(seconds)
+    unfinished = waiting + len(status.running)
+    return (left * mean + unfinished * max(0.0, besides / len(rows))) / max(1, min(status.slots, unfinished))
 
 
 def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:

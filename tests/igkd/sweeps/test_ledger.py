@@ -103,6 +103,11 @@ def test_remaining_time_by_hand() -> None:
     # More places than runs help nothing.
     assert remaining_seconds(status(running={"bb": 1}, slots=20), [row("a")]) == pytest.approx(7.5)
     assert remaining_seconds(status(failures={"ccc": {}}), [row("a"), row("bb")]) == 0
+    # A run took 10 s of which 6 were epochs: bb and ccc take 4 s more, each. One that was continued has epochs from before.
+    slow, continued = row("a"), row("a", epochs=5)
+    slow["provenance"]["seconds"], continued["provenance"]["seconds"] = 10.0, 4.0
+    assert remaining_seconds(status(running={"bb": 1}), [slow]) == pytest.approx(15 + 2 * 4)
+    assert remaining_seconds(status(running={"bb": 1}), [continued]) == pytest.approx(15)
     # A search of 5 trials, one done in 2 epochs, one at its first of 10: 9 + 3 x 2 epochs.
     searched = status(planned=[], total=5, running={"t": 1}, epochs={"t": 10})
     assert remaining_seconds(searched, [row("a")]) == pytest.approx(45)
