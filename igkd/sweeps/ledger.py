@@ -166,15 +166,19 @@ def read_status(root: Path) -> Status:
         raise UserError(f"{root / STATUS} is not of a sweep of this version; run the sweep's command again") from None
 
 
-def remaining_seconds(status: Status, rows: Sequence[Row]) -> float | None:
-    """Seconds of work left, at the speed of the finished runs; None before one is finished.
+def remaining_seconds(status: Status, rows: Sequence[Row], running: Sequence[Sequence[Row]] = ()) -> float | None:
+    """Seconds of work left, at the speed of the epochs so far; None before there is one.
 
     Runs that have not started are assumed to have the usual number of epochs; running ones have those that are left. After its epochs each
     takes as long as the finished ones, on average, did besides theirs: to begin, and to be evaluated.
+
+    Args:
+        running: histories of the unfinished runs, if they are known.
     """
-    seconds = [entry["seconds"] for row in rows for entry in row["history"]]
-    lengths = [len(row["history"]) for row in rows]
-    if not seconds:
+    histories = [row["history"] for row in rows]
+    seconds = [entry["seconds"] for history in [*histories, *running] for entry in history]
+    lengths = [*map(len, histories)] or [*status.epochs.values()]
+    if not seconds or not lengths:
         return None
     mean: float = sum(seconds) / len(seconds)
     usual = sum(lengths) / len(lengths)  # for a search, most of whose trials are stopped early
@@ -183,9 +187,9 @@ def remaining_seconds(status: Status, rows: Sequence[Row]) -> float | None:
     known = [n for n in status.planned if n not in done and n not in status.running and n not in status.failures]
     waiting = len(known) if status.planned else max(0, status.total - len(done) - len(status.running) - len(status.failures))
     left += sum(status.epochs.get(n, usual) for n in known) if status.planned else waiting * usual
-    besides: float = sum(row["provenance"].get("seconds", 0.0) for row in rows) - sum(seconds)
+    besides: float = sum(row["provenance"].get("seconds", 0.0) - sum(entry["seconds"] for entry in row["history"]) for row in rows)
     unfinished = waiting + len(status.running)
-    return (left * mean + unfinished * max(0.0, besides / len(rows))) / max(1, min(status.slots, unfinished))
+    return (left * mean + unfinished * max(0.0, besides / max(1, len(rows)))) / max(1, min(status.slots, unfinished))
 
 
 def describe(status: Status, rows: Sequence[Row], now: float) -> list[str]:

@@ -23,8 +23,8 @@ from jobs.backend.halving import METRIC, Halving
 from jobs.backend.one_trial import TRIES, Settings, T, Work, unfinished_row
 from jobs.backend.start import awaited
 
-SAY_S = 30.0
-"""Seconds between two lines about running trials."""
+SAY_S, SILENT_S = 30.0, 300.0
+"""Least seconds between two lines about running trials, and most if no epoch ended."""
 PATIENCE_S = 30.0
 """Seconds to wait for Tune to stop after Ctrl-C."""
 
@@ -66,7 +66,7 @@ class Keeper(ray.tune.Callback):
     def __init__(self, ledger: Ledger, work: Work, halving: Halving | None) -> None:
         self.ledger, self.work, self.halving = ledger, work, halving
         self.histories: dict[str, list[dict[str, Any]]] = {}
-        self.spoke = time.monotonic()
+        self.spoke, self.told = time.monotonic(), ""
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         cell = self.work.cell_of(settings_of_trial(trial))
@@ -122,13 +122,17 @@ class Keeper(ray.tune.Callback):
         status = self.ledger.status
         if time.time() - status.updated > 10:
             self.ledger.write_status()
-        if time.monotonic() - self.spoke > SAY_S and status.running:
-            self.say(", ".join(f"{name} at epoch {n} of {status.epochs[name]}" for name, n in sorted(status.running.items())))
+        since = time.monotonic() - self.spoke
+        if since > SAY_S and status.running:
+            line = ", ".join(f"{name} at epoch {n} of {status.epochs[name]}" for name, n in sorted(status.running.items()))
+            if line != self.told or since > SILENT_S:
+                self.told = line
+                self.say(line)
 
     def say(self, line: str, end: str | None = None) -> None:
         """Print a line, followed by the sweep's progress."""
         status, rows = self.ledger.status, self.ledger.rows
-        left = remaining_seconds(status, rows)
+        left = remaining_seconds(status, rows, [*self.histories.values()])
         end = f" ({status.progress(rows)}{f'; about {duration(left)} left' if left else ''})" if end is None else end
         print(f"sweep: {line}{end}", flush=True)
         self.spoke = time.monotonic()

@@ -108,6 +108,8 @@ def test_remaining_time_by_hand() -> None:
     slow["provenance"]["seconds"], continued["provenance"]["seconds"] = 10.0, 4.0
     assert remaining_seconds(status(running={"bb": 1}), [slow]) == pytest.approx(15 + 2 * 4)
     assert remaining_seconds(status(running={"bb": 1}), [continued]) == pytest.approx(15)
+    # Before a run is finished, the epochs of the running ones count: 1 + 2 + 4 are left.
+    assert remaining_seconds(status(running={"a": 1}), [], [row("a", epochs=1, seconds=5.0)["history"]]) == pytest.approx(7 * 5)
     # A search of 5 trials, one done in 2 epochs, one at its first of 10: 9 + 3 x 2 epochs.
     searched = status(planned=[], total=5, running={"t": 1}, epochs={"t": 10})
     assert remaining_seconds(searched, [row("a")]) == pytest.approx(45)
