@@ -252,6 +252,10 @@ def table(figures: Mapping[str, Any]) -> str:
     width = max(map(len, figures["per_class"]))
     lines += ["", "accuracy by class"]
     lines += [f"  {name.ljust(width)}  {'no images' if a is None else f'{a:7.2%}'}" for name, a in figures["per_class"].items()]
+    if "confusion" in figures:
+        counts = np.array(figures["confusion"])
+        pairs = metrics.most_confused(list(figures["per_class"]), counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+        lines += ["", "most often taken for another", *(f"  {pair}" for pair in pairs)] if pairs else []
     if "maps" not in figures:
         return "\n".join(lines)
     maps = figures["maps"]

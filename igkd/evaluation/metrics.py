@@ -3,8 +3,12 @@
 Logits are float (N, classes), labels int64 (N,), on the same device, N at least 1. Probabilities are computed in double precision.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -25,6 +29,18 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
     """The confusion matrix: how many images of each class (row) got each answer (column), int64 (classes, classes)."""
     classes = logits.shape[1]
     return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+
+
+def most_confused(names: Sequence[str], shares: NDArray[np.float64]) -> list[str]:
+    """The at most three classes that are most often taken for another, in words, such as "cat for dog (12.0 %)".
+
+    Args:
+        names: of the classes.
+        shares: (classes, classes), the share of a class's (row) images with each answer; NaN for a class without images.
+    """
+    wrong = np.where(np.eye(len(names), dtype=bool), 0, np.nan_to_num(shares))
+    most = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
+    return [f"{names[i]} for {names[j]} ({100 * wrong[i, j]:.1f} %)" for i, j in most if wrong[i, j] > 0]
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from igkd.evaluation.evaluate import CONFUSION_CLASSES
+from igkd.evaluation.metrics import most_confused
 
 Row = dict[str, Any]
 
@@ -71,10 +72,7 @@ def confusion(model: str, rows: Sequence[Row]) -> Confusion | None:
     total = counts.sum(axis=0)
     with np.errstate(invalid="ignore"):
         shares = total / total.sum(axis=1, keepdims=True)
-    wrong = np.where(np.eye(len(total), dtype=bool), 0, np.nan_to_num(shares))
-    most = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
-    pairs = [f"{names[i]} for {names[j]} ({100 * wrong[i, j]:.1f} %)" for i, j in most if wrong[i, j] > 0]
-    return Confusion(model=model, rows=list(zip(names, shares.tolist(), strict=True)), runs=len(counts), pairs=pairs)
+    return Confusion(model=model, rows=list(zip(names, shares.tolist(), strict=True)), runs=len(counts), pairs=most_confused(names, shares))
 
 
 def _of_classes(rows: Sequence[Row], names: list[str], measure: str) -> list[Row]:

@@ -51,12 +51,16 @@ def test_the_command_prints_and_writes_what_evaluate_gives(student: str, teacher
     assert near(figures, evaluate(checkpoint.load(student), samples, teacher=checkpoint.load(teacher), maps=4, steps=3))
     assert row["checkpoint_sha256"] == checkpoint.checkpoint_card(student)["sha256"] and row["config"]["images"] == IMAGES
     assert row["provenance"]["command"].startswith("igkd evaluate --checkpoint") and row["provenance"]["versions"]["torch"]
-    said = " ".join(done.stdout.split())
+    said, counts = " ".join(done.stdout.split()), np.array(figures["confusion"])
+    wrong = (counts * (1 - np.eye(len(counts)))) / counts.sum(axis=1, keepdims=True)
+    label, answer = np.unravel_index(wrong.argmax(), wrong.shape)
+    first = f"{drawn_shapes.CLASSES[label]} for {drawn_shapes.CLASSES[answer]} ({100 * wrong.max():.1f} %)"
     for words in (
         f"accuracy {figures['accuracy']:.2%} {figures['correct']} of 30 images",
         f"calibration error {figures['calibration_error']:.4f}",
         f"agreement with it {figures['agreement']:.2%}",
         f"{drawn_shapes.CLASSES[3]} {figures['per_class'][drawn_shapes.CLASSES[3]]:.2%}",
+        f"most often taken for another {first}",
         f"cosine {figures['maps']['cosine']['mean']:.3f} +-",
         f"by the map: random {figures['maps']['random']['deletion']['area']:.3f} +-",
     ):
