@@ -91,7 +91,10 @@ def check_ahead(pipeline: Pipeline) -> None:
     places = [one.out for one in pipeline.students] + ([] if pipeline.teacher is None else [pipeline.teacher.out])
     if all((Path(out) / "result.json").exists() for out in places):
         return
-    given = given_network(pipeline).spec if pipeline.teacher is None else untrained_spec(pipeline.teacher)
+    if pipeline.teacher is None:
+        given = given_network(pipeline).spec
+    else:
+        given = untrained_spec(pipeline.teacher, open_images(pipeline.teacher.images))
     for name, scale in dict.fromkeys((one.student, one.lowest_scale) for one in pipeline.students):
         check_trainable(dataclasses.replace(given, name=student_name(name, given.name, given.image_shape)), scale)
     if pipeline.teacher is not None:

@@ -10,6 +10,7 @@ from igkd.config.optimisation import Objective
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images
 from igkd.images.samples import first_image, load_samples, sentences
+from igkd.images.source import ImageSource
 from igkd.networks.families import canonical_name
 from igkd.networks.initial import Initial, initial, normalised, sizing
 from igkd.networks.network import NetworkSpec
@@ -75,9 +76,9 @@ def start_of(config: TeacherConfig, classes: int) -> Initial | None:
     return None if config.init is None else initial(canonical_name(config.network), classes, config.init)
 
 
-def untrained_spec(config: TeacherConfig) -> NetworkSpec:
-    """The spec of a teacher before it is trained: its name, the classes, and the size of the pictures; reads no picture but the first."""
-    source = open_images(config.images)
+def untrained_spec(config: TeacherConfig, source: ImageSource) -> NetworkSpec:
+    """The spec of a teacher before it is trained on a source: its name, the classes, and the size of the pictures, of which it reads the
+    first at most."""
     shape = sizing(config.network, config.init, config.image_size)[0]
     if shape is None:
         first = first_image(source, "train", config.bad_images).shape
@@ -97,6 +98,6 @@ def check_teacher(config: TeacherConfig) -> None:
     validation = validation_mask(source.checked_labels("train"))
     check_sizes(int((~validation).sum()), config.batch_size, config.workers)
     check_validation(int(validation.sum()), config.workers)
-    spec = untrained_spec(config)
+    spec = untrained_spec(config, source)
     check_trainable(spec, config.lowest_scale)
     check_batch_size(spec, config.optimisation)

@@ -117,11 +117,11 @@ def test_students_are_tried_before_the_teacher_is_trained(tmp_path: Path) -> Non
     for name, words in (("airbench:8,8,8,8,8", "cannot take pictures of 32x32 pixels"), ("airbench:0", "names no network")):
         with pytest.raises(UserError, match=words):
             check_ahead(make_pipeline(PipelineConfig(preset="demo", out=str(tmp_path / "p"), student=name)))
-    low = PipelineConfig(preset="demo", out=str(tmp_path / "p"), images="shapes:train=60,test=20", student="airbench:8,8,8,8")
-    pipeline = make_pipeline(low)
+    small = {"images": "shapes:train=60,test=20", "image_size": 17, "student": "airbench:8,8,8,8"}
+    pipeline = make_pipeline(PipelineConfig(preset="demo", out=str(tmp_path / "p"), **small))
     check_ahead(pipeline)
-    lower = [dataclasses.replace(one, low_resolution_epochs=1, student="airbench:8,8,8,8,8") for one in pipeline.students]
-    with pytest.raises(UserError, match="airbench"):
+    lower = [dataclasses.replace(one, low_resolution_epochs=1) for one in pipeline.students]
+    with pytest.raises(UserError, match="cannot take pictures scaled to 13x13 pixels .*leave out --low-resolution-epochs"):
         check_ahead(dataclasses.replace(pipeline, students=lower))
 
 
