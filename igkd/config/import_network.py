@@ -18,7 +18,7 @@ class ImportConfig:
     out: str
     """Directory of the checkpoint."""
     images: str
-    """Images to judge it on: cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
+    """Images to judge it on: cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN], folder:PATH or hf:OWNER/NAME."""
     weights: str = "default"
     """A file (.safetensors, or .pth, .pt, .bin as torch.save writes a state_dict), or default for the network's own weights."""
     classes: str | None = None

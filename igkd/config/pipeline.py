@@ -25,7 +25,7 @@ class PipelineConfig:
     out: str
     """Directory of everything; the same command continues what is there."""
     images: str | None = None
-    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN], folder:PATH or hf:OWNER/NAME."""
     teacher: str | None = None
     """Directory of a teacher's checkpoint; without one, a teacher is trained."""
     class_map: str | None = None

@@ -11,7 +11,7 @@ class PrecomputeConfig:
     """Compute the attribution store: maps, logits and attention of a teacher for every image."""
 
     images: str
-    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN], folder:PATH or hf:OWNER/NAME."""
     teacher: str
     """Directory of the teacher's checkpoint, or a network of torchvision or timm, such as torchvision:resnet50 or timm:resnet18, or of your
     own, module:PACKAGE.MODULE:FUNCTION, with its default weights or those of NETWORK,weights=FILE."""

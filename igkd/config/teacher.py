@@ -13,7 +13,7 @@ class TeacherConfig(Optimisation):
     """Train a teacher on all training images but the validation split: from random weights, or from those of --init."""
 
     images: str = field(metadata=PLACE)
-    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN] or folder:PATH."""
+    """cifar10, shapes, parquet:URI[,label=COLUMN][,image=COLUMN], folder:PATH or hf:OWNER/NAME."""
     out: str = field(metadata=PLACE)
     """Directory of the checkpoint and its result; the same command continues what is there."""
     optimizer: Optimizer = "sgd"

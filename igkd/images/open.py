@@ -8,6 +8,7 @@ from igkd.base.storage_errors import explain
 from igkd.images import folder_scan
 from igkd.images.cifar10 import Cifar10
 from igkd.images.folder import FolderImages
+from igkd.images.hub import open_hub
 from igkd.images.parquet import ParquetImages
 from igkd.images.shapes import Shapes
 from igkd.images.source import ImageSource
@@ -28,7 +29,9 @@ def open_images(spec: str) -> ImageSource:
         return ParquetImages.open(rest)
     if kind == "folder" and rest:
         return FolderImages.open(rest)
-    raise UserError(f"'{spec}' names no images; use cifar10, shapes, parquet:URI or folder:PATH")
+    if kind == "hf" and rest:
+        return open_hub(rest)
+    raise UserError(f"'{spec}' names no images; use cifar10, shapes, parquet:URI, folder:PATH or hf:OWNER/NAME")
 
 
 def tell(source: ImageSource) -> None:

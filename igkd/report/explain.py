@@ -33,7 +33,7 @@ from igkd.networks.renumbered import class_numbers
 from igkd.report import html
 from igkd.store import Store
 
-KINDS = ("cifar10", "shapes", "parquet", "folder")
+KINDS = ("cifar10", "shapes", "parquet", "folder", "hf")
 LONGEST = 224
 """Longest side of a picture on the page, in pixels; larger ones are shrunk."""
 
@@ -49,7 +49,8 @@ def open_any(text: str) -> ImageSource:
     path = Path(absolute(text))
     if not path.exists():
         raise UserError(
-            f"'{text}' names no images: there is no such file or directory, and it is not cifar10, shapes, parquet:URI or folder:PATH"
+            f"'{text}' names no images: there is no such file or directory, and it is not cifar10, shapes, parquet:URI, folder:PATH or "
+            "hf:OWNER/NAME"
         )
     return loose_pictures(path)
 

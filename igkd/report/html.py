@@ -40,6 +40,8 @@ def provenance(rows: Sequence[dict[str, Any]], commands: Iterable[str]) -> dict[
 def source_name(images: str) -> str:
     """A data set's name for titles: the last part of its path, or the kind of source."""
     kind, _, rest = images.partition(":")
+    if kind == "hf":
+        return "/".join(rest.partition("@")[0].partition(",")[0].split("/")[:2])
     return rest.rstrip("/").rsplit("/", 1)[-1] if kind in ("parquet", "folder") else kind
 
 

@@ -27,7 +27,7 @@ def test_shapes() -> None:
     ("spec", "words"),
     [
         ("", "names no images"),
-        ("parquet:", "use cifar10, shapes, parquet:URI or folder:PATH"),
+        ("parquet:", "use cifar10, shapes, parquet:URI, folder:PATH or hf:OWNER/NAME"),
         ("imagenet", "names no images"),
         ("s3://bucket/set", "names no images"),
         ("parquet:/no/such/place", "nothing is there"),
