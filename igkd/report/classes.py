@@ -11,7 +11,7 @@ import numpy as np
 from igkd.evaluation.evaluate import CONFUSION_CLASSES
 from igkd.evaluation.metrics import most_confused
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

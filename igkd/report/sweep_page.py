@@ -16,7 +16,7 @@ from igkd.evaluation.chance import chance_note
 from igkd.evaluation.comparisons import Family, Group, Measure, accuracy, families, grouped, history, settings, varied
 from igkd.evaluation.importance import FEWEST, importances
 from igkd.evaluation.significance import Comparison
-from igkd.report import charts, html, sweep_charts
+from igkd.report import charts, classes, html, sweep_charts
 from igkd.report.pipeline_page import GalleryRow, Latency
 from igkd.report.sweep_charts import Dots, Trend
 
@@ -128,6 +128,9 @@ def render(report: SweepReport) -> str:
         by_network.setdefault(group.network, []).append(group)
     numbers = {network: number for number, network in enumerate(by_network)}
     points = _points(view, report.pruned)
+    judged = [group for group in view.groups if measure == "test" and math.isfinite(group.mean)]
+    best = max(judged, key=lambda group: group.mean, default=None)
+    answers = _answers(report.teacher, [group for group in judged if best and group.network == best.network])
     source = html.provenance([*([report.teacher] if report.teacher else []), *report.rows], report.commands)
     return (
         html.environment()
@@ -162,6 +165,9 @@ def render(report: SweepReport) -> str:
             trial_curves=Markup(_trial_curves(view, report)) if report.kind == "tuning" else "",
             spread=Markup(sweep_charts.dots(_spread(view.partial, places), MEANING[measure], "spread", box=True)) if view.partial else "",
             sizes=_sizes(report.rows),
+            by_class=classes.class_table(answers),
+            confusion=classes.confusion(best.label, answers[best.label]) if best else None,
+            several=any(len(group.rows) > 1 for group in judged),
             shown=SHOWN,
             **source,
         )
@@ -187,6 +193,12 @@ def _importance(weights: Mapping[str, float]) -> Markup:
 def _best(report: SweepReport) -> dict[str, str]:
     """The settings that a tuning chose, as text."""
     return {name: ", ".join(map(html.figure, v if isinstance(v, list | tuple) else [v])) for name, v in (report.best or {}).items()}
+
+
+def _answers(teacher: dict[str, Any] | None, groups: Sequence[Group]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows with figures of the test images by label: the teacher's, if it has any, and those of some groups."""
+    first: dict[str, list[Mapping[str, Any]]] = {"teacher": [teacher]} if teacher and teacher["test"] else {}
+    return first | {group.label: [row for row in group.rows if "test" in row] for group in groups}
 
 
 def _dots(group: Group, label: str, places: Mapping[str, int]) -> Dots:

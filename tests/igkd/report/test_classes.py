@@ -9,6 +9,7 @@ from igkd.evaluation.evaluate import CONFUSION_CLASSES
 from igkd.report.classes import class_table, confusion
 from igkd.report.pipeline_page import render
 from tests.helpers.pages import HOSTILE, Page, report, result
+from tests.helpers.sweep_rows import checked, row, sweep
 
 CLASSES = ("cat", "dog", "ox")
 
@@ -72,6 +73,17 @@ def test_the_page_has_both_for_the_best_arm() -> None:
     assert "dog for cat (40.0 %), cat for dog (30.0 %)" in page.text and "over 2 runs" in page.text
     assert "runs." not in Page(render(report(runs()[:1]))).text.split("in % of the row")[1].splitlines()[0]
     assert "Class by class" not in Page(render(report())).text
+
+
+def test_the_page_of_a_sweep_has_both_for_the_network_of_its_best_arm() -> None:
+    counts = [[8, 2, 0], [3, 7, 0], [0, 0, 0]]
+    small = [with_counts(row("kd", seed, 0.8, network="mobilenet:cut=9"), counts) for seed in (0, 1)]
+    large = [with_counts(row(arm, seed, accuracy), counts) for arm, accuracy in (("student", 0.9), ("kd", 0.91)) for seed in (0, 1)]
+    page = checked(sweep([*small, *large, row("student", 2, 0.9), row("kd", 3, test=False)]))
+    assert "Class by class" in page.text and "over 2 runs" in page.text and ["dog", "30.0", "70.0", ""] in page.rows
+    best = next(group for group in ("kd", "student") if f"What {group}" in page.text)
+    assert best == "kd" and any(cells[0] == "accuracy, %" and len(cells) == 3 for cells in page.rows)
+    assert "Class by class" not in checked(sweep()).text and "Class by class" not in checked(sweep([row("kd", test=False)])).text
 
 
 def test_hostile_names_of_classes_are_text() -> None:
