@@ -64,7 +64,7 @@ def run_trials(
             name=datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"),
             storage_path=str(ledger.root.resolve() / "tune"),
             failure_config=ray.tune.FailureConfig(max_failures=TRIES - 1),
-            callbacks=[Keeper(ledger, work, halving), *mlflow_logger(ledger.root.name)],
+            callbacks=[Keeper(ledger, work, halving), *trackers(ledger.root.name)],
             stop=Interruption(),
             verbose=0,
         ),
@@ -88,11 +88,28 @@ def persist(attempt: Callable[[], None]) -> None:
     raise UserError("the nodes have too little memory for so many runs at a time; give Ray fewer processors, or --runs-per-gpu less")
 
 
-def mlflow_logger(experiment: str) -> list[ray.tune.Callback]:
-    """Tune's logger for MLflow, if it is installed and MLFLOW_TRACKING_URI is set; else an empty list."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri or importlib.util.find_spec("mlflow") is None:
-        return []
-    from ray.air.integrations.mlflow import MLflowLoggerCallback
+def trackers(experiment: str) -> list[ray.tune.Callback]:
+    """Tune's loggers for MLflow and for Weights & Biases: those whose environment variables are set. A line says if one is not installed.
 
-    return [MLflowLoggerCallback(tracking_uri=uri, experiment_name=experiment)]
+    Args:
+        experiment: the name of the experiment in MLflow, and of the project in Weights & Biases unless WANDB_PROJECT gives another.
+    """
+    wanted = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_MODE" if os.environ.get("WANDB_MODE") else "WANDB_API_KEY"}
+    found: list[ray.tune.Callback] = []
+    for package, variable in wanted.items():
+        value = os.environ.get(variable)
+        if not value or value == "disabled":
+            continue
+        if importlib.util.find_spec(package) is None:
+            print(
+                f"sweep: {variable} is set, but {package} is not installed, so nothing is logged to it: pip install {package}", flush=True
+            )
+        elif package == "mlflow":
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+            found.append(MLflowLoggerCallback(tracking_uri=value, experiment_name=experiment))
+        else:
+            from ray.air.integrations.wandb import WandbLoggerCallback
+
+            found.append(WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", experiment), mode=os.environ.get("WANDB_MODE")))
+    return found
