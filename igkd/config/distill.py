@@ -30,7 +30,7 @@ class DistillConfig(Optimisation):
     """The student's network: mobilenet:cut=N is the paper's without its last 3, 5, 7, 9, 11, 13, 15 or 17 layers, as wide as its teacher;
     lean:2:32x1,64x1,96x2 is a residual network made for speed (stride of the first layer, then WIDTHxBLOCKS of each stage), of which
     jobs.search finds good ones; airbench:32,128,128 learns small pictures in few epochs (widths of its blocks); torchvision:NAME,
-    timm:NAME; or one of your own, module:PACKAGE.MODULE:FUNCTION."""
+    timm:NAME; or one of your own, module:PACKAGE.MODULE:FUNCTION. scaled:24:NAME is NAME, which sees the crops at 24 pixels a side."""
     init: str | None = field(default=None, metadata=PLACE)
     """Weights to start from instead of random ones: a file, a checkpoint's directory, or default for the family's own. A last layer for
     another number of classes is made anew."""

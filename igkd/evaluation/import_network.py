@@ -20,7 +20,7 @@ from igkd.images.open import open_images, tell
 from igkd.images.source import ImageSource
 from igkd.networks import checkpoint
 from igkd.networks.class_map import mapped
-from igkd.networks.families import canonical_name, family_of, outside
+from igkd.networks.families import architecture, canonical_name, outside
 from igkd.networks.module import ALLOWED
 from igkd.networks.network import Classifier
 from igkd.networks.open import DEFAULT, NONE, Request, classifier, file_classes
@@ -116,8 +116,8 @@ def import_network(config: ImportConfig) -> list[str]:
             f"warning: that is near chance ({chance_of(len(model.spec.classes))}): is the order of --classes that of its logits, and are "
             "--mean, --std and --image-size those that it was trained with?"
         )
-    if family_of(whole.spec.name) == "module":
-        place = whole.spec.name.partition(":")[2]
+    family, place = architecture(whole.spec.name)
+    if family == "module":
         lines.append(f"commands with --teacher {config.out} run your code only if you say {ALLOWED}={place} before them")
     return lines
 

@@ -14,6 +14,8 @@ from igkd.base.errors import UserError
 from igkd.base.schema import short
 from igkd.networks import airbench, homogeneous, lean, mobilenet, module, timm, torchvision
 from igkd.networks.preparation import Preparation
+from igkd.networks.scaled import FAMILY as SCALED
+from igkd.networks.scaled import ScaledFamily, inner
 
 T = TypeVar("T")
 
@@ -64,6 +66,8 @@ FAMILIES: dict[str, Family] = {
     "module": module,
 }
 OUTSIDE: dict[str, Outside] = {"torchvision": torchvision, "timm": timm, "module": module}
+_SCALED = ScaledFamily(dict(FAMILIES), OUTSIDE)
+FAMILIES[SCALED] = _SCALED
 IMAGENET = ("torchvision", "timm")
 """Families whose networks with 1,000 classes know those of ImageNet."""
 
@@ -71,6 +75,12 @@ IMAGENET = ("torchvision", "timm")
 def family_of(name: str) -> str:
     """The part of a name before the first colon."""
     return name.partition(":")[0]
+
+
+def architecture(name: str) -> tuple[str, str]:
+    """The family of a network and its options, without the layer of a `scaled` one that scales the input."""
+    family, _, options = inner(name).partition(":")
+    return family, options
 
 
 def _split(name: str) -> tuple[Family, str]:
@@ -82,7 +92,8 @@ def _split(name: str) -> tuple[Family, str]:
 
 def outside(name: str) -> tuple[Outside | None, str]:
     """The functions of `Outside` for a network's name, None if its family has none; and the name's options."""
-    return OUTSIDE.get(family_of(name)), name.partition(":")[2]
+    found = OUTSIDE.get(architecture(name)[0])
+    return _SCALED if found is not None and family_of(name) == SCALED else found, name.partition(":")[2]
 
 
 def canonical_name(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from igkd.base.errors import UserError
 from igkd.images.class_names import among, renumbering
 from igkd.networks.class_map import mapped
-from igkd.networks.families import IMAGENET, family_of
+from igkd.networks.families import IMAGENET, architecture
 from igkd.networks.network import Classifier
 
 
@@ -46,7 +46,7 @@ def class_numbers(model: Classifier, name: str, others: str, classes: tuple[str,
     Raises:
         UserError: the classes differ.
     """
-    return renumbering(model.spec.classes, classes, name, others, remedy, imagenet=family_of(model.spec.name) in IMAGENET)
+    return renumbering(model.spec.classes, classes, name, others, remedy, imagenet=architecture(model.spec.name)[0] in IMAGENET)
 
 
 def renumbered(model: Classifier, name: str, others: str, classes: tuple[str, ...], remedy: str) -> Classifier:

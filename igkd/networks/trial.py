@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from igkd.base.errors import UserError
 from igkd.networks.convolutions import twice_differentiable
-from igkd.networks.families import build_named, family_of, outside
+from igkd.networks.families import architecture, build_named, outside
 from igkd.networks.network import NetworkSpec
 
 SAME = 1e-3
@@ -124,4 +124,4 @@ def check_twice_differentiable(spec: NetworkSpec) -> None:
 
 
 def _remedy(name: str) -> str:
-    return "let its function take the number of classes" if family_of(name) == "module" else "choose another network"
+    return "let its function take the number of classes" if architecture(name)[0] == "module" else "choose another network"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from igkd.base.errors import UserError
 from igkd.base.schema import short
 from igkd.networks.families import build_named, on_meta
+from igkd.networks.scaled import INNER
 
 NESTED = ("model_ema", "state_dict_ema", "ema", "state_dict", "model", "module", "network")
 """Entries of a file under which the tensors may lie, an average of the weights first."""
@@ -85,8 +86,12 @@ def head(name: str) -> dict[str, int]:
 
 
 def without_prefixes(state: dict[str, Tensor], wanted: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The tensors with those prefixes removed from their names that makes most names fit."""
+    """The tensors with those prefixes removed from their names that makes most names fit; or with the prefix of a `scaled` network's own
+    tensors added, if the file is of the network that it scales for."""
     best, layer = state, [state]
+    if wanted and all(key.startswith(INNER) for key in wanted) and not any(key.startswith(INNER) for key in state):
+        bare = {key.removeprefix(INNER): shape for key, shape in wanted.items()}
+        return {INNER + key: value for key, value in without_prefixes(state, bare).items()}
     for _ in range(DEPTH):
         layer = [
             {key.removeprefix(prefix): value for key, value in one.items()}

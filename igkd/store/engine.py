@@ -13,7 +13,7 @@ from igkd.config.precompute import PrecomputeConfig
 from igkd.images.codec import Scaling
 from igkd.images.samples import decode_all
 from igkd.images.source import ImageSource
-from igkd.networks.families import family_of
+from igkd.networks.families import architecture
 from igkd.networks.network import Classifier
 
 Begun = tuple[Engine, str]
@@ -54,6 +54,6 @@ def how_maps_are_computed(
         say(f"fast stands for the engine {engine} here: {why}")
     if one_pass:
         say(f"the teacher is homogeneous, F(a x) = a F(x), on {len(pixels)} images: one pass gives each map exactly, --steps is not used")
-    elif family_of(model.spec.name) == "homogeneous" and config.method == "ig":
+    elif architecture(model.spec.name)[0] == "homogeneous" and config.method == "ig":
         say(f"the teacher is not homogeneous, or not by this engine: each map takes {config.steps} steps")
     return engine, attribution.quadrature(engine, config.method, one_pass)
