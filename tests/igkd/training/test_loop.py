@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from igkd.base.errors import UserError
-from igkd.config.optimisation import Objective
+from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.networks.network import Classifier, build
 from igkd.training.loop import evaluate_split, left_of, train
