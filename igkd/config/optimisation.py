@@ -77,6 +77,12 @@ class Optimisation:
         """The smallest factor on the sides of the images in any epoch."""
         return LOW_RESOLUTION if self.low_resolution_epochs else 1.0
 
+    def left_after(self, epoch: int) -> float:
+        """The number of epochs left after an epoch, each counted by the pixels that it has for one of that epoch."""
+        low = self.low_resolution_epochs
+        left_low, left = max(0, low - epoch), self.epochs - max(low, epoch)
+        return left_low + left * (LOW_RESOLUTION**-2 if epoch <= low else 1.0)
+
     @property
     def optimisation(self) -> "Optimisation":
         """These settings alone, without those that a subclass adds."""

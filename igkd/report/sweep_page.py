@@ -128,9 +128,6 @@ def render(report: SweepReport) -> str:
         by_network.setdefault(group.network, []).append(group)
     numbers = {network: number for number, network in enumerate(by_network)}
     points = _points(view, report.pruned)
-    judged = [group for group in view.groups if measure == "test" and math.isfinite(group.mean)]
-    best = max(judged, key=lambda group: group.mean, default=None)
-    answers = _answers(report.teacher, [group for group in judged if best and group.network == best.network])
     source = html.provenance([*([report.teacher] if report.teacher else []), *report.rows], report.commands)
     return (
         html.environment()
@@ -165,9 +162,7 @@ def render(report: SweepReport) -> str:
             trial_curves=Markup(_trial_curves(view, report)) if report.kind == "tuning" else "",
             spread=Markup(sweep_charts.dots(_spread(view.partial, places), MEANING[measure], "spread", box=True)) if view.partial else "",
             sizes=_sizes(report.rows),
-            by_class=classes.class_table(answers),
-            confusion=classes.confusion(best.label, answers[best.label]) if best else None,
-            several=any(len(group.rows) > 1 for group in judged),
+            **_by_class(report, view),
             shown=SHOWN,
             **source,
         )
@@ -195,10 +190,19 @@ def _best(report: SweepReport) -> dict[str, str]:
     return {name: ", ".join(map(html.figure, v if isinstance(v, list | tuple) else [v])) for name, v in (report.best or {}).items()}
 
 
-def _answers(teacher: dict[str, Any] | None, groups: Sequence[Group]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows with figures of the test images by label: the teacher's, if it has any, and those of some groups."""
-    first: dict[str, list[Mapping[str, Any]]] = {"teacher": [teacher]} if teacher and teacher["test"] else {}
-    return first | {group.label: [row for row in group.rows if "test" in row] for group in groups}
+def _by_class(report: SweepReport, view: View) -> dict[str, Any]:
+    """Accuracy by class of the teacher and of the groups of the best one's network, and what the best one takes for what."""
+    judged = [group for group in view.groups if report.measure == "test" and math.isfinite(group.mean)]
+    best = max(judged, key=lambda group: group.mean, default=None)
+    if best is None:
+        return {"by_class": None, "confusion": None, "several": False}
+    answers: dict[str, list[Mapping[str, Any]]] = {"teacher": [report.teacher]} if report.teacher and report.teacher["test"] else {}
+    answers |= {group.label: [row for row in group.rows if "test" in row] for group in judged if group.network == best.network}
+    return {
+        "by_class": classes.class_table(answers),
+        "confusion": classes.confusion(best.label, answers[best.label]),
+        "several": any(len(rows) > 1 for rows in answers.values()),
+    }
 
 
 def _dots(group: Group, label: str, places: Mapping[str, int]) -> Dots:

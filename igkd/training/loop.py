@@ -236,19 +236,12 @@ def train(learner: Learner, feed: Feed, validation: Samples, history: History) -
             f"epoch {epoch}/{epochs} done in {seconds:.0f} s ({seen / seconds:.0f} images/s): "
             f"loss {loss:.3f}, training accuracy {accuracy:.1%}, validation {checked['accuracy']:.1%}"
             + (
-                f"; about {duration(max(1.0, left_of(learner.optimisation, epoch) * (time.monotonic() - begin)))} left"
+                f"; about {duration(max(1.0, learner.optimisation.left_after(epoch) * (time.monotonic() - begin)))} left"
                 if epoch < epochs
                 else ""
             )
         )
         yield list(history)
-
-
-def left_of(optimisation: Optimisation, epoch: int) -> float:
-    """The epochs left after this one, each by what it takes compared with this one: its pixels, if it has another resolution."""
-    low = optimisation.low_resolution_epochs
-    left_low, left = max(0, low - epoch), optimisation.epochs - max(low, epoch)
-    return left_low + left * (LOW_RESOLUTION**-2 if epoch <= low else 1.0)
 
 
 def train_epoch(learner: Learner, feed: Feed, epoch: int) -> tuple[float, float, int]:

@@ -6,8 +6,6 @@ directories alone, not from Tune's snapshots: these may be some seconds old when
 
 import datetime
 import gc
-import importlib.util
-import os
 from collections.abc import Callable, Mapping
 
 import ray
@@ -20,6 +18,7 @@ from jobs.backend.halving import Halving
 from jobs.backend.one_trial import TRIES, Settings, Work, train_cell
 from jobs.backend.ray_insides import keep_aws_keys_from_tune, silence_ray_tune
 from jobs.backend.sweep_progress import Interruption, Keeper, settings_of_trial
+from jobs.backend.trackers import trackers
 from jobs.backend.waiting import say_if_waiting
 
 
@@ -86,30 +85,3 @@ def persist(attempt: Callable[[], None]) -> None:
             print(f"sweep: a run was killed because the node has too little memory (time {n} of {TRIES})", flush=True)
         gc.collect()  # ends the controller's actors
     raise UserError("the nodes have too little memory for so many runs at a time; give Ray fewer processors, or --runs-per-gpu less")
-
-
-def trackers(experiment: str) -> list[ray.tune.Callback]:
-    """Tune's loggers for MLflow and for Weights & Biases: those whose environment variables are set. A line says if one is not installed.
-
-    Args:
-        experiment: the name of the experiment in MLflow, and of the project in Weights & Biases unless WANDB_PROJECT gives another.
-    """
-    wanted = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_MODE" if os.environ.get("WANDB_MODE") else "WANDB_API_KEY"}
-    found: list[ray.tune.Callback] = []
-    for package, variable in wanted.items():
-        value = os.environ.get(variable)
-        if not value or value == "disabled":
-            continue
-        if importlib.util.find_spec(package) is None:
-            print(
-                f"sweep: {variable} is set, but {package} is not installed, so nothing is logged to it: pip install {package}", flush=True
-            )
-        elif package == "mlflow":
-            from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-            found.append(MLflowLoggerCallback(tracking_uri=value, experiment_name=experiment))
-        else:
-            from ray.air.integrations.wandb import WandbLoggerCallback
-
-            found.append(WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", experiment), mode=os.environ.get("WANDB_MODE")))
-    return found

@@ -13,7 +13,7 @@ from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective, Optimisation
 from igkd.images.samples import Samples
 from igkd.networks.network import Classifier, build
-from igkd.training.loop import evaluate_split, left_of, train
+from igkd.training.loop import evaluate_split, train
 from igkd.training.optimizer import make_optimizer
 from igkd.training.state import History, load_state, save_state
 from tests.helpers.training import (
@@ -169,4 +169,4 @@ def test_an_objective_that_makes_no_sense_is_refused(values: dict[str, Any]) -> 
 )
 def test_time_left_counts_epochs_by_their_pixels(epochs: int, low: int, done: int, left: float) -> None:
     """In units of the epoch just done: epochs at 3/4 of the resolution have 9/16 of the pixels."""
-    assert left_of(Optimisation(epochs=epochs, low_resolution_epochs=low), done) == pytest.approx(left)
+    assert Optimisation(epochs=epochs, low_resolution_epochs=low).left_after(done) == pytest.approx(left)

@@ -1,0 +1,90 @@
+"""Logs a sweep to MLflow and to Weights & Biases, where the user's environment asks for it."""
+
+import importlib.util
+import os
+from typing import Any
+
+import ray.tune
+
+from igkd.base.errors import UserError
+
+HOOKS = (
+    "on_step_begin", "on_step_end", "on_trial_start", "on_trial_restore", "on_trial_save", "on_trial_result", "on_trial_complete",
+    "on_trial_recover", "on_trial_error", "on_checkpoint", "on_experiment_end",
+)  # fmt: skip
+"""The methods of ray.tune.Callback that are called while runs go on."""
+
+
+def trackers(experiment: str) -> list[ray.tune.Callback]:
+    """Tune's loggers for MLflow and for Weights & Biases: those whose environment variables are set. A line says if one is not installed.
+
+    Args:
+        experiment: the name of the experiment in MLflow, and of the project in Weights & Biases unless WANDB_PROJECT gives another.
+
+    Raises:
+        UserError: one cannot be used as its environment variables say.
+    """
+    wanted = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_MODE" if os.environ.get("WANDB_MODE") else "WANDB_API_KEY"}
+    found: list[ray.tune.Callback] = []
+    for package, variable in wanted.items():
+        if not (value := os.environ.get(variable)) or value == "disabled":
+            continue
+        if importlib.util.find_spec(package) is None:
+            line = f"{variable} is set, but {package} is not installed, so nothing is logged to it: pip install {package}"
+            print(f"sweep: {line}", flush=True)
+            continue
+        try:
+            tracker = _mlflow(value, experiment) if package == "mlflow" else _wandb(experiment)
+        except Exception as error:  # of a server, its client, or their settings
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{package} cannot be used as {variable} says ({reason[:200]}): correct it, or unset it to log nothing there"
+            ) from None
+        found.append(Secondary(tracker, package))
+    return found
+
+
+def _mlflow(uri: str, experiment: str) -> ray.tune.Callback:
+    import mlflow
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    mlflow.MlflowClient(uri).search_experiments(max_results=1)  # fails now, if it fails
+    return MLflowLoggerCallback(tracking_uri=uri, experiment_name=experiment)
+
+
+def _wandb(experiment: str) -> ray.tune.Callback:
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", experiment), mode=os.environ.get("WANDB_MODE"))
+
+
+class Secondary(ray.tune.Callback):
+    """A tracker that may fail: its first error is told, and the sweep goes on without it."""
+
+    def __init__(self, tracker: ray.tune.Callback, name: str) -> None:
+        self.tracker, self.name, self.works = tracker, name, True
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        self.attempt("setup", *args, **kwargs)
+
+    def attempt(self, hook: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of the tracker, unless it has failed before."""
+        if not self.works:
+            return
+        try:
+            getattr(self.tracker, hook)(*args, **kwargs)
+        except Exception as error:  # of a server, or its client
+            self.works = False
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            print(f"sweep: {self.name} failed ({reason[:200]}); the sweep goes on without it", flush=True)
+
+
+def _hook(name: str) -> Any:
+    def call(self: Secondary, *args: Any, **kwargs: Any) -> None:
+        self.attempt(name, *args, **kwargs)
+
+    return call
+
+
+for _name in HOOKS:
+    setattr(Secondary, _name, _hook(_name))
