@@ -17,7 +17,7 @@ from igkd.evaluation.map_metrics import cosine
 from igkd.images.open import open_images
 from igkd.images.samples import load_samples
 from igkd.networks.network import Classifier
-from igkd.networks.open import open_teacher
+from igkd.networks.open import names_network, open_teacher
 
 NETWORKS = {
     "torchvision:vgg11": "convolutions without batch norm",
@@ -41,10 +41,12 @@ NETWORKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Compute maps of built-in pictures by each network, with random weights, by the engine that `fast` finds and by Captum."""
+    """Compute maps of pictures by each network, by the engine that `fast` finds and by Captum."""
 
     networks: tuple[str, ...] = tuple(NETWORKS)
-    """Names of the networks to compare."""
+    """Networks to compare: names, which get random weights, or directories of checkpoints."""
+    images: str = "shapes"
+    """Where the pictures are from."""
     pictures: int = 3
     """Number of pictures for each network."""
     steps: int = 4
@@ -68,15 +70,15 @@ def double(maps: Tensor) -> NDArray[np.float64]:
     return maps.numpy().astype(np.float64)
 
 
-def measure(name: str, count: int, steps: int) -> dict[str, float | str]:
+def measure(name: str, images: str, count: int, steps: int) -> dict[str, float | str]:
     """A network's engine, why that one, and its maps' cosine and largest relative difference to Captum's.
 
     `mirrored` is the mean cosine of the mirrored map to the map of the mirrored picture: stored maps are mirrored with the student's crop,
     which is exact only for a network that does not tell left from right.
     """
-    model = open_teacher(f"{name},weights=none,seed=0")[0].eval()
+    model = open_teacher(f"{name},weights=none,seed=0" if names_network(f"{name},weights=none") else name)[0].eval()
     shape = model.spec.image_shape
-    pixels = load_samples(open_images("shapes"), "test", np.arange(count), shape, resize=True)[0].pixels
+    pixels = load_samples(open_images(images), "test", np.arange(count), shape, resize=True)[0].pixels
     labels, ids = torch.arange(count), torch.arange(count)
     engine, why = find_engine("fast", "ig", False, model, shape)
     attribute = attributor(model, "ig", engine, steps)
@@ -95,7 +97,7 @@ def main() -> None:
     rows = []
     print(f"{'network':30} {'engine':14} {'cosine':>9} {'difference':>11} {'mirrored':>9}  why")
     for name in config.networks:
-        row = measure(name, config.pictures, config.steps)
+        row = measure(name, config.images, config.pictures, config.steps)
         rows.append(row)
         figures = f"{row['cosine']:9.6f} {row['difference']:11.1e} {row['mirrored']:9.4f}"
         print(f"{name:30} {row['engine']:14} {figures}  {row['why']}", flush=True)

@@ -81,7 +81,7 @@ def make_plan(
     engine, quadrature = how_maps_are_computed(config, model, pixels, gpu, begun, say)
     most = min(MAX_ROWS_PER_FILE, max(1, MAX_BYTES_PER_PART // (3 * shape[0] * shape[1])))
     plan = store.Plan(
-        images=config.images, images_fingerprint=source.fingerprint(config.split), split=config.split,
+        images=str(source), images_fingerprint=source.fingerprint(config.split), split=config.split,
         classes=named(tuple(source.classes[i] for i in np.argsort(numbers)), spec.classes), image_shape=shape,
         resize=config.image_size is not None, short_side=spec.short_side, interpolation=spec.interpolation, bad_images=config.bad_images,
         teacher=teacher_sha, teacher_place=config.teacher, teacher_parameters=parameter_count(model), teacher_network=spec.name,
