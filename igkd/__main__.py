@@ -43,6 +43,9 @@ COMMANDS = {
     "latency": Command("igkd.deployment.latency", "how fast models are on this machine", "igkd.config.latency:LatencyConfig"),
 }
 
+INTRODUCED = ("pipeline", "teacher", "precompute")
+"""Jobs that begin with images and with torch and Ray."""
+
 
 def usage() -> str:
     """One screen."""
@@ -64,6 +67,21 @@ def show_help(name: str) -> None:
         parse(getattr(importlib.import_module(module), settings), f"igkd {name}")
 
 
+def introduce(name: str) -> None:
+    """Print what a job's --images hold, or a mistake in its command, before torch and Ray are imported, which takes seconds."""
+    if name not in INTRODUCED:
+        return
+    from igkd.config.command_line import parse
+    from igkd.images.open import found_line, open_images, tell
+
+    module, _, settings = COMMANDS[name].settings.partition(":")
+    config = parse(getattr(importlib.import_module(module), settings), f"igkd {name}")
+    if config.images is not None:
+        source = open_images(config.images)
+        tell(source)
+        print(f"{name}: {found_line(source, getattr(config, 'split', 'train'))}", flush=True)
+
+
 def main() -> int:
     """Run a subcommand; gives the exit status."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
@@ -76,6 +94,7 @@ def main() -> int:
     sys.argv = [f"igkd {name}", *rest]
     if {"-h", "--help"} & set(rest):
         show_help(name)
+    introduce(name)
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
     return 0
 

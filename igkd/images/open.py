@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from igkd.base.choices import Split
 from igkd.base.errors import UserError, printable
 from igkd.base.storage_errors import explain
 from igkd.images import folder_scan
@@ -12,6 +13,9 @@ from igkd.images.hub import open_hub
 from igkd.images.parquet import ParquetImages
 from igkd.images.shapes import Shapes
 from igkd.images.source import ImageSource
+
+NAMED, NAME = 4, 24
+"""Number of classes that a line names, and of the letters of each."""
 
 
 def open_images(spec: str) -> ImageSource:
@@ -40,6 +44,13 @@ def tell(source: ImageSource) -> None:
         if note not in _TOLD:
             _TOLD.add(note)
             print(printable(f"note: {' '.join(note.splitlines())}"), file=sys.stderr, flush=True)
+
+
+def found_line(source: ImageSource, split: Split = "train") -> str:
+    """What a source holds, as a line."""
+    count, classes = len(source.checked_labels(split)), source.classes
+    names = ", ".join(name[:NAME] for name in classes[:NAMED]) + (", ..." if len(classes) > NAMED else "")
+    return printable(f"{count:,} {split} pictures of {len(classes):,} classes ({names}) in {source}")
 
 
 _TOLD: set[str] = set()

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from igkd.__main__ import COMMANDS
+from igkd.__main__ import COMMANDS, INTRODUCED
+from igkd.images import drawn_shapes
 from tests.helpers.paths import ROOT
 from tests.helpers.programs import run_program
 
@@ -36,6 +37,33 @@ def test_help_needs_neither_torch_nor_ray() -> None:
     assert done.returncode == 0, done.stderr
     assert all(f"usage: igkd {name} " in done.stdout for name in [*PARSED, "distill"])
     assert "--recipe" in done.stdout and "--image-size" in done.stdout
+
+
+def test_what_was_found_is_said_before_torch_and_ray_are_imported() -> None:
+    """And a mistake in the command as well."""
+    program = (
+        "import sys, igkd.__main__ as command\n"
+        "from igkd.base.errors import UserError\n"
+        "required = {'pipeline': ['--preset', 'demo', '--out', 'o'], 'teacher': ['--out', 'o']}\n"
+        "required['precompute'] = ['--store', 's', '--teacher', 't']\n"
+        "for name in command.INTRODUCED:\n"
+        "    for images in ('shapes:train=300,test=20', 'nonsense'):\n"
+        "        sys.argv = [f'igkd {name}', '--images', images, *required[name]]\n"
+        "        try:\n"
+        "            command.introduce(name)\n"
+        "        except UserError as error:\n"
+        "            print(name, error)\n"
+        "command.introduce('latency')\n"
+        "assert not {'torch', 'ray'} & set(sys.modules), 'slow'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = ", ".join(drawn_shapes.CLASSES[:4])
+    for name in INTRODUCED:
+        assert (
+            f"{name}: 300 train pictures of {len(drawn_shapes.CLASSES)} classes ({names}, ...) in shapes:train=300,test=20" in done.stdout
+        )
+        assert f"{name} 'nonsense' names no images" in done.stdout
 
 
 @pytest.mark.parametrize("name", PARSED)
