@@ -81,7 +81,8 @@ def find_engine(
         gpu: whether the maps will be computed on GPUs.
         model: in evaluation mode; the trial runs on its device.
         shape: (height, width) of the images.
-        one_pass: whether maps will be of one node (`takes_one_pass`); `fast` then stands for no engine that rounds gradients to bfloat16.
+        one_pass: whether maps will be of one node (`takes_one_pass`); `fast` then stands for torch, which needs no compilation and was
+            0.9 to 1.9 times as fast as OpenVINO in float32 (docs/decisions.md).
 
     Returns:
         the engine and, for `fast`, a few words on why it was chosen; for another value of `engine`, "".
@@ -90,8 +91,8 @@ def find_engine(
         UserError: the requested engine cannot compute the method, is not installed or fails with this network; with `fast`, all fail.
     """
     first = choose_engine(engine, method, gpu)
-    if one_pass and engine == "fast" and first == "openvino-bf16":
-        first = "openvino"
+    if one_pass and engine == "fast":
+        first = "torch"
     trial = _Trial(model, method, shape)
     if engine != "fast":
         if failure := trial.failure(first):
@@ -100,7 +101,8 @@ def find_engine(
     if method != "ig":
         candidates, reasons = [first], [f"the one that does {method}"]
     elif first == "torch":
-        candidates, reasons = [first, "captum"], ["there are GPUs" if gpu else "OpenVINO is not installed"]
+        why = "there are GPUs" if gpu else "for one pass it is as fast as OpenVINO" if one_pass else "OpenVINO is not installed"
+        candidates, reasons = [first, "captum"], [why]
     else:
         candidates, reasons = [first, "torch", "captum"], []
     if method == "ig" and (unfolded := trial.why_not_folded()):
