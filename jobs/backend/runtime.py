@@ -106,7 +106,7 @@ def fetched(ref: ray.ObjectRef[T]) -> T:
 
 
 def set_up_ray_data() -> None:
-    """Set Ray Data's options for the data sets of this process: a UserError stays one, and no progress bars are shown.
+    """Set Ray Data's options for the data sets of this process: a UserError stays one, no bars are shown, and tasks may be slow.
 
     Ray Data's bars need a terminal and count blocks; our lines count images and can be read in a log, too.
     """
@@ -114,6 +114,9 @@ def set_up_ray_data() -> None:
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
     context.raise_original_map_exception = True
+    # Ray Data would give up when no block was finished for half an hour. A part of large pictures takes a slow processor longer than
+    # that, and a cluster may need as long for a node.
+    context.execution_no_progress_timeout_s = -1
     silence_ray_data()
 
 

@@ -15,6 +15,7 @@ import pytest
 import ray
 import ray._private.worker
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -141,6 +142,27 @@ def test_our_settings_keep_ray_quiet() -> None:
 def test_ray_data_would_refuse_a_whole_block_on_a_gpu(cluster: None) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         ray.data.range(1).map_batches(lambda batch: batch, batch_size=None, num_gpus=1)
+
+
+def test_ray_data_would_end_what_is_only_slow(cluster: None) -> None:
+    """A part of which no block is finished for half an hour is no error: found with a teacher's maps beside other work on two cores."""
+    from jobs.backend.runtime import set_up_ray_data
+
+    def slow(row: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(6)
+        return row
+
+    context = ray.data.DataContext.get_current()
+    usual = ray.data.DataContext().execution_no_progress_timeout_s
+    try:
+        context.execution_no_progress_timeout_s = 2
+        with pytest.raises(ExecutionTimeoutError):
+            ray.data.range(1).map(slow).take_all()
+        set_up_ray_data()
+        assert context.execution_no_progress_timeout_s < 0 < usual
+        assert ray.data.range(1).map(slow).take_all() == [{"id": 0}]
+    finally:
+        set_up_ray_data()
 
 
 def test_ray_would_warn_that_it_sets_no_signal_handler() -> None:
