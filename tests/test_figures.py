@@ -261,10 +261,16 @@ def cost() -> Iterator[Quote]:
 
 
 def scale() -> Iterator[Quote]:
-    for row in read("scale.json")["rows"]:
+    measured = read("scale.json")
+    before, named = measured["before"], measured["engine_named"]["rows"][0]
+    for row, label in [(row, "") for row in measured["rows"]] + [(row, f", as it was at {before['commit']}") for row in before["rows"]]:
         began = f"{row['planning_seconds']:.2f} s | {row['driver_megabytes']} MB"
+        rate = f"{row['computed']:,} rows in {row['seconds']:.0f} s | {row['rows_per_second']:,.0f}"
         ended = f"{row['verify_seconds']:.1f} s | {row['verify_megabytes']} MB | {row['problems']}"
-        yield "docs/scaling.md", f"| {row['rows']:,} | {began} | {row['computed']:,} rows in {row['seconds']:.0f} s | {ended} |"
+        yield "docs/scaling.md", f"| {row['rows']:,}{label} | {began} | {rate} | {ended} |"
+    now, then = (rows[-1]["rows_per_second"] for rows in (measured["rows"], before["rows"]))
+    yield "docs/scaling.md", f"a million rows take {now / then:.1f} times as many a second"
+    yield "docs/scaling.md", f"100,000 rows took {named['planning_seconds']:.2f} s and {named['driver_megabytes']} MB"
 
 
 def large() -> Iterator[Quote]:
