@@ -125,6 +125,35 @@ def first_pair() -> Iterator[Quote]:
         yield EVIDENCE, f"| {row['arm']} | {accuracy} | {interval} | 1 | {likeness} |"
 
 
+def few() -> Iterator[Quote]:
+    """From 2,700 training images; a difference is named in README as it was found."""
+    groups = grouped(read("few/rows.jsonl"), "test")
+    for group in groups:
+        mean, low, high = group.interval
+        tests, label = [row["test"] for row in group.rows], group.label.removesuffix(", few40")
+        agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
+        cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
+        deletion, insertion = (
+            statistics.fmean(one["maps"]["student"][name]["area"] for one in tests) for name in ("deletion", "insertion")
+        )
+        cells = f"{len(group.by_seed)} | {share(agreement)} | {cosine:.2f} ({control:.2f}) | {deletion:.2f} | {insertion:.2f} |"
+        yield EVIDENCE, f"| {label} | {share(mean)} | {ends(low, high)} | {cells}"
+    found = {}
+    for family in families(groups):
+        for one in family.comparisons:
+            yield EVIDENCE, f"- {one.sentence.replace(', few40', '')}."
+            found[one.arm.removesuffix(", few40"), one.reference.removesuffix(", few40")] = one
+    for pair, verb in ((("kd", "student"), "logits"), (("kd+map", "kd"), "maps as targets"), (("kd+map", "kd+map, other"), "own maps")):
+        one = found[pair]
+        yield "README.md", f"{verb} {difference(one)} points (95 % interval {ends(one.low, one.high)})"
+    alone = next(group for group in groups if group.label.startswith("student")).interval[0]
+    gain, lost = found["kd", "student"], found["kd+dkd", "kd"]
+    assert gain.significant and lost.significant and not found["kd+map", "kd"].significant and not found["kd+ig", "kd"].significant
+    yield EVIDENCE, f"{share(gain.difference)} points of {share(alone)} with 2,700 images, five seeds, significant"
+    yield EVIDENCE, f"lost {share(-lost.difference)} points again"
+    yield EVIDENCE, f"{share(-found['kd+ig', 'kd'].difference)} points below kd, not significant"
+
+
 def demo() -> Iterator[Quote]:
     teacher, *students = read("demo/results.json")
     test = teacher["test"]
@@ -292,7 +321,7 @@ def text(document: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "quotes", [night, evidence, first_pair, demo, choices, latency, lean, attribution, precision, training, cost, scale, large]
+    "quotes", [night, evidence, first_pair, few, demo, choices, latency, lean, attribution, precision, training, cost, scale, large]
 )
 def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
     wrong = [f"{document} does not say: {words}" for document, words in quotes() if words not in text(document)]
