@@ -4,50 +4,13 @@ Each is computed here, formatted by the function of its kind, and looked up in t
 has to be.
 """
 
-import functools
-import json
-import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from igkd.evaluation.comparisons import Group, Measure, families, grouped
+from igkd.evaluation.comparisons import families, grouped
 from igkd.evaluation.significance import Comparison, wilson_interval
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"
-MEASURED, JOBS, EVIDENCE = "docs/measured.md", "docs/jobs.md", "docs/evidence.md"
-Quote = tuple[str, str]
-"""A document, and what it has to say."""
-
-
-def read(name: str) -> Any:
-    text = (RESULTS / name).read_text()
-    return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
-
-
-def share(value: float) -> str:
-    """A share, in per cent with one decimal."""
-    return f"{100 * value:z.1f}"
-
-
-def ends(low: float, high: float) -> str:
-    """An interval."""
-    return f"{share(low)} to {share(high)}"
-
-
-def difference(found: Comparison) -> str:
-    """A difference in points."""
-    return f"{100 * found.difference:+z.1f}"
-
-
-def compared(name: str, measure: Measure) -> tuple[dict[str, Group], dict[tuple[str, str], Comparison]]:
-    """The groups of a sweep by label, and its comparisons by both labels."""
-    groups = grouped(read(name), measure)
-    found = [comparison for family in families(groups) for comparison in family.comparisons]
-    return {group.label: group for group in groups}, {(one.arm, one.reference): one for one in found}
+from tests.helpers.figures import JOBS, MEASURED, ROOT, Quote, check, compared, difference, ends, read, share
 
 
 def night() -> Iterator[Quote]:
@@ -83,75 +46,6 @@ def night() -> Iterator[Quote]:
     noise = of("kd+ig, noise", "kd")
     yield MEASURED, f"Of the report's {len(comparisons)} comparisons one is, that of a control:"
     yield MEASURED, f"noise instead of a map against kd {difference(noise)} ({ends(noise.low, noise.high)})"
-
-
-def evidence() -> Iterator[Quote]:
-    teacher, rows = read("evidence/teacher.json")["test"], read("evidence/rows.jsonl")
-    yield "README.md", f"an earlier teacher of {share(teacher['accuracy'])} %"
-    yield EVIDENCE, f"{share(teacher['accuracy'])} % of the test images"
-    groups = grouped(rows, "test")
-    for group in groups:
-        mean, low, high = group.interval
-        arm, seeds = group.label.removesuffix(", short"), len(group.by_seed)
-        named = "student alone" if arm == "student" else arm
-        yield "README.md", f"{named}, mean of {seeds} seeds | {group.first['parameters']:,} | {share(mean)} | {ends(low, high)} |"
-        tests = [row["test"] for row in rows if row["name"] == group.label]
-        agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
-        cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
-        yield EVIDENCE, f"| {arm} | {share(mean)} | {ends(low, high)} | {seeds} | {share(agreement)} | {cosine:.2f} ({control:.2f}) |"
-    for family in families(groups):
-        for found in family.comparisons:
-            yield EVIDENCE, f"- {found.sentence.replace(', short', '')}."
-            if (found.arm, found.reference) == ("kd+ig, short", "kd, short"):
-                yield "README.md", f"kd+ig against kd alone {difference(found)} points (95 % interval {ends(found.low, found.high)})"
-
-
-def first_pair() -> Iterator[Quote]:
-    """Of airbench networks: one seed, so the intervals are over the test images."""
-    teacher, rows = read("evidence/airbench/teacher.json"), read("evidence/airbench/rows.jsonl")
-    test = teacher["test"]
-    interval = ends(*wilson_interval(test["correct"], test["count"]))
-    yield "README.md", f"| {teacher['parameters']:,} | {share(test['accuracy'])} | {interval} |"
-    yield (
-        EVIDENCE,
-        f"{share(test['accuracy'])} % of the test images (validation {share(teacher['history'][-1]['validation_accuracy'])} %",
-    )
-    for row in rows:
-        test, named = row["test"], "student alone" if row["arm"] == "student" else row["arm"]
-        accuracy, interval = share(test["accuracy"]), ends(*wilson_interval(test["correct"], test["count"]))
-        yield "README.md", f"{named}, one seed, 30 epochs | {row['parameters']:,} | {accuracy} | {interval} |"
-        cosine = test["maps"]["cosine"]
-        likeness = f"{share(test['agreement'])} | {cosine['mean']:.2f} ({cosine['control']:.2f})"
-        yield EVIDENCE, f"| {row['arm']} | {accuracy} | {interval} | 1 | {likeness} |"
-
-
-def few() -> Iterator[Quote]:
-    """From 2,700 training images; a difference is named in README as it was found."""
-    groups = grouped(read("few/rows.jsonl"), "test")
-    for group in groups:
-        mean, low, high = group.interval
-        tests, label = [row["test"] for row in group.rows], group.label.removesuffix(", few40")
-        agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
-        cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
-        deletion, insertion = (
-            statistics.fmean(one["maps"]["student"][name]["area"] for one in tests) for name in ("deletion", "insertion")
-        )
-        cells = f"{len(group.by_seed)} | {share(agreement)} | {cosine:.2f} ({control:.2f}) | {deletion:.2f} | {insertion:.2f} |"
-        yield EVIDENCE, f"| {label} | {share(mean)} | {ends(low, high)} | {cells}"
-    found = {}
-    for family in families(groups):
-        for one in family.comparisons:
-            yield EVIDENCE, f"- {one.sentence.replace(', few40', '')}."
-            found[one.arm.removesuffix(", few40"), one.reference.removesuffix(", few40")] = one
-    for pair, verb in ((("kd", "student"), "logits"), (("kd+map", "kd"), "maps as targets"), (("kd+map", "kd+map, other"), "own maps")):
-        one = found[pair]
-        yield "README.md", f"{verb} {difference(one)} points (95 % interval {ends(one.low, one.high)})"
-    alone = next(group for group in groups if group.label.startswith("student")).interval[0]
-    gain, lost = found["kd", "student"], found["kd+dkd", "kd"]
-    assert gain.significant and lost.significant and not found["kd+map", "kd"].significant and not found["kd+ig", "kd"].significant
-    yield EVIDENCE, f"{share(gain.difference)} points of {share(alone)} with 2,700 images, five seeds, significant"
-    yield EVIDENCE, f"lost {share(-lost.difference)} points again"
-    yield EVIDENCE, f"{share(-found['kd+ig', 'kd'].difference)} points below kd, not significant"
 
 
 def demo() -> Iterator[Quote]:
@@ -314,15 +208,6 @@ def large() -> Iterator[Quote]:
     yield "docs/large-pictures.md", f"beside other work (load {row['load']:.0f})"
 
 
-@functools.cache
-def text(document: str) -> str:
-    """With single spaces for its line breaks."""
-    return " ".join((ROOT / document).read_text().split())
-
-
-@pytest.mark.parametrize(
-    "quotes", [night, evidence, first_pair, few, demo, choices, latency, lean, attribution, precision, training, cost, scale, large]
-)
+@pytest.mark.parametrize("quotes", [night, demo, choices, latency, lean, attribution, precision, training, cost, scale, large])
 def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
-    wrong = [f"{document} does not say: {words}" for document, words in quotes() if words not in text(document)]
-    assert not wrong, "\n".join(wrong)
+    check(quotes())

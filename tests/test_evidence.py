@@ -1,0 +1,84 @@
+"""The figures of the evidence in README and docs/evidence.md are those of the rows in results/; see test_figures.py."""
+
+import statistics
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from igkd.evaluation.comparisons import families, grouped
+from igkd.evaluation.significance import wilson_interval
+from tests.helpers.figures import EVIDENCE, Quote, check, difference, ends, read, share
+
+
+def evidence() -> Iterator[Quote]:
+    teacher, rows = read("evidence/teacher.json")["test"], read("evidence/rows.jsonl")
+    yield "README.md", f"an earlier teacher of {share(teacher['accuracy'])} %"
+    yield EVIDENCE, f"{share(teacher['accuracy'])} % of the test images"
+    groups = grouped(rows, "test")
+    for group in groups:
+        mean, low, high = group.interval
+        arm, seeds = group.label.removesuffix(", short"), len(group.by_seed)
+        named = "student alone" if arm == "student" else arm
+        yield "README.md", f"{named}, mean of {seeds} seeds | {group.first['parameters']:,} | {share(mean)} | {ends(low, high)} |"
+        tests = [row["test"] for row in rows if row["name"] == group.label]
+        agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
+        cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
+        yield EVIDENCE, f"| {arm} | {share(mean)} | {ends(low, high)} | {seeds} | {share(agreement)} | {cosine:.2f} ({control:.2f}) |"
+    for family in families(groups):
+        for found in family.comparisons:
+            yield EVIDENCE, f"- {found.sentence.replace(', short', '')}."
+            if (found.arm, found.reference) == ("kd+ig, short", "kd, short"):
+                yield "README.md", f"kd+ig against kd alone {difference(found)} points (95 % interval {ends(found.low, found.high)})"
+
+
+def first_pair() -> Iterator[Quote]:
+    """Of airbench networks: one seed, so the intervals are over the test images."""
+    teacher, rows = read("evidence/airbench/teacher.json"), read("evidence/airbench/rows.jsonl")
+    test = teacher["test"]
+    interval = ends(*wilson_interval(test["correct"], test["count"]))
+    yield "README.md", f"| {teacher['parameters']:,} | {share(test['accuracy'])} | {interval} |"
+    yield (
+        EVIDENCE,
+        f"{share(test['accuracy'])} % of the test images (validation {share(teacher['history'][-1]['validation_accuracy'])} %",
+    )
+    for row in rows:
+        test, named = row["test"], "student alone" if row["arm"] == "student" else row["arm"]
+        accuracy, interval = share(test["accuracy"]), ends(*wilson_interval(test["correct"], test["count"]))
+        yield "README.md", f"{named}, one seed, 30 epochs | {row['parameters']:,} | {accuracy} | {interval} |"
+        cosine = test["maps"]["cosine"]
+        likeness = f"{share(test['agreement'])} | {cosine['mean']:.2f} ({cosine['control']:.2f})"
+        yield EVIDENCE, f"| {row['arm']} | {accuracy} | {interval} | 1 | {likeness} |"
+
+
+def few() -> Iterator[Quote]:
+    """From 2,700 training images; a difference is named in README as it was found."""
+    groups = grouped(read("few/rows.jsonl"), "test")
+    for group in groups:
+        mean, low, high = group.interval
+        tests, label = [row["test"] for row in group.rows], group.label.removesuffix(", few40")
+        agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
+        cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
+        deletion, insertion = (
+            statistics.fmean(one["maps"]["student"][name]["area"] for one in tests) for name in ("deletion", "insertion")
+        )
+        cells = f"{len(group.by_seed)} | {share(agreement)} | {cosine:.2f} ({control:.2f}) | {deletion:.2f} | {insertion:.2f} |"
+        yield EVIDENCE, f"| {label} | {share(mean)} | {ends(low, high)} | {cells}"
+    found = {}
+    for family in families(groups):
+        for one in family.comparisons:
+            yield EVIDENCE, f"- {one.sentence.replace(', few40', '')}."
+            found[one.arm.removesuffix(", few40"), one.reference.removesuffix(", few40")] = one
+    for pair, verb in ((("kd", "student"), "logits"), (("kd+map", "kd"), "maps as targets"), (("kd+map", "kd+map, other"), "own maps")):
+        one = found[pair]
+        yield "README.md", f"{verb} {difference(one)} points (95 % interval {ends(one.low, one.high)})"
+    alone = next(group for group in groups if group.label.startswith("student")).interval[0]
+    gain, lost = found["kd", "student"], found["kd+dkd", "kd"]
+    assert gain.significant and lost.significant and not found["kd+map", "kd"].significant and not found["kd+ig", "kd"].significant
+    yield EVIDENCE, f"{share(gain.difference)} points of {share(alone)} with 2,700 images, five seeds, significant"
+    yield EVIDENCE, f"lost {share(-lost.difference)} points again"
+    yield EVIDENCE, f"{share(-found['kd+ig', 'kd'].difference)} points below kd, not significant"
+
+
+@pytest.mark.parametrize("quotes", [evidence, first_pair, few])
+def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
+    check(quotes())
