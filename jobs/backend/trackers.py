@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import Any
 
 import ray.tune
@@ -15,11 +16,12 @@ HOOKS = (
 """The methods of ray.tune.Callback that are called while runs go on."""
 
 
-def trackers(experiment: str) -> list[ray.tune.Callback]:
+def trackers(out: Path) -> list[ray.tune.Callback]:
     """Tune's loggers for MLflow and for Weights & Biases: those whose environment variables are set. A line says if one is not installed.
 
     Args:
-        experiment: the name of the experiment in MLflow, and of the project in Weights & Biases unless WANDB_PROJECT gives another.
+        out: the sweep's directory. Its name is that of the experiment in MLflow, and of the project in Weights & Biases unless
+            WANDB_PROJECT gives another; what Weights & Biases writes offline is in its subdirectory wandb/.
 
     Raises:
         UserError: one cannot be used as its environment variables say.
@@ -34,7 +36,7 @@ def trackers(experiment: str) -> list[ray.tune.Callback]:
             print(f"sweep: {line}", flush=True)
             continue
         try:
-            tracker = _mlflow(value, experiment) if package == "mlflow" else _wandb(experiment)
+            tracker = _mlflow(value, out) if package == "mlflow" else _wandb(out)
         except Exception as error:  # of a server, its client, or their settings
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -44,18 +46,19 @@ def trackers(experiment: str) -> list[ray.tune.Callback]:
     return found
 
 
-def _mlflow(uri: str, experiment: str) -> ray.tune.Callback:
+def _mlflow(uri: str, out: Path) -> ray.tune.Callback:
     import mlflow
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     mlflow.MlflowClient(uri).search_experiments(max_results=1)  # fails now, if it fails
-    return MLflowLoggerCallback(tracking_uri=uri, experiment_name=experiment)
+    return MLflowLoggerCallback(tracking_uri=uri, experiment_name=out.name)
 
 
-def _wandb(experiment: str) -> ray.tune.Callback:
+def _wandb(out: Path) -> ray.tune.Callback:
     from ray.air.integrations.wandb import WandbLoggerCallback
 
-    return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", experiment), mode=os.environ.get("WANDB_MODE"))
+    # Without a directory, offline runs would be written among Ray's temporary files, and copies of them, perhaps cut short, be kept.
+    return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", out.name), mode=os.environ.get("WANDB_MODE"), dir=str(out.resolve()))
 
 
 class Secondary(ray.tune.Callback):

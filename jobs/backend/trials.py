@@ -63,7 +63,7 @@ def run_trials(
             name=datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S"),
             storage_path=str(ledger.root.resolve() / "tune"),
             failure_config=ray.tune.FailureConfig(max_failures=TRIES - 1),
-            callbacks=[Keeper(ledger, work, halving), *trackers(ledger.root.name)],
+            callbacks=[Keeper(ledger, work, halving), *trackers(ledger.root)],
             stop=Interruption(),
             verbose=0,
         ),

@@ -62,19 +62,19 @@ def test_a_sweep_is_logged_to_both(cluster: None, toy_store: str, tmp_path: Path
     runs = client.search_runs([client.get_experiment_by_name("night").experiment_id])
     seen = [[metric.value for metric in client.get_metric_history(run.info.run_id, "validation_accuracy")] for run in runs]
     assert sorted(seen) == expected
-    assert sorted(offline_history(path, "validation_accuracy") for path in out.glob("tune/*/*/wandb/offline-run-*/*.wandb")) == expected
+    assert sorted(offline_history(path, "validation_accuracy") for path in out.glob("wandb/offline-run-*/*.wandb")) == expected
 
 
 def test_only_what_the_environment_asks_for_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert trackers("x") == []
+    assert trackers(Path("x")) == []
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert trackers("x") == []
+    assert trackers(Path("x")) == []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///nowhere")
-    assert trackers("x") == []
+    assert trackers(Path("x")) == []
     assert capsys.readouterr().out.splitlines() == [
         "sweep: MLFLOW_TRACKING_URI is set, but mlflow is not installed, so nothing is logged to it: pip install mlflow",
         "sweep: WANDB_MODE is set, but wandb is not installed, so nothing is logged to it: pip install wandb",
@@ -86,7 +86,7 @@ def test_a_tracker_that_cannot_be_used_is_one_sentence_before_anything_runs(uri:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="mlflow cannot be used as MLFLOW_TRACKING_URI says .*: correct it, or unset it") as caught:
-        trackers("x")
+        trackers(Path("x"))
     assert "\n" not in str(caught.value)
 
 
