@@ -77,6 +77,9 @@ def measure(name: str, images: str, count: int, steps: int) -> dict[str, float |
     which is exact only for a network that does not tell left from right.
     """
     model = open_teacher(f"{name},weights=none,seed=0" if names_network(f"{name},weights=none") else name)[0].eval()
+    for weight in model.parameters():  # torchvision's ViT begins with a last layer of zeros, which has no map
+        if weight.dim() > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(0))
     shape = model.spec.image_shape
     pixels = load_samples(open_images(images), "test", np.arange(count), shape, resize=True)[0].pixels
     labels, ids = torch.arange(count), torch.arange(count)
