@@ -150,6 +150,15 @@ def attribution() -> Iterator[Quote]:
     yield "docs/scaling.md", f"{ray['ray, 2']:.2f} of {ray['bare, 2']:.2f} ({two:.0%})".replace("%", " %")
 
 
+def homogeneous() -> Iterator[Quote]:
+    measured = read("attribution/homogeneous.json")
+    rates = {name: found["images_per_second"] for name, found in measured["speed"].items()}
+    one, captum = rates["one pass: torch"], rates["captum, internal_batch_size=50"]
+    yield "docs/decisions.md", f"One pass of that teacher has {one:.0f} images/s, {one / captum:.0f} times Captum's"
+    yield "docs/decisions.md", f"with 50 nodes, torch has {rates['fast: torch']:.1f} and OpenVINO {rates['fast: openvino-bf16']:.1f}"
+    assert measured["agreement"]["one pass: torch"]["lowest_cosine"] > 0.99999
+
+
 def precision() -> Iterator[Quote]:
     formats = read("attribution/precision.json")["formats"]
     whole, half = formats["float32"], formats["float16"]
@@ -208,6 +217,6 @@ def large() -> Iterator[Quote]:
     yield "docs/large-pictures.md", f"beside other work (load {row['load']:.0f})"
 
 
-@pytest.mark.parametrize("quotes", [night, demo, choices, latency, lean, attribution, precision, training, cost, scale, large])
+@pytest.mark.parametrize("quotes", [night, demo, choices, latency, lean, attribution, homogeneous, precision, training, cost, scale, large])
 def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
     check(quotes())
