@@ -38,7 +38,7 @@ def trackers(out: Path) -> list[ray.tune.Callback]:
         try:
             tracker = _mlflow(value, out) if package == "mlflow" else _wandb(out)
         except Exception as error:  # of a server, its client, or their settings
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"{package} cannot be used as {variable} says ({reason[:200]}): correct it, or unset it to log nothing there"
             ) from None
@@ -55,8 +55,10 @@ def _mlflow(uri: str, out: Path) -> ray.tune.Callback:
 
 
 def _wandb(out: Path) -> ray.tune.Callback:
+    import wandb
     from ray.air.integrations.wandb import WandbLoggerCallback
 
+    wandb.Settings(mode=os.environ.get("WANDB_MODE"))  # fails now, if it fails
     # Without a directory, offline runs would be written among Ray's temporary files, and copies of them, perhaps cut short, be kept.
     return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", out.name), mode=os.environ.get("WANDB_MODE"), dir=str(out.resolve()))
 
@@ -78,7 +80,7 @@ class Secondary(ray.tune.Callback):
             getattr(self.tracker, hook)(*args, **kwargs)
         except Exception as error:  # of a server, or its client
             self.works = False
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = " ".join(str(error).split()) or type(error).__name__
             print(f"sweep: {self.name} failed ({reason[:200]}); the sweep goes on without it", flush=True)
 
 

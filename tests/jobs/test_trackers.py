@@ -88,6 +88,10 @@ def test_a_tracker_that_cannot_be_used_is_one_sentence_before_anything_runs(uri:
     with pytest.raises(UserError, match="mlflow cannot be used as MLFLOW_TRACKING_URI says .*: correct it, or unset it") as caught:
         trackers(Path("x"))
     assert "\n" not in str(caught.value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    with pytest.raises(UserError, match="wandb cannot be used as WANDB_MODE says .*offline.*: correct it, or unset it"):
+        trackers(Path("x"))
 
 
 def test_a_tracker_that_fails_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,4 +109,4 @@ def test_a_tracker_that_fails_ends_nothing(capsys: pytest.CaptureFixture[str]) -
         tracker.on_trial_start(1, [], None)
         tracker.on_trial_result(1, [], None, {})
     assert broken.called == 1
-    assert capsys.readouterr().out == "sweep: mlflow failed (the server is gone); the sweep goes on without it\n"
+    assert capsys.readouterr().out == "sweep: mlflow failed (the server is gone and more); the sweep goes on without it\n"
