@@ -58,9 +58,10 @@ def _wandb(out: Path) -> ray.tune.Callback:
     import wandb
     from ray.air.integrations.wandb import WandbLoggerCallback
 
-    wandb.Settings(mode=os.environ.get("WANDB_MODE"))  # fails now, if it fails
+    mode: Any = os.environ.get("WANDB_MODE") or "online"
+    wandb.Settings(mode=mode)  # fails now, if it fails
     # Without a directory, offline runs would be written among Ray's temporary files, and copies of them, perhaps cut short, be kept.
-    return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", out.name), mode=os.environ.get("WANDB_MODE"), dir=str(out.resolve()))
+    return WandbLoggerCallback(project=os.environ.get("WANDB_PROJECT", out.name), mode=mode, dir=str(out.resolve()))
 
 
 class Secondary(ray.tune.Callback):

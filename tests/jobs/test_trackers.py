@@ -71,6 +71,9 @@ def test_only_what_the_environment_asks_for_is_used(monkeypatch: pytest.MonkeyPa
     assert trackers(Path("x")) == []
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert trackers(Path("x")) == []
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert [tracker.name for tracker in trackers(Path("x")) if isinstance(tracker, Secondary)] == ["wandb"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///nowhere")
