@@ -88,11 +88,12 @@ def test_fast_engines_take_a_norm_after_a_pooling(engine: Engine) -> None:
     [
         nn.MaxPool2d(2), nn.MaxPool2d([3]), nn.MaxPool2d((3, 2)), nn.MaxPool2d((2, 3), (2, 3)),  # windows side by side
         nn.MaxPool2d(3, 2), nn.MaxPool2d(2, 3), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, 2, dilation=2), nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.MaxPool2d((3, 2), (1, 3), (1, 0), (2, 1)), nn.MaxPool2d(2, 1),
     ],
 )  # fmt: skip
 def test_the_gradient_of_a_pooling_goes_where_torchs_goes(pooling: nn.Module) -> None:
-    """Also where several pixels of a window have the largest value: then one of them gets all."""
-    x = torch.randint(0, 3, (4, 3, 11, 13), generator=torch.Generator().manual_seed(1)).float()
+    """Also where several pixels of a window have the largest value: then one of them gets all. And where all are below 0, a border's."""
+    x = torch.randint(-3, 0, (4, 3, 11, 13), generator=torch.Generator().manual_seed(1)).float()
     torch.manual_seed(0)
     network, targets = nn.Sequential(pooling, nn.Flatten(), nn.LazyLinear(5)), torch.tensor([0, 4, 2, 2])
     network(x)  # which gives the last layer its size
