@@ -11,7 +11,7 @@ from igkd.sweeps.grid import cells, settled
 from igkd.sweeps.ledger import read_rows
 from jobs.backend.cells import check, resident, train_cells
 from jobs.backend.estimates import print_estimate
-from jobs.backend.runtime import run_job, start_ray
+from jobs.backend.runtime import begin_ray, run_job, start_ray
 from jobs.backend.sweep_progress import conclude
 
 
@@ -19,6 +19,7 @@ def ablate(config: AblateConfig) -> int:
     """Run what is not done yet; gives the exit status, 1 if runs failed."""
     seconds = config.seconds_left(provenance.local_now())
     store = Store.open(config.store)
+    begin_ray()
     grid = resident(settled(cells(config, store), store), store)
     check(grid)
     if config.dry_run:

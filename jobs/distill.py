@@ -10,7 +10,7 @@ from igkd.training.held_out import unseen_by_student
 from igkd.training.identity import decided, fingerprints, identity
 from igkd.training.student_data import check_student, distill_task, for_workers, open_store, open_teacher_of, start_of, student_line
 from jobs.backend.ingest import training_dataset
-from jobs.backend.runtime import in_thread, run_job
+from jobs.backend.runtime import begin_ray, in_thread, run_job
 from jobs.backend.training import run_training
 
 
@@ -19,6 +19,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     config = decided(config, Store.open(config.store))
     store, teacher = open_store(config), open_teacher_of(config)
     print(f"distill: {student_line(config, store)}", flush=True)
+    begin_ray(config.out)
     start = start_of(config, store.plan)
     if start is not None:
         print(f"distill: {start.line}", flush=True)

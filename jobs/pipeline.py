@@ -32,7 +32,7 @@ from igkd.training.identity import decided
 from igkd.training.student_data import open_store
 from igkd.training.teacher_data import untrained_spec
 from jobs.backend.cells import claim, train_cells
-from jobs.backend.runtime import TIME_WAS_UP, in_thread, run_job, start_ray, stopping_after
+from jobs.backend.runtime import TIME_WAS_UP, begin_ray, in_thread, run_job, start_ray, stopping_after
 from jobs.distill import distill
 from jobs.precompute import precompute_store
 from jobs.teacher import train_teacher
@@ -54,6 +54,7 @@ def run(config: PipelineConfig) -> Path | None:
         forecast_hours(pipeline)
         return None
     deadline = None if seconds is None else time.monotonic() + seconds
+    begin_ray()
     check_ahead(pipeline)
     with store.hold(config.out):
         start_ray()

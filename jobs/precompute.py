@@ -26,7 +26,7 @@ from igkd.networks.renumbered import for_pictures
 from igkd.store import views
 from igkd.store.compute import Rows, Selection, make_plan
 from jobs.backend.ray_insides import map_blocks
-from jobs.backend.runtime import READ_CPUS, run_job, start_ray
+from jobs.backend.runtime import READ_CPUS, begin_ray, run_job, start_ray
 from jobs.backend.sentences import user_error
 from jobs.backend.stages import ALL_GPUS, Attribute, Check, Read, Views, Work, Write, parts_dataset
 from jobs.backend.start import awaited
@@ -144,6 +144,7 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
     """Compute what is missing of a store and its views; gives the store's manifest."""
     source = open_images(config.images)
     tell(source)
+    begin_ray()
     model, card = open_teacher(config.teacher)
     model, restriction = for_pictures(
         model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images", config.class_map

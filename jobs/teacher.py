@@ -12,7 +12,7 @@ from igkd.networks.initial import init_hash
 from igkd.networks.open import DEFAULT
 from igkd.training.held_out import unseen_by_teacher
 from igkd.training.teacher_data import check_teacher, start_of, teacher_line, teacher_task
-from jobs.backend.runtime import in_thread, run_job
+from jobs.backend.runtime import begin_ray, in_thread, run_job
 from jobs.backend.training import run_training
 
 
@@ -21,6 +21,7 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     source = open_images(config.images)
     tell(source)
     print(f"teacher: {teacher_line(config, source.checked_labels('train'), len(source.classes))}", flush=True)
+    begin_ray(config.out)
     check_teacher(config)
     fingerprints, init = {"images_fingerprint": source.fingerprint("train")}, config.init
     if init is not None and (start := start_of(config, len(source.classes))) is not None:

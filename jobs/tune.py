@@ -32,7 +32,7 @@ from igkd.training.student_data import open_store, open_teacher_of
 from jobs.backend.estimates import print_estimate, slots
 from jobs.backend.halving import METRIC, Halving, replay
 from jobs.backend.one_trial import Settings, Work
-from jobs.backend.runtime import run_job, start_ray
+from jobs.backend.runtime import begin_ray, run_job, start_ray
 from jobs.backend.sweep_progress import conclude, interruptible
 from jobs.backend.trials import persist, run_trials
 
@@ -76,6 +76,7 @@ def tune(config: TuneConfig) -> int:
     base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), Store.open(config.store)), out="")
     if ingest_of(base, open_store(base)) == "stream":
         raise UserError(f"{config.store} does not fit into memory, where a search keeps it; use a smaller one")
+    begin_ray()
     open_teacher_of(base)
     if config.dry_run:
         start_ray()

@@ -4,6 +4,7 @@ Each item says why. Its test in tests/jobs/backend/test_ray_insides.py shows tha
 test fails with a newer Ray, the item can go. Importing this module imports nothing of Ray.
 """
 
+import asyncio
 import functools
 import logging
 import os
@@ -27,6 +28,9 @@ def set_environment() -> None:
         "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
         # Ray Train's watcher of preempted nodes only tells training loops that ask, which ours do not, and prints an error at each start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # How often Ray Train looks at its workers: a checkpoint is safe, and a run over, when it has looked. Its own 2 s cost a short run
+        # as much as its steps.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
         # Ray would put "(RayTrainWorker pid=...)" in colours before each line of a worker, also in a file.
         "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
         # Where output goes to a file or a pipe, Ray would keep such lines for minutes, until there are some kilobytes.
@@ -111,22 +115,59 @@ def keep_aws_keys_from_tune() -> None:
 
 
 def lean_trainer() -> "type[TorchTrainer]":
-    """Ray Train's trainer without two of its helper processes, each of which costs a start of seconds on a small machine.
+    """Ray Train's trainer without four of its helper processes, each of which costs a start of seconds on a small machine.
 
-    PlacementGroupCleaner frees the processors of a training whose controller died while its driver lives. Our drivers end then, which frees
-    them, too. It asks Ray's dashboard every second; beside another Ray it asked that one's, printed a traceback, or took a run of ours for
-    dead and removed its workers. And DatasetsCallback has nothing to do where there is no data set.
+    Its controller, the loop that watches the workers, runs in the process that calls `fit`: our jobs end, and are begun again, with it. As
+    an actor it imports Ray Train and torch once more, in each run of a sweep. PlacementGroupCleaner frees the processors of a training
+    whose controller died while its driver lives. It asks Ray's dashboard every second; beside another Ray it asked that one's, printed a
+    traceback, or took a run of ours for dead and removed its workers. AutoscalingCoordinator divides a cluster among a training and its
+    data sets; a training without them asks for its processors by its placement group, which the cluster's autoscaler sees as well. And
+    DatasetsCallback has nothing to do where there is no data set.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    class ByPlacementGroup(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None: ...
+
+        def _maybe_send_resource_request(self) -> None: ...
 
     class LeanTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             unwanted = (PlacementGroupCleanerCallback,) if self.datasets else (PlacementGroupCleanerCallback, DatasetsCallback)
             return [one for one in super()._create_default_callbacks() if not isinstance(one, unwanted)]  # type: ignore[misc]
 
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            _need_no_controller_actor()
+            if type(settings["scaling_policy"]) is FixedScalingPolicy and not self.datasets:
+                settings["scaling_policy"] = ByPlacementGroup(self.scaling_config)  # type: ignore[arg-type]  # of Train V1
+            controller = TrainController(**settings)
+            asyncio.run(controller.run())
+            return controller.get_result()
+
     return LeanTrainer
+
+
+@functools.cache  # once in a process
+def _need_no_controller_actor() -> None:
+    """Let a process that is no actor give None as its actor, instead of an error.
+
+    Workers get the controller's actor for `ray.train.get_all_reported_checkpoints`, which ours do not call.
+    """
+    from ray.runtime_context import RuntimeContext
+
+    theirs = RuntimeContext.current_actor.fget  # type: ignore[attr-defined]  # mypy does not see the property
+
+    def current_actor(self: RuntimeContext) -> Any:
+        try:
+            return theirs(self)
+        except RuntimeError:
+            return None
+
+    RuntimeContext.current_actor = property(current_actor)  # type: ignore[method-assign, assignment]
 
 
 def map_blocks(dataset: "ray.data.Dataset", function: Callable[[Any], Any], **resources: Any) -> "ray.data.Dataset":

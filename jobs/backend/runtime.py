@@ -23,7 +23,7 @@ from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cl
 from igkd.networks import module
 from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
 from jobs.backend.sentences import Final, user_error
-from jobs.backend.start import awaited, connect, stop_at_sigterm
+from jobs.backend.start import awaited, begin, connect, starting, stop_at_sigterm, stop_ray
 from jobs.backend.waiting import say_if_waiting
 
 WORKER_ENVIRONMENT = {
@@ -32,9 +32,6 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     # Ray Train's own `print` says every line twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # How often Ray Train looks at its workers: a checkpoint is safe, and a run over, when it has looked. Its own 2 s cost a short run as
-    # much as its steps.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
 }
 READ_CPUS = 0.2
 """Processors of a Ray Data task that mostly waits for a disk or a network."""
@@ -52,13 +49,12 @@ def run_job(main: Callable[[], int | None]) -> None:
             if cause is None:
                 raise
             raise cause from None
-        finally:
-            ray.shutdown()
 
     stop_at_sigterm()
     try:
         run_cli(unwrapped)
     except SystemExit as end:
+        stop_ray()  # now that the error is printed: a Ray that is just starting takes seconds
         if not isinstance(end.code, int):
             raise
         leave(end.code)
@@ -86,14 +82,25 @@ def start_ray(num_cpus: int | None = None) -> None:
         UserError: that cluster cannot be reached, or none can be started.
     """
     set_up_ray_data()
-    if ray.is_initialized():
-        return
+    if starting() or not ray.is_initialized():
+        connect(num_cpus, environment())
+
+
+def begin_ray(out: str | None = None) -> None:
+    """Begin to start the Ray that `start_ray` will wait for, while a job looks at its images and networks.
+
+    Args:
+        out: a directory whose result.json says that there is nothing to do, and nothing to start.
+    """
+    if out is None or not (Path(out) / "result.json").exists():
+        begin(None, environment())
+
+
+def environment() -> dict[str, Any]:
+    """The runtime environment of our jobs' tasks and actors."""
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    connect(
-        num_cpus,
-        {"env_vars": {**WORKER_ENVIRONMENT, **module.environment(), "PYTHONPATH": path}} | quiet_workers(),
-    )
+    return {"env_vars": {**WORKER_ENVIRONMENT, **module.environment(), "PYTHONPATH": path}} | quiet_workers()
 
 
 @functools.lru_cache(maxsize=4)
@@ -234,9 +241,8 @@ def in_thread(task: Callable[[], T]) -> T:
         print(STOPPED, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
+        if starting():
+            stop_ray()
         os._exit(INTERRUPTED)
-    except BaseException:
-        ray.shutdown()
-        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

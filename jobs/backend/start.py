@@ -40,6 +40,34 @@ LONGEST_SOCKET = 107
 T = TypeVar("T")
 
 
+_begun: "Future[None] | None" = None
+"""The start of a Ray, or the connection to one; None before `begin`."""
+
+
+def begin(num_cpus: int | None, environment: dict[str, Any]) -> None:
+    """Begin to start a Ray on this machine, in a thread, if RAY_ADDRESS names none; `connect` then waits for it.
+
+    A job calls it when it knows what it will do, so that Ray starts while the job looks at images and networks.
+
+    Raises:
+        UserError: Ray cannot be started.
+    """
+    if (os.environ.get("RAY_ADDRESS") or "local") == "local" and not ray.is_initialized():
+        _attempt(num_cpus, environment)
+
+
+def starting() -> bool:
+    """Whether `begin` has begun to start a Ray, for which nobody has waited yet."""
+    return _begun is not None
+
+
+def stop_ray() -> None:
+    """End the Ray that this process started. One that is just starting is waited for: killed then, it would leave processes behind."""
+    if _begun is not None:
+        wait([_begun], START_S)
+    ray.shutdown()
+
+
 def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start one of `num_cpus` processors on this machine.
 
@@ -49,12 +77,35 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
     Raises:
         UserError: the cluster cannot be reached, or Ray cannot be started.
     """
+    global _begun
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        awaited(_attempt(num_cpus, environment), START_S if address == "local" else REACH_S + CONNECT_S)
+    except UserError:
+        raise
+    except TimeoutError:
+        _leave(f"error: {reason(address, 'it does not answer')}", 1)
+    except Exception as error:
+        raise UserError(reason(address, _first_line(error))) from None
+    except BaseException:
+        _leave(STOPPED, INTERRUPTED)
+    finally:
+        _begun = None
+    stop_at_sigterm()
+
+
+def _attempt(num_cpus: int | None, environment: dict[str, Any]) -> "Future[None]":
+    """The future of a `ray.init` in a thread: the one that `begin` began, if there is one."""
+    global _begun
+    if _begun is not None:
+        return _begun
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         check_temporary_directory()
         check_token()
         take_any_port()
     done: Future[None] = Future()
+    _begun = done
 
     def attempt() -> None:
         try:
@@ -74,17 +125,7 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
     # Ray may wait in C, where signals do not reach the waiting thread, so it is not started by the main thread.
     silence_sigterm_warning()
     threading.Thread(target=attempt, name="igkd starts Ray", daemon=True).start()
-    try:
-        awaited(done, START_S if address == "local" else REACH_S + CONNECT_S)
-    except UserError:
-        raise
-    except TimeoutError:
-        _leave(f"error: {reason(address, 'it does not answer')}", 1)
-    except Exception as error:
-        raise UserError(reason(address, _first_line(error))) from None
-    except BaseException:
-        _leave(STOPPED, INTERRUPTED)
-    stop_at_sigterm()
+    return done
 
 
 def awaited(future: "Future[T]", seconds: float = math.inf) -> T:

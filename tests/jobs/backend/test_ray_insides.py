@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import ray._private.state
 import ray._private.worker
 import ray.data
+import ray.train
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -189,3 +193,23 @@ def test_ray_train_would_start_a_cleaner() -> None:
         return any(isinstance(one, PlacementGroupCleanerCallback) for one in made)
 
     assert cleans(TorchTrainer) and not cleans(lean_trainer())
+
+
+def test_ray_train_would_start_actors_beside_its_workers(cluster: None, tmp_path: Path) -> None:
+    """One for its controller and one that divides the cluster; each is a process that has to import Ray Train."""
+
+    def started(trainer: type[TorchTrainer]) -> set[str]:
+        before = set(ray._private.state.actors())
+        made = trainer(report, scaling_config=ScalingConfig(num_workers=1), run_config=RunConfig(storage_path=str(tmp_path)))
+        assert made.fit().error is None
+        return {name for key, one in ray._private.state.actors().items() if key not in before if (name := one["ActorClassName"])}
+
+    ours, theirs = started(lean_trainer()), started(TorchTrainer)
+    assert ours == {"RayTrainWorker", "SynchronizationActor"}
+    assert "TrainController" in theirs
+    assert "_AutoscalingCoordinatorActor" in {one["ActorClassName"] for one in ray._private.state.actors().values()}
+
+
+def report() -> None:
+    """A training of one line."""
+    ray.train.report({"a": 1})

@@ -1,6 +1,8 @@
 """What stands in the way of Ray's start is one sentence that names what to set right."""
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -180,3 +182,43 @@ except KeyboardInterrupt:
 def test_waiting_has_an_end() -> None:
     with pytest.raises(TimeoutError):
         awaited(Future(), seconds=0.1)
+
+
+MISTAKEN = """
+import time
+from igkd.base.errors import UserError
+from jobs.backend.runtime import begin_ray, run_job
+
+def main():
+    begin_ray("nowhere")
+    time.sleep({})
+    raise UserError("a network that cannot be")
+
+run_job(main)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 2.5])
+def test_an_error_while_ray_starts_leaves_nothing_of_it(seconds: float) -> None:
+    """A job begins to start Ray before it has looked at everything."""
+    environment = ALONE | {"RAY_TMPDIR": (directory := f"/tmp/ig{os.getpid()}")}
+    command = [sys.executable, "-c", MISTAKEN.format(seconds)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: a network that cannot be\n")
+        until = time.monotonic() + 30
+        while (left := processes_with(directory)) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert not left
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def processes_with(text: str) -> list[str]:
+    """The command lines of the processes that were started with a text in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if text.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+    return found
