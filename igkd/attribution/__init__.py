@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, FromBaseline, first_line, inputs_per_pass
+from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, FromBaseline, Tell, first_line, inputs_per_pass, nobody
 from igkd.attribution.homogeneity import ONE_PASS, takes_one_pass
 from igkd.base.choices import Engine, Method
 from igkd.base.errors import UserError
@@ -35,10 +35,12 @@ __all__ = [
     "Colour",
     "Engine",
     "Method",
+    "Tell",
     "attributor",
     "choose_engine",
     "find_engine",
     "inputs_per_pass",
+    "nobody",
     "quadrature",
     "takes_one_pass",
 ]

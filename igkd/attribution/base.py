@@ -1,5 +1,6 @@
 """The interface of attribution engines."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,15 +61,24 @@ class FromBaseline(nn.Module):
         return self.model.from_normalised(z.clone() if self.shift is None else z + self.shift)
 
 
+Tell = Callable[[int], None]
+"""A function that is told how many images are done."""
+
+
+def nobody(done: int) -> None:
+    """Tell nobody."""
+
+
 class Attributor(Protocol):
     """A function that computes maps; its memory does not grow with the number of images."""
 
-    def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> Attribution:
+    def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor, tell: Tell = nobody) -> Attribution:
         """
         Args:
             pixels: float (B, 3, H, W) in [0, 1], or uint8 of the same shape.
             labels: int64 (B,), the class whose logit is explained.
             ids: int64 (B,), image ids; smoothgrad-ig computes its noise from them.
+            tell: called again and again with the number of images that are done.
         """
 
 

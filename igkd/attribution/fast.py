@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from igkd.attribution.base import Attribution, Colour, FromBaseline, first_line, inputs_per_pass
+from igkd.attribution.base import Attribution, Colour, FromBaseline, Tell, first_line, inputs_per_pass, nobody
 from igkd.base.choices import Engine
 from igkd.networks.convolutions import avoid_wrong_kernels, plain
 from igkd.networks.network import Classifier
@@ -31,7 +31,7 @@ class FastIntegratedGradients:
         self.original = FromBaseline(model, baseline).eval()
         self._ready: dict[tuple[torch.Size, int], tuple[nn.Module, Gradients]] = {}
 
-    def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> Attribution:
+    def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor, tell: Tell = nobody) -> Attribution:
         x = self.original.beyond(pixels)
         targets = labels.to(x.device)
         size = inputs_per_pass(x.device.type, x.shape[-2] * x.shape[-1])
@@ -41,7 +41,7 @@ class FastIntegratedGradients:
         with torch.inference_mode():
             logits = torch.cat([network(batch) for batch in x.split(size)])
             origin = network(torch.zeros_like(x[:1]))
-        attributions = x * mean_gradients(gradients, x, targets, self.steps, size)
+        attributions = x * mean_gradients(gradients, x, targets, self.steps, size, tell)
         rise = (logits - origin).gather(1, targets[:, None])[:, 0]
         delta = attributions.sum(dim=(1, 2, 3)) - rise
         return Attribution(*(part.float().cpu() for part in (attributions.abs().sum(dim=1), delta, logits)))
@@ -61,7 +61,7 @@ class FastIntegratedGradients:
         return self._ready[shape, size]
 
 
-def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int, size: int) -> Tensor:
+def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int, size: int, tell: Tell = nobody) -> Tensor:
     """The mean gradient along the straight path from 0 to x, by the midpoint rule.
 
     Args:
@@ -70,6 +70,7 @@ def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int,
         targets: int64 (B,).
         steps: nodes of the quadrature, for each image.
         size: inputs in one pass, which may hold nodes of several images.
+        tell: called after each pass with the number of images that are done.
 
     Returns:
         float32 (B, 3, H, W).
@@ -80,6 +81,7 @@ def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int,
         image, node = index // steps, index % steps
         alpha = ((node + 0.5) / steps).view(-1, 1, 1, 1)
         total.index_add_(0, image, gradients(alpha * x[image], targets[image]))
+        tell(min(start + size, len(x) * steps) // steps)
     return total / steps
 
 

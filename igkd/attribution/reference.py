@@ -7,7 +7,7 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, NoiseTunnel
 from torch import Tensor
 
-from igkd.attribution.base import Attribution, Colour, FromBaseline, inputs_per_pass
+from igkd.attribution.base import Attribution, Colour, FromBaseline, Tell, inputs_per_pass, nobody
 from igkd.base.random_draws import uniform
 from igkd.networks.network import Classifier
 
@@ -26,11 +26,11 @@ class CaptumAttribution:
     def __init__(self, model: Classifier, method: str, steps: int, baseline: Colour | None = None) -> None:
         self.network, self.method, self.steps = FromBaseline(model, baseline), method, steps
 
-    def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> Attribution:
-        rows = [
-            self._one(self.network.beyond(image), label.to(self.network.device), int(image_id))
-            for image, label, image_id in zip(pixels.split(1), labels.split(1), ids, strict=True)
-        ]
+    def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor, tell: Tell = nobody) -> Attribution:
+        rows = []
+        for image, label, image_id in zip(pixels.split(1), labels.split(1), ids, strict=True):
+            rows.append(self._one(self.network.beyond(image), label.to(self.network.device), int(image_id)))
+            tell(len(rows))
         return Attribution(*(torch.cat([row[i].detach().float().cpu() for row in rows]) for i in range(3)))
 
     def _one(self, x: Tensor, target: Tensor, image_id: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -188,8 +188,13 @@ def plan_attributor(model: Classifier, plan: store.Plan) -> attribution.Attribut
     return attribution.attributor(model, plan.method, plan.engine, plan.nodes)
 
 
-def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows) -> Rows:
+def attribute_rows(
+    model: Classifier, attribute: attribution.Attributor, plan: store.Plan, rows: Rows, tell: attribution.Tell = attribution.nobody
+) -> Rows:
     """Replace the column `pixels` by the teacher's signals; rows with a reason get zeros.
+
+    Args:
+        tell: called again and again with the number of images whose maps are done.
 
     Raises:
         UserError: a signal's value is not finite in the store's precision; the message names image and value.
@@ -200,7 +205,7 @@ def attribute_rows(model: Classifier, attribute: attribution.Attributor, plan: s
     if len(good):
         pixels = torch.from_numpy(np.array(rows["pixels"])[good]).permute(0, 3, 1, 2).float() / 255
         labels, ids = (torch.from_numpy(np.array(rows[name])[good]) for name in ("label", "image_id"))
-        answers = Answers(model, pixels, labels, attribute(pixels, labels, ids), plan)
+        answers = Answers(model, pixels, labels, attribute(pixels, labels, ids, tell), plan)
         for name, column in sorted(out.items(), key=lambda item: item[0] != "logits"):  # what is wrong with them spoils the others
             values = SIGNALS[name].compute(answers).numpy()
             column[good] = storable(name, values, column.dtype, [(rows["image_id"][i], rows["name"][i]) for i in good])

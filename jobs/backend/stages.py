@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,12 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from igkd import store
-from igkd.attribution import Attributor
+from igkd.attribution import Attributor, Tell
 from igkd.images.source import ImageSource
 from igkd.networks.network import Classifier
 from igkd.store import compute, views
 from igkd.store.compute import Rows
 from jobs.backend.runtime import fetched
+
+SLOW_S = 30.0
+"""Seconds after which a part that is not finished says how far it is. Large pictures take a slow processor minutes each part."""
 
 
 def parts_dataset(parts: Sequence[int], at_once: int = 1) -> ray.data.Dataset:
@@ -124,7 +128,20 @@ class Attribute:
 
     def attributed(self, rows: Rows) -> Rows:
         model, attribute = ready(self.model, self.plan, own_device())
-        return compute.attribute_rows(model, attribute, self.plan, rows)
+        return compute.attribute_rows(model, attribute, self.plan, rows, telling(int(rows["part"][0]), len(rows["part"])))
+
+
+def telling(part: int, images: int) -> Tell:
+    """A function that prints how far a part is, each time that `SLOW_S` have passed: the driver's own lines count finished parts."""
+    begin = spoke = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal spoke
+        if done < images and (now := time.monotonic()) - spoke >= SLOW_S:
+            spoke = now
+            print(f"precompute: part {part}: {done}/{images} images, {done / (now - begin):.1f} images/s", flush=True)
+
+    return tell
 
 
 class Write:

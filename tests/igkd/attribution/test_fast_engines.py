@@ -161,3 +161,13 @@ def test_fast_takes_a_vision_transformer() -> None:
     found = attributor(teacher, "ig", engine, STEPS)(pixels, labels, torch.arange(1)).ig
     expected, _ = midpoint(teacher, pixels, labels)
     assert (found - expected).abs().max() < 1e-4 * expected.max()
+
+
+@pytest.mark.parametrize("engine", ["captum", "torch", "openvino"])
+def test_engines_tell_how_many_images_are_done(
+    model: Classifier, batch: tuple[Tensor, Tensor], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INPUTS_PER_PASS, "cpu", 4)
+    told: list[int] = []
+    attributor(model, "ig", engine, STEPS)(*batch, torch.arange(len(batch[0])), told.append)
+    assert told == sorted(told) and len(set(told)) > 2 and told[-1] == len(batch[0])
