@@ -3,9 +3,10 @@
 import importlib
 import runpy
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from igkd.base.errors import run_cli
+from igkd.base.storage import filesystem, list_names, parse_json, read_file
 
 
 class Command(NamedTuple):
@@ -43,8 +44,10 @@ COMMANDS = {
     "latency": Command("igkd.deployment.latency", "how fast models are on this machine", "igkd.config.latency:LatencyConfig"),
 }
 
-INTRODUCED = ("pipeline", "teacher", "precompute")
-"""Jobs that begin with images and with torch and Ray."""
+OF_IMAGES = ("pipeline", "teacher", "precompute")
+"""Jobs that begin with images, and with torch and Ray."""
+OF_A_STORE = ("distill", "ablate", "tune", "search")
+"""Jobs that begin with a store."""
 
 
 def usage() -> str:
@@ -54,32 +57,45 @@ def usage() -> str:
     return "\n".join(["usage: igkd COMMAND [OPTIONS]", "", *lines, "", "igkd COMMAND --help tells each one's options."])
 
 
-def show_help(name: str) -> None:
-    """Print a subcommand's help and end, if its settings are known here; as its own program would."""
+def settings_of(name: str) -> Any:
+    """What a subcommand parses: its settings, or its help, which ends the program. None if they are not known here."""
     if name == "distill":
         from igkd.config.recipes import parse_distill  # whose defaults are those of --recipe
 
-        parse_distill("igkd distill")
-    elif COMMANDS[name].settings:
-        from igkd.config.command_line import parse
+        return parse_distill("igkd distill")
+    if not COMMANDS[name].settings:
+        return None
+    from igkd.config.command_line import parse
 
-        module, _, settings = COMMANDS[name].settings.partition(":")
-        parse(getattr(importlib.import_module(module), settings), f"igkd {name}")
+    module, _, settings = COMMANDS[name].settings.partition(":")
+    return parse(getattr(importlib.import_module(module), settings), f"igkd {name}")
 
 
 def introduce(name: str) -> None:
-    """Print what a job's --images hold, or a mistake in its command, before torch and Ray are imported, which takes seconds."""
-    if name not in INTRODUCED:
-        return
-    from igkd.config.command_line import parse
-    from igkd.images.open import found_line, open_images, tell
+    """Print what a job begins with, or a mistake in its command, before torch and Ray are imported, which takes seconds."""
+    if name in OF_IMAGES:
+        from igkd.images.open import found_line, open_images, tell
 
-    module, _, settings = COMMANDS[name].settings.partition(":")
-    config = parse(getattr(importlib.import_module(module), settings), f"igkd {name}")
-    if config.images is not None:
-        source = open_images(config.images)
-        tell(source)
-        print(f"{name}: {found_line(source, getattr(config, 'split', 'train'))}", flush=True)
+        config = settings_of(name)
+        if config.images is not None:
+            source = open_images(config.images)
+            tell(source)
+            print(f"{name}: {found_line(source, getattr(config, 'split', 'train'))}", flush=True)
+    elif name in OF_A_STORE and (line := store_line(settings_of(name).store)):
+        print(f"{name}: {line}", flush=True)
+
+
+def store_line(uri: str) -> str | None:
+    """What a store is of, by its plan; None where there is none that says so, which the job, with torch imported, says better."""
+    fs, root = filesystem(uri)
+    if "plan.json" not in list_names(fs, root):
+        return None
+    try:
+        plan = parse_json(read_file(fs, f"{root}/plan.json"))
+        (height, width), rows, classes = plan["image_shape"], plan["rows"], len(plan["classes"])
+        return f"{rows:,} images of {height}x{width} pixels and {classes:,} classes in the store {uri}"
+    except (TypeError, KeyError, ValueError):
+        return None
 
 
 def main() -> int:
@@ -93,7 +109,7 @@ def main() -> int:
         return 2
     sys.argv = [f"igkd {name}", *rest]
     if {"-h", "--help"} & set(rest):
-        show_help(name)
+        settings_of(name)
     introduce(name)
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
     return 0

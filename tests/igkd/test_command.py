@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from igkd.__main__ import COMMANDS, INTRODUCED
+from igkd.__main__ import COMMANDS, OF_A_STORE, OF_IMAGES
 from igkd.images import drawn_shapes
 from tests.helpers.paths import ROOT
 from tests.helpers.programs import run_program
@@ -46,7 +47,7 @@ def test_what_was_found_is_said_before_torch_and_ray_are_imported() -> None:
         "from igkd.base.errors import UserError\n"
         "required = {'pipeline': ['--preset', 'demo', '--out', 'o'], 'teacher': ['--out', 'o']}\n"
         "required['precompute'] = ['--store', 's', '--teacher', 't']\n"
-        "for name in command.INTRODUCED:\n"
+        "for name in command.OF_IMAGES:\n"
         "    for images in ('shapes:train=300,test=20', 'nonsense'):\n"
         "        sys.argv = [f'igkd {name}', '--images', images, *required[name]]\n"
         "        try:\n"
@@ -59,11 +60,35 @@ def test_what_was_found_is_said_before_torch_and_ray_are_imported() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = ", ".join(drawn_shapes.CLASSES[:4])
-    for name in INTRODUCED:
+    for name in OF_IMAGES:
         assert (
             f"{name}: 300 train pictures of {len(drawn_shapes.CLASSES)} classes ({names}, ...) in shapes:train=300,test=20" in done.stdout
         )
         assert f"{name} 'nonsense' names no images" in done.stdout
+
+
+def test_a_store_is_told_of_before_torch_and_ray_are_imported(tmp_path: Path) -> None:
+    """What is no store is left to the job, which says so."""
+    for name, plan in (
+        ("store", '{"image_shape": [32, 24], "rows": 50000, "classes": ["a", "b"]}'),
+        ("half", '{"rows": 5'),
+        ("list", "[1]"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").write_text(plan)
+    program = (
+        "import sys, igkd.__main__ as command\n"
+        "for name in command.OF_A_STORE:\n"
+        "    for store in ('store', 'half', 'list', 'none'):\n"
+        "        sys.argv = [f'igkd {name}', '--store', store, '--out', 'o', *(['--teacher', 't'] if name == 'search' else [])]\n"
+        "        command.introduce(name)\n"
+        "assert not {'torch', 'ray'} & set(sys.modules), 'slow'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    line = "50,000 images of 32x24 pixels and 2 classes in the store store"
+    assert (done.returncode, done.stdout.splitlines()) == (0, [f"{name}: {line}" for name in OF_A_STORE]), done.stderr
 
 
 @pytest.mark.parametrize("name", PARSED)
