@@ -1,4 +1,11 @@
-"""Maps of networks of many kinds, against Captum at the same nodes: which engine computes them, and how near it comes."""
+"""Maps of networks of many kinds, against Captum at the same nodes: which engine computes them, and how near it comes.
+
+Networks that are named have random weights, which say little about mirroring. For one with attention that has been trained:
+
+    igkd teacher --images shapes:train=3000,test=1000 --network module:bench.networks:small_vit --optimizer adamw --learning-rate 0.002 \
+        --epochs 40 --out out/vit
+    IGKD_MODULES=bench.networks:small_vit python -m bench.networks --networks out/vit --images shapes:train=3000,test=1000 --pictures 100
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +14,7 @@ import numpy as np
 import torch
 from captum.attr import IntegratedGradients
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from igkd.attribution import attributor, find_engine
 from igkd.base import provenance
@@ -53,6 +60,19 @@ class Config:
     """Nodes of the quadrature."""
     out: str | None = None
     """JSON file for the figures."""
+
+
+def small_vit(classes: int) -> nn.Module:
+    """A vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) of six layers for pictures of 32x32 pixels."""
+    import timm
+
+    network: nn.Module = timm.models.VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3, mlp_ratio=2, num_classes=classes
+    )
+    return network
+
+
+small_vit.input_size, small_vit.mean, small_vit.std = 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # type: ignore[attr-defined]
 
 
 def captums_maps(model: Classifier, pixels: Tensor, labels: Tensor, steps: int) -> Tensor:
