@@ -50,6 +50,17 @@ def first_pair() -> Iterator[Quote]:
         yield EVIDENCE, f"| {row['arm']} | {accuracy} | {interval} | 1 | {likeness} |"
 
 
+def biases() -> Iterator[Quote]:
+    """Two teachers by one command, but for the biases."""
+    without, there = read("evidence/airbench/teacher.json"), read("evidence/airbench/teacher-with-biases.json")
+    own = {"network", "out"}
+    assert {k: v for k, v in without["config"].items() if k not in own} == {k: v for k, v in there["config"].items() if k not in own}
+    for row, words in ((without, "of the test images (95 % interval {}, over the images)"), (there, "({})")):
+        test = row["test"]
+        yield "docs/decisions.md", f"{share(test['accuracy'])} % {words.format(ends(*wilson_interval(test['correct'], test['count'])))}"
+    yield "docs/decisions.md", f"so {share(there['test']['accuracy'] - without['test']['accuracy'])} points more"
+
+
 def few() -> Iterator[Quote]:
     """From 2,700 training images; a difference is named in README as it was found."""
     groups = grouped(read("few/rows.jsonl"), "test")
@@ -79,6 +90,6 @@ def few() -> Iterator[Quote]:
     yield EVIDENCE, f"{share(-found['kd+ig', 'kd'].difference)} points below kd, not significant"
 
 
-@pytest.mark.parametrize("quotes", [evidence, first_pair, few])
+@pytest.mark.parametrize("quotes", [evidence, first_pair, biases, few])
 def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
     check(quotes())
