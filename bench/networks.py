@@ -101,8 +101,8 @@ def measure(name: str, images: str, count: int, steps: int) -> dict[str, float |
         if weight.dim() > 1 and not weight.any():
             torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(0))
     shape = model.spec.image_shape
-    pixels = load_samples(open_images(images), "test", np.arange(count), shape, resize=True)[0].pixels
-    labels, ids = torch.arange(count), torch.arange(count)
+    samples = load_samples(open_images(images), "test", np.arange(count), shape, resize=True)[0]
+    pixels, labels, ids = samples.pixels, samples.labels % len(model.spec.classes), torch.arange(count)
     engine, why = find_engine("fast", "ig", False, model, shape)
     attribute = attributor(model, "ig", engine, steps)
     ours, captums = attribute(pixels, labels, ids).ig, captums_maps(model, pixels, labels, steps)
@@ -125,8 +125,7 @@ def main() -> None:
         figures = f"{row['cosine']:9.6f} {row['difference']:11.1e} {row['mirrored']:9.4f}"
         print(f"{name:30} {row['engine']:14} {figures}  {row['why']}", flush=True)
     if config.out:
-        command = f"python -m bench.networks --pictures {config.pictures} --steps {config.steps}"
-        write_json(Path(config.out), {"rows": rows} | provenance.provenance(command, 0, started))
+        write_json(Path(config.out), {"rows": rows} | provenance.provenance(provenance.command(), 0, started))
 
 
 if __name__ == "__main__":

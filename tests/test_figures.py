@@ -217,6 +217,20 @@ def large() -> Iterator[Quote]:
     yield "docs/large-pictures.md", f"beside other work (load {row['load']:.0f})"
 
 
-@pytest.mark.parametrize("quotes", [night, demo, choices, latency, lean, attribution, homogeneous, precision, training, cost, scale, large])
+def networks() -> Iterator[Quote]:
+    """Maps of networks of many kinds against Captum's, and what mirroring does to them."""
+    for row in read("networks/random.json")["rows"]:
+        cells = f"`{row['network']}` | {row['kind']} | {row['engine']} | {row['cosine']:.5f} | {row['mirrored']:.2f} |"
+        yield MEASURED, f"| {cells}"
+        assert row["cosine"] > 0.9999
+    trained = [*read("networks/trained-cifar10.json")["rows"], *read("networks/trained-shapes.json")["rows"]]
+    paper, homogeneous, transformer = (f"{row['mirrored']:.2f}" for row in trained)
+    yield "docs/decisions.md", f"MobileNet-V2 {paper}, the homogeneous teacher {homogeneous} (both of CIFAR-10), and"
+    yield "docs/decisions.md", f"a small vision transformer trained on drawn shapes {transformer} (`results/networks/`)"
+
+
+@pytest.mark.parametrize(
+    "quotes", [networks, night, demo, choices, latency, lean, attribution, homogeneous, precision, training, cost, scale, large]
+)
 def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
     check(quotes())

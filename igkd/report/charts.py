@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import convolve1d
 
 INK, SOFT, RULE = "#1a1a1a", "#666666", "#d9d9d9"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, "#f0e442")
@@ -34,6 +35,9 @@ WIDTH = 5.0
 
 LABEL = 26
 """Most characters of an arm's name beside a chart."""
+
+SMOOTHED = 64
+"""Least shorter side in pixels of a map that is blurred: smaller pictures have details of few pixels, and networks for them no strides."""
 
 LONGEST = 96
 """Longest side of a gallery's pictures in pixels; larger ones are shrunk."""
@@ -51,9 +55,11 @@ def image_uri(image: NDArray[Any], longest: int = LONGEST) -> str:
 def map_uri(values: NDArray[Any], longest: int = LONGEST) -> str:
     """A PNG data URI, at most `longest` pixels a side, of a map (H, W).
 
-    It is dark at the map's minimum, bright from its 99th percentile on, and grey where it is not finite. A constant map is dark.
+    It is dark at the map's minimum, bright from its 99th percentile on, and grey where it is not finite. A constant map is dark. One of at
+    least `SMOOTHED` pixels a side is blurred before.
     """
-    picture = Image.fromarray(np.where(np.isfinite(values), values, np.nan).astype(np.float32))
+    values = np.where(np.isfinite(values), values, np.nan).astype(np.float32)
+    picture = Image.fromarray(without_grid(values) if min(values.shape) >= SMOOTHED else values)
     picture.thumbnail((longest, longest), Image.Resampling.BOX)
     values = np.asarray(picture, dtype=np.float64)
     finite = np.isfinite(values)
@@ -66,6 +72,18 @@ def map_uri(values: NDArray[Any], longest: int = LONGEST) -> str:
     indexed = Image.fromarray(levels).convert("P")
     indexed.putpalette([*(colours * 255).round().astype(np.uint8).ravel().tolist(), 128, 128, 128])
     return _png(indexed)
+
+
+def without_grid(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A map (H, W) without the grid that a first layer of stride 2, and a pooling of stride 2 behind it, draw into gradients.
+
+    A pixel becomes a mean of the five around it, along each axis, with weights whose frequency response is 0 at periods of 2 and 4
+    pixels, those of such grids. What is not finite stays so.
+    """
+    smooth: NDArray[np.float32] = np.nan_to_num(values)
+    for axis in (0, 1):
+        smooth = convolve1d(smooth, np.array([1, 2, 2, 2, 1]) / 8, axis=axis, mode="nearest")
+    return np.where(np.isfinite(values), smooth, values)
 
 
 def outline(mask: NDArray[np.bool_]) -> str:

@@ -33,6 +33,8 @@ def set_environment() -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
         # Ray would put "(RayTrainWorker pid=...)" in colours before each line of a worker, also in a file.
         "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
+        # Ray would hold back lines of workers that differ only in their numbers, and add in colours how many there were.
+        "RAY_DEDUP_LOGS": "0",
         # Where output goes to a file or a pipe, Ray would keep such lines for minutes, until there are some kilobytes.
         "RAY_FLUSH_DRIVER_LOGS": "1",
     }

@@ -94,6 +94,11 @@ class OwnBatchNorm(nn.BatchNorm2d):
         return 2 * super().forward(x)
 
 
+class Waves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(x).real.tanh()
+
+
 def layers(kind: str) -> Layers:
     """A network with statistics that folding has to take along; smooth, so that rounding stays rounding."""
     torch.manual_seed(0)
@@ -107,6 +112,7 @@ def layers(kind: str) -> Layers:
         "in place": nn.Sequential(nn.SiLU(inplace=True), conv, norm, nn.SiLU(inplace=True)),
         "dropout": nn.Sequential(conv, norm, nn.SiLU(), nn.Dropout(0.5), StochasticDepth(0.5, "row")),
         "layer norm": nn.Sequential(conv, nn.LayerNorm([8, 14, 14]), nn.SiLU(), more),
+        "waves": nn.Sequential(conv, norm, Waves()),
         "linear norm": nn.Sequential(conv, norm, nn.GroupNorm(2, 8), nn.GELU()),
     }
     found = Layers(bodies[kind])

@@ -18,7 +18,7 @@ class Broken(nn.Module):
 
 def test_an_engine_that_fails_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"--engine openvino cannot compute maps of this network: it fails \(.*; leave --engine out") as one:
-        find_engine("openvino", "ig", False, layers("layer norm"), (16, 16))
+        find_engine("openvino", "ig", False, layers("waves"), (16, 16))
     with pytest.raises(UserError, match=r"no engine can.*torch fails \(this network has no forward pass\); captum fails") as two:
         find_engine("fast", "ig", False, Layers(Broken()), (16, 16))
     with pytest.raises(UserError, match=r"--engine captum cannot compute maps of this network: it fails \(this network has no") as three:
@@ -27,7 +27,7 @@ def test_an_engine_that_fails_is_one_sentence() -> None:
 
 
 def test_an_engine_that_gives_other_maps_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igkd.attribution.openvino._convolution_backward", lambda dtype, g, x, *rest: (x * g.mean(), None, None))
+    monkeypatch.setattr("igkd.attribution.derivatives._convolution_backward", lambda dtype, g, x, *rest: (x * g.mean(), None, None))
     first = choose_engine("fast", "ig", False)
     assert find_engine("fast", "ig", False, layers("plain"), (16, 16)) == ("torch", f"{first} gives other maps than plain differentiation")
 

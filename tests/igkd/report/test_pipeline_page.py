@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from igkd.report.charts import image_uri, map_uri, outline
+from igkd.report.charts import image_uri, map_uri, outline, without_grid
 from igkd.report.pipeline_page import Focus, render, summary_table
 from tests.helpers.pages import HOSTILE, Page, gallery_row, report, result
 
@@ -130,6 +130,19 @@ def test_a_map_is_dark_at_its_least_bright_at_its_greatest_and_grey_where_undefi
     lone = np.zeros((16, 16))
     lone[3, 4] = 1e-9
     assert decoded(map_uri(lone)).sum(axis=2).argmax() == 3 * 16 + 4
+
+
+@pytest.mark.parametrize("period", [2, 4])
+def test_a_grid_of_strided_layers_is_not_drawn(period: int) -> None:
+    """What varies slowly stays; what is not finite stays where it is."""
+    down, across = np.mgrid[:80, :90]
+    slow = np.exp(-((down - 40) ** 2 + (across - 45) ** 2) / 800).astype(np.float32)
+    grid = (1 + np.cos(2 * np.pi * down / period) * 0.9) * (1 + np.cos(2 * np.pi * across / period) * 0.9)
+    smooth = without_grid((slow * grid).astype(np.float32))[4:-4, 4:-4]
+    assert np.abs(smooth - slow[4:-4, 4:-4]).max() < 0.03 < np.abs(slow * grid - slow).max()
+    holed = slow.copy()
+    holed[7, 9] = np.nan
+    assert np.array_equal(np.argwhere(np.isnan(without_grid(holed))), [[7, 9]])
 
 
 def test_the_outline_is_every_edge_of_the_mask() -> None:

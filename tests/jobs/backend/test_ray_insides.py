@@ -43,6 +43,17 @@ def test_lines_of_workers_have_no_prefix(cluster: None, capfd: pytest.CaptureFix
     assert "a line of ours" in said.splitlines() and "pid=" not in said
 
 
+def test_lines_of_workers_that_differ_only_in_numbers_are_all_printed(cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ray prints the first, and later that it was "repeated 3x across cluster"."""
+    say = ray.remote(lambda n: (time.sleep(1), print(f"part {n} of ours", flush=True)))
+    ray.get([say.options(num_cpus=0).remote(n) for n in range(4)])
+    said, until = "", time.monotonic() + 20
+    while said.count(" of ours") < 4 and time.monotonic() < until:
+        time.sleep(0.2)
+        said += capfd.readouterr().out
+    assert {f"part {n} of ours" for n in range(4)} <= set(said.splitlines()) and "repeated" not in said
+
+
 DRIVER = """
 import sys
 import jobs
