@@ -99,7 +99,7 @@ def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, te
     """Main loop of a process with one engine: receives (pixels, labels), sends (maps, completeness errors, seconds, peak MiB)."""
     torch.set_num_threads(threads)
     model = teacher_of(teacher)
-    ours = attributor(model, "ig", kind, steps) if kind in FAST_ENGINES else None
+    ours = attributor(model, "ig", kind, steps, one_pass=steps == 1) if kind in FAST_ENGINES else None
     while (work := pipe.recv()) is not None:
         pixels, labels = work
         begin = time.perf_counter()

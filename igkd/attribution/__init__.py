@@ -169,18 +169,23 @@ def quadrature(engine: Engine, method: Method, one_pass: bool = False) -> str:
     return "gausslegendre" if engine == "captum" else "riemann_middle"
 
 
-def attributor(model: Classifier, method: Method, engine: Engine, steps: int, baseline: Colour | None = None) -> Attributor:
+def attributor(
+    model: Classifier, method: Method, engine: Engine, steps: int, baseline: Colour | None = None, one_pass: bool = False
+) -> Attributor:
     """The function that computes maps.
 
     Args:
         model: in evaluation mode, on the device to compute on.
         steps: nodes of the quadrature.
         baseline: colour of the baseline image, as RGB in [0, 1]; None is the network's mean colour, 0 in its normalised space.
+        one_pass: take one pass instead of `steps`, which `takes_one_pass` has to allow.
     """
     if engine == "captum":
         from igkd.attribution.reference import CaptumAttribution  # takes a second to import
 
         return CaptumAttribution(model, method, steps, baseline)
-    from igkd.attribution.fast import FastIntegratedGradients
+    from igkd.attribution.fast import FastIntegratedGradients, OnePass
 
-    return FastIntegratedGradients(model, steps, engine, baseline)
+    if one_pass and engine == "torch":
+        return OnePass(model, baseline)
+    return FastIntegratedGradients(model, 1 if one_pass else steps, engine, baseline)

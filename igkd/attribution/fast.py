@@ -22,6 +22,9 @@ SAME = 1e-3
 Gradients = Callable[[Tensor, Tensor], Tensor]
 """Takes normalised inputs float32 (N, 3, H, W) and targets int64 (N,); gives the targets' logits' gradients, float32 (N, 3, H, W)."""
 
+LogitsAndGradients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes the same; gives logits (N, classes) and these gradients."""
+
 
 class FastIntegratedGradients:
     """Integrated gradients by autograd, or with OpenVINO by one compiled graph of forward and backward pass."""
@@ -61,6 +64,30 @@ class FastIntegratedGradients:
         return self._ready[shape, size]
 
 
+class OnePass:
+    """Maps of a homogeneous network, by torch: input times gradient, with the logits of the same pass.
+
+    They are its integrated gradients, see `homogeneity.is_homogeneous`.
+    """
+
+    def __init__(self, model: Classifier, baseline: Colour | None = None) -> None:
+        self.original = FromBaseline(model, baseline).eval()
+        self._ready: dict[torch.Size, LogitsAndGradients] = {}
+
+    def __call__(self, pixels: Tensor, labels: Tensor, ids: Tensor, tell: Tell = nobody) -> Attribution:
+        x = self.original.beyond(pixels)
+        if x.shape[1:] not in self._ready:
+            self._ready = {x.shape[1:]: logits_and_gradients(folded(self.original, x.shape[1:])[0])}
+        targets, size, found = labels.to(x.device), inputs_per_pass(x.device.type, x.shape[-2] * x.shape[-1]), []
+        for start in range(0, len(x), size):
+            found.append(self._ready[x.shape[1:]](x[start : start + size], targets[start : start + size]))
+            tell(min(start + size, len(x)))
+        logits, gradients = (torch.cat(parts) for parts in zip(*found, strict=True))
+        attributions = x * gradients
+        delta = attributions.sum(dim=(1, 2, 3)) - logits.gather(1, targets[:, None])[:, 0]  # the logits of the baseline are 0
+        return Attribution(*(part.float().cpu() for part in (attributions.abs().sum(dim=1), delta, logits)))
+
+
 def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int, size: int, tell: Tell = nobody) -> Tensor:
     """The mean gradient along the straight path from 0 to x, by the midpoint rule.
 
@@ -86,16 +113,25 @@ def mean_gradients(gradients: Gradients, x: Tensor, targets: Tensor, steps: int,
 
 
 def autograd_gradients(network: nn.Module) -> Gradients:
-    """Gradients by torch, on the network's device. In full float32, since a less precise forward pass moves the kinks of ReLU6."""
+    """Gradients by torch, on the network's device."""
+    both = logits_and_gradients(network)
+    return lambda x, targets: both(x, targets)[1]
+
+
+def logits_and_gradients(network: nn.Module) -> LogitsAndGradients:
+    """Logits and gradients by torch, on the network's device.
+
+    In full float32, since a less precise forward pass moves the kinks of ReLU6.
+    """
     network = avoid_wrong_kernels(copy.deepcopy(network)).to(memory_format=torch.channels_last)
 
-    def gradients(x: Tensor, targets: Tensor) -> Tensor:
+    def both(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            chosen = network(x).gather(1, targets[:, None]).sum()
-            return torch.autograd.grad(chosen, x)[0]
+            logits = network(x)
+            return logits.detach(), torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)[0]
 
-    return gradients
+    return both
 
 
 def plain_map(model: Classifier, pixels: Tensor, labels: Tensor, steps: int) -> Tensor:

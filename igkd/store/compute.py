@@ -185,7 +185,7 @@ def _column(values: list[Any]) -> NDArray[Any]:
 
 def plan_attributor(model: Classifier, plan: store.Plan) -> attribution.Attributor:
     """The attributor with a plan's method, engine and nodes."""
-    return attribution.attributor(model, plan.method, plan.engine, plan.nodes)
+    return attribution.attributor(model, plan.method, plan.engine, plan.steps, one_pass=plan.quadrature == attribution.ONE_PASS)
 
 
 def attribute_rows(

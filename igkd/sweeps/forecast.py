@@ -125,7 +125,7 @@ def _store(config: PrecomputeConfig, teacher: Classifier, count: int) -> Iterato
     pixels = torch.randint(0, 256, (CROPS, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     one_pass = attribution.takes_one_pass(config.engine, config.method, teacher, pixels[:MAPS])
     engine = attribution.find_engine(config.engine, config.method, gpu, teacher, (height, width), one_pass)[0]
-    attribute = attribution.attributor(teacher, config.method, engine, 1 if one_pass else config.steps)
+    attribute = attribution.attributor(teacher, config.method, engine, config.steps, one_pass=one_pass)
     few, labels = pixels[:MAPS], torch.zeros(MAPS, dtype=torch.int64)
     yield Stage(name="maps", images=count, rate=MAPS / _seconds(lambda: attribute(few, labels, labels)))
     if config.views != "none":
