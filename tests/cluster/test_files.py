@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tyro
 
+from igkd.__main__ import settings_of
 from igkd.config import pipeline, precompute, recipes, sweeps, teacher
 from tests.helpers.manifests import AWS, KUBERNETES, ON_PREMISES, commands, load, pods, resources, walk
 from tests.helpers.paths import ROOT
@@ -39,15 +40,22 @@ def all_files() -> list[Any]:
 
 
 def documented() -> list[list[str]]:
-    """The jobs that the command lines of README and docs run."""
+    """The commands of ours that README and docs show: jobs as programs, and subcommands of igkd."""
     blocks = [block for guide in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) for block in guide.read_text().split("```")[1::2]]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    found = [shlex.split(line, comments=True) for line in lines if "python -m jobs." in line]
-    return [words[words.index("python") :] for words in found]
+    found = [
+        shlex.split(line, comments=True) for line in lines if "python -m jobs." in line or re.match(r"(IGKD_\w+=\S+ )*igkd [a-z]", line)
+    ]
+    return [words[words.index("python" if "python" in words else "igkd") :] for words in found]
 
 
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a command line as the job itself would, and whatever command it wraps."""
+    known = ["paper" if word.endswith(".json") and "--recipe" in words else word for word in words]  # a file that an earlier line makes
+    if words[0] == "igkd":
+        monkeypatch.setattr("sys.argv", [f"igkd {words[1]}", *known[2:]])
+        settings_of(words[1])
+        return
     assert words[:2] == ["python", "-m"]
     package, _, name = words[2].partition(".")
     assert package == "jobs" and (ROOT / "jobs" / f"{name}.py").exists(), words[2]
@@ -57,7 +65,6 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         tyro.cli(nodes.NodesConfig, args=own)
         parse(command, monkeypatch)
     elif name == "distill":
-        known = ["paper" if word.endswith(".json") else word for word in words]  # a file that an earlier line makes
         monkeypatch.setattr("sys.argv", known[2:])
         recipes.parse_distill("python -m jobs.distill")
     else:
@@ -70,7 +77,7 @@ def test_manifests_run_jobs_that_exist_with_flags_that_parse(words: list[str], m
 
 
 def test_so_do_the_guides(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(documented()) >= 15
+    assert len(documented()) >= 40
     for words in documented():
         parse(words, monkeypatch)
 
