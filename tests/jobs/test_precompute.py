@@ -170,7 +170,7 @@ def test_a_store_of_another_method_names_it_and_its_setting_is_kept(cluster: Non
         precompute_store(configure(teacher, tmp_path / "store", limit=7))
 
 
-def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_timm_teacher_and_large_images(cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """1,000 classes at 224x224; the attention is that of layers of equal size, and OpenVINO cannot differentiate this teacher."""
     rng = np.random.default_rng(0)
     for number in range(1000):
@@ -179,14 +179,14 @@ def test_a_torchvision_teacher_and_large_images(cluster: None, tmp_path: Path, c
         if number % 250 == 0:
             Image.fromarray(rng.integers(0, 256, (240, 230, 3), np.uint8)).save(directory / "x.png")
     settings = {"images": f"folder:{tmp_path / 'images'}", "steps": 2, "image_size": 224, "engine": "fast"}
-    teacher = "torchvision:shufflenet_v2_x0_5,weights=none,seed=1"
+    teacher = "timm:convnextv2_atto,weights=none,seed=1"
     with pytest.raises(UserError, match="--engine openvino cannot compute maps of this network: it fails") as caught:
         precompute_store(configure(teacher, tmp_path / "store", **settings | {"engine": "openvino"}))
     assert not (tmp_path / "store").exists() and "\n" not in str(caught.value)
     precompute_store(configure(teacher, tmp_path / "store", **settings))
     assert "precompute: fast stands for the engine torch here: openvino" in capfd.readouterr().out
     opened = Store.open(str(tmp_path / "store"))
-    assert verify(opened.uri) == [] and opened.plan.attention_shape == (28, 28) and opened.plan.attention_layer == "stage2"
+    assert verify(opened.uri) == [] and opened.plan.attention_shape == (28, 28) and opened.plan.attention_layer == "stages.1"
     assert opened.column("ig").shape == (4, 224, 224) and opened.column("logits").shape == (4, 1000)
     assert opened.column("label").tolist() == [0, 250, 500, 750]
     samples, _ = opened.samples()
