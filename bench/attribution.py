@@ -76,6 +76,10 @@ def teacher_of(name: str) -> Classifier:
     return build(dataclasses.replace(like, name=name), 0).eval()
 
 
+ONE_PASS = 0
+"""In place of a number of steps."""
+
+
 def engines(config: Config) -> dict[str, tuple[str, int]]:
     """Name -> (kind, steps)."""
     steps = config.steps
@@ -91,7 +95,7 @@ def engines(config: Config) -> dict[str, tuple[str, int]]:
     if steps == 50:
         found[f"fast: {fastest}, 40 nodes"] = (fastest, 40)
     if takes_one_pass("fast", "ig", teacher_of(config.teacher), load_images(config, 8)[0]):
-        found |= {f"one pass: {kind}": (kind, 1) for kind in ("torch", "openvino")}
+        found |= {f"one pass: {kind}": (kind, ONE_PASS) for kind in ("torch", "openvino")}
     return found
 
 
@@ -99,7 +103,7 @@ def serve(pipe: multiprocessing.connection.Connection, kind: str, steps: int, te
     """Main loop of a process with one engine: receives (pixels, labels), sends (maps, completeness errors, seconds, peak MiB)."""
     torch.set_num_threads(threads)
     model = teacher_of(teacher)
-    ours = attributor(model, "ig", kind, steps, one_pass=steps == 1) if kind in FAST_ENGINES else None
+    ours = attributor(model, "ig", kind, steps, one_pass=steps == ONE_PASS) if kind in FAST_ENGINES else None
     while (work := pipe.recv()) is not None:
         pixels, labels = work
         begin = time.perf_counter()

@@ -1,16 +1,22 @@
 """Forward and backward pass as one graph, compiled by OpenVINO: the fastest way to compute gradients on a CPU."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import openvino
-import openvino.frontend
 import torch
 from torch import Tensor, nn
 
 from igkd.attribution.derivatives import gradient_graph
 from igkd.networks.network import Classifier
+
+# OpenVINO would tell its makers of each conversion, from a process that it forks. Beside the threads of torch and Ray that process may
+# hang, and at its end Python waited for it for ever. Without this package, which is made to look missing here, OpenVINO tells nobody.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino  # noqa: E402
+import openvino.frontend  # noqa: E402
 
 SHARE = 32
 """Inputs in one request of a forward pass. Fixed for any number of threads, since rounding depends on it."""

@@ -37,7 +37,7 @@ LABEL = 26
 """Most characters of an arm's name beside a chart."""
 
 SMOOTHED = 64
-"""Least shorter side in pixels of a map that is blurred: smaller pictures have details of few pixels, and networks for them no strides."""
+"""Least shorter side in pixels of a map that is blurred: in smaller pictures what matters is often four pixels wide itself."""
 
 LONGEST = 96
 """Longest side of a gallery's pictures in pixels; larger ones are shrunk."""

@@ -89,12 +89,10 @@ def start_ray(num_cpus: int | None = None) -> None:
 def begin_ray(out: str | None = None) -> None:
     """Begin to start the Ray that `start_ray` will wait for, while a job looks at its images and networks.
 
-    Not where the user names a module of code: workers are told where it lies when they start, and the job has not opened it yet.
-
     Args:
         out: a directory whose result.json says that there is nothing to do, and nothing to start.
     """
-    if not module.allowed() and (out is None or not (Path(out) / "result.json").exists()):
+    if out is None or not (Path(out) / "result.json").exists():
         begin(None, environment())
 
 

@@ -47,6 +47,7 @@ def trackers(out: Path) -> list[ray.tune.Callback]:
 
 
 def _mlflow(uri: str, out: Path) -> ray.tune.Callback:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow would report its use to its makers
     import mlflow
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 

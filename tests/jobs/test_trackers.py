@@ -1,6 +1,7 @@
 """Sweeps as MLflow and Weights & Biases see them."""
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,10 +55,12 @@ def test_a_sweep_is_logged_to_both(cluster: None, toy_store: str, tmp_path: Path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     out = tmp_path / "night"
     assert ablate(AblateConfig(store=toy_store, out=str(out), epochs=2, arms=("student",), seeds=(0, 1))) == 0
     expected = sorted([entry["validation_accuracy"] for entry in row["history"]] for row in read_rows(out))
 
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     client = mlflow.MlflowClient(f"file://{tmp_path}/mlflow")
     runs = client.search_runs([client.get_experiment_by_name("night").experiment_id])
     seen = [[metric.value for metric in client.get_metric_history(run.info.run_id, "validation_accuracy")] for run in runs]

@@ -1,5 +1,7 @@
 """Which engine is taken, and what is said where one cannot be."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from igkd.attribution import choose_engine, find_engine
 from igkd.base.choices import Engine, Method
 from igkd.base.errors import UserError
 from tests.helpers.attributions import Layers, StandIn, layers, stand_in
+from tests.helpers.paths import ROOT
 
 
 class Broken(nn.Module):
@@ -71,3 +74,13 @@ def test_a_network_that_openvino_cannot_differentiate_is_refused() -> None:
     model, pixels, _, _ = stand_in(StandIn, "softplus")
     with pytest.raises(UserError, match="softplus_backward"):
         find_engine("openvino", "ig", False, model, (pixels.shape[2], pixels.shape[3]))
+
+
+@pytest.mark.parametrize(
+    ("first", "used"), [("igkd.attribution.openvino", "openvino.tools.ovc.telemetry_stub"), ("openvino", "openvino_telemetry")]
+)
+def test_openvino_tells_nobody_of_what_it_converts(first: str, used: str) -> None:
+    """By itself it does, from a forked process, for which a job that had finished waited for ever."""
+    program = f"import {first}, openvino.tools.ovc.telemetry_utils as utils; print(utils.tm.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == used
