@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
@@ -58,6 +58,28 @@ class Lean:
         return total + before * classes + classes
 
 
+class Block(nn.Module):
+    """The residual block of He et al. 2015 (arXiv 1512.03385), with the layers and names of torchvision's `BasicBlock`.
+
+    It is not torchvision's because importing that takes each training process more than a second.
+    """
+
+    def __init__(self, before: int, width: int, stride: int, downsample: nn.Module | None, norm: type[nn.BatchNorm2d]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.bn1 = norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = norm(width)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature maps (B, before, H, W) to (B, width, H / stride, W / stride)."""
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
 def parse(text: str, family: str = "lean") -> Lean:
     """The architecture for a name's options; `str` is the inverse.
 
@@ -96,15 +118,13 @@ def features(lean: Lean, norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequ
 
 
 def _blocks(lean: Lean, before: int, norm: type[nn.BatchNorm2d]) -> Iterator[nn.Module]:
-    from torchvision.models.resnet import BasicBlock  # here, since it takes more than a second
-
     for stage, (width, blocks) in enumerate(lean.stages):
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             beside = None
             if stride != 1 or before != width:
                 beside = nn.Sequential(Shortcut(before, width, 1, stride, bias=False), norm(width))
-            yield BasicBlock(before, width, stride, beside, norm_layer=norm)
+            yield Block(before, width, stride, beside, norm)
             before = width
 
 

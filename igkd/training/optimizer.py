@@ -1,5 +1,6 @@
 """What a step changes: the optimizer with its learning rates, and which layers learn how."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,24 @@ from igkd.config.optimisation import Optimisation
 from igkd.networks.network import Classifier
 from igkd.networks.weights import head
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda parameters, **how: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **how),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+Make = Callable[..., torch.optim.Optimizer]
+
+
+def without_compiler(kind: type[torch.optim.Optimizer]) -> Make:
+    """An optimizer of torch's that does not import torch's compiler, which takes each training process more than a second.
+
+    torch (2.14) wraps these methods so that a compiler that meets them leaves them alone, and imports it to say so. Ours meets only the
+    network.
+    """
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad")}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+_SGD = without_compiler(torch.optim.SGD)
+OPTIMIZERS: dict[str, Make] = {
+    "sgd": lambda parameters, **how: _SGD(parameters, momentum=0.9, nesterov=True, **how),
+    "adam": without_compiler(torch.optim.Adam),
+    "adamw": without_compiler(torch.optim.AdamW),
 }
 
 

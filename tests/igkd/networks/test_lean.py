@@ -224,3 +224,19 @@ def test_the_front_is_what_nothing_is_better_than(points: list[tuple[int, int]])
         return a[0] >= b[0] and a[1] >= b[1] and a != b
 
     assert pareto(points) == [not any(better(other, one) for other in points) for one in points]
+
+
+@pytest.mark.parametrize(("before", "stride"), [(8, 1), (6, 2)])
+def test_a_block_is_torchvisions_basic_block(before: int, stride: int) -> None:
+    from torchvision.models.resnet import BasicBlock
+
+    beside = [None if stride == 1 else torch.nn.Conv2d(before, 8, 1, stride) for _ in range(2)]
+    ours, theirs = lean.Block(before, 8, stride, beside[0], torch.nn.BatchNorm2d), BasicBlock(before, 8, stride, beside[1])
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, before, 12, 12)
+    assert torch.equal(ours(x), theirs(x)) and same_state(ours, theirs)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = lean.Block(before, 8, stride, None, torch.nn.BatchNorm2d)
+        torch.manual_seed(0)
+        assert same_state(drawn, BasicBlock(before, 8, stride))

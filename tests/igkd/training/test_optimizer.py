@@ -1,12 +1,15 @@
 """Learning rates, optimizers and one step by hand."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from igkd.training.optimizer import learning_rate, make_optimizer
+from igkd.training.optimizer import OPTIMIZERS, learning_rate, make_optimizer
+from tests.helpers.paths import ROOT
 from tests.helpers.training import (
     Watcher,
     plain_samples,
@@ -33,7 +36,7 @@ def test_the_optimizer_follows_the_recipe(name: str, kind: type) -> None:
     how = recipe(optimizer=name, epochs=2, batch_size=4, padding=0)
     model = Watcher()
     optimizer = make_optimizer(model, how)
-    assert type(optimizer) is kind and optimizer.param_groups[0]["weight_decay"] == 5e-4
+    assert isinstance(optimizer, kind) and optimizer.param_groups[0]["weight_decay"] == 5e-4
     run(model, plain_samples(12), how, optimizer=optimizer, validation=plain_samples(4))
     assert optimizer.param_groups[0]["lr"] == learning_rate(how, 5 / 6)
 
@@ -50,3 +53,43 @@ def test_one_step_of_sgd_by_hand() -> None:
     # The first step is at 1 % of the peak; Nesterov momentum makes the first step 1.9 gradients.
     np.testing.assert_allclose(model.linear.weight.detach(), weight - 0.02 * 1.9 * excess.T @ x, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(model.linear.bias.detach(), bias - 0.02 * 1.9 * excess.sum(axis=0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_steps_are_those_of_torchs_own_optimizer(name: str, theirs: type) -> None:
+    more = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    ours, twin = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    twin.load_state_dict(ours.state_dict())
+    one, other = (
+        OPTIMIZERS[name](ours.parameters(), lr=0.1, weight_decay=0.01),
+        theirs(twin.parameters(), lr=0.1, weight_decay=0.01, **more),
+    )
+    for step in range(6):
+        if step == 3:  # each goes on from the other's state
+            states = one.state_dict(), other.state_dict()
+            one.load_state_dict(states[1])
+            other.load_state_dict(states[0])
+        for network, optimizer in ((ours, one), (twin, other)):
+            optimizer.zero_grad()
+            network(torch.linspace(-1, 1, 20).view(4, 5) * (step + 1)).square().sum().backward()
+            optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), twin.parameters(), strict=True))
+
+
+TRAINING = """
+import sys, torch
+from igkd.networks.network import NetworkSpec, build
+from tests.helpers.training import random_samples, recipe, run
+network = build(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="lean:2:8x1,16x1"), 0)
+run(network, random_samples(16), recipe(epochs=1, averaging=0.9))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "imports"), [(TRAINING, False), ("import sys, torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)", True)]
+)
+def test_torchs_compiler_is_not_imported_as_torch_itself_would(code: str, imports: bool) -> None:
+    """When the second case fails, torch does so no more, and `without_compiler` can go."""
+    code += "\nprint('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == str(imports)
