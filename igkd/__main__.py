@@ -74,11 +74,11 @@ def settings_of(name: str) -> Any:
 def introduce(name: str) -> None:
     """Print what a job begins with, or a mistake in its command, before torch and Ray are imported, which takes seconds."""
     if name in OF_IMAGES:
-        from igkd.images.open import found_line, open_images, tell
+        from igkd.images.open import found_line, open_ahead, tell
 
         config = settings_of(name)
         if config.images is not None:
-            source = open_images(config.images)
+            source = open_ahead(config.images)
             tell(source)
             print(f"{name}: {found_line(source, getattr(config, 'split', 'train'))}", flush=True)
     elif name in OF_A_STORE and (line := store_line(settings_of(name).store)):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from igkd.base.errors import UserError
 from igkd.images import drawn_shapes
 from igkd.images.codec import decode
-from igkd.images.open import open_images
+from igkd.images.open import open_ahead, open_images
 from tests.helpers.pictures import pngs, write_parquet
 
 
@@ -61,3 +62,15 @@ def test_metadata_that_is_no_metadata(tmp_path: Path) -> None:
     for nonsense in ("{", "[]", json.dumps({"info": {"features": 3}}), json.dumps({"info": {"features": {"label": None}}})):
         pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": nonsense}), tmp_path / "b.parquet")
         assert open_images(f"parquet:{tmp_path}/b.parquet").classes == ("0", "1")
+
+
+def test_what_was_opened_ahead_is_not_listed_again(tmp_path: Path) -> None:
+    """But the next time after that it is: pictures may have come."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    spec = f"folder:{tmp_path}"
+    ahead = open_ahead(spec)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "2.png")
+    assert open_images(spec) is ahead
+    assert open_images(spec).fingerprint("train") != ahead.fingerprint("train")
