@@ -52,10 +52,11 @@ def parse(text: str, family: str = "airbench") -> tuple[int, ...]:
 
 def first_filters() -> Tensor:
     """24 filters (24, 3, 2, 2) of norm 1: 12 that are orthogonal to each other, and their negatives, since ReLU lets only one sign pass."""
-    places = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-    colours = nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]))
-    filters = torch.einsum("fc,gp->fgcp", colours, places).reshape(12, 3, 2, 2)
-    return torch.cat([filters, -filters])
+    with torch.device("cpu"):  # also for a network on "meta", where these numbers would only cost time
+        places = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+        colours = nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]))
+        filters = torch.einsum("fc,gp->fgcp", colours, places).reshape(12, 3, 2, 2)
+        return torch.cat([filters, -filters])
 
 
 def features(widths: tuple[int, ...], norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:

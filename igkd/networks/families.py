@@ -5,10 +5,11 @@ made has the functions of `Outside`, too, and an entry in `OUTSIDE`.
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
@@ -112,6 +113,21 @@ def build_named(name: str, classes: int) -> nn.Module:
     return family.build(options, classes)
 
 
+class Unfilled(TorchFunctionMode):
+    """Leaves out what only gives tensors their first values, of which those on the device "meta" have none.
+
+    torch (2.14) would import its compiler to draw no numbers there, which takes more than a second.
+    """
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == nn.init.__name__ or function in FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.copy_)
+
+
 def on_meta(compute: Callable[[], T]) -> T:
     """Call a function that builds networks and looks at shapes alone, with networks on the device "meta", where they take no memory.
 
@@ -119,7 +135,7 @@ def on_meta(compute: Callable[[], T]) -> T:
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), Unfilled():
                 return compute()
         except UserError as error:
             if error.__cause__ is None:  # not an error of the network's own code

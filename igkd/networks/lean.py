@@ -75,9 +75,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature maps (B, before, H, W) to (B, width, H / stride, W / stride)."""
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
+        out = self.relu(out)
+        return out
 
 
 def parse(text: str, family: str = "lean") -> Lean:

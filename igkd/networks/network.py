@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -172,8 +173,11 @@ def parameter_count(model: nn.Module) -> int:
 
 def multiply_adds(model: Classifier) -> int:
     """Number of multiply-adds of convolutions and linear layers for one image of the spec's shape."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
+    # torch (2.14) imports its compiler, which takes more than a second, to have it leave this function alone. It is never compiled.
+    count = inspect.unwrap(_FlopCounterMode.__torch_dispatch__)
+    count.__dynamo_disable = count
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -77,19 +77,30 @@ def test_steps_are_those_of_torchs_own_optimizer(name: str, theirs: type) -> Non
 
 
 TRAINING = """
-import sys, torch
-from igkd.networks.network import NetworkSpec, build
+import pathlib, sys, tempfile, torch
+from igkd.networks import checkpoint
+from igkd.networks.network import NetworkSpec, build, multiply_adds
 from tests.helpers.training import random_samples, recipe, run
 network = build(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="lean:2:8x1,16x1"), 0)
 run(network, random_samples(16), recipe(epochs=1, averaging=0.9))
+directory = pathlib.Path(tempfile.mkdtemp())
+checkpoint.save(network, directory, {})
+assert multiply_adds(checkpoint.load(directory)) > 0
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "imports"), [(TRAINING, False), ("import sys, torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)", True)]
-)
+OPTIMIZER = "import sys, torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)"
+COUNTER = """
+import sys, torch
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False):
+    torch.zeros(1) + 1
+"""
+
+
+@pytest.mark.parametrize(("code", "imports"), [(TRAINING, False), (OPTIMIZER, True), (COUNTER, True)])
 def test_torchs_compiler_is_not_imported_as_torch_itself_would(code: str, imports: bool) -> None:
-    """When the second case fails, torch does so no more, and `without_compiler` can go."""
+    """When one of the last two fails, torch does so no more, and `without_compiler`, or the lines in `multiply_adds`, can go."""
     code += "\nprint('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == str(imports)
