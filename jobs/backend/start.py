@@ -132,13 +132,13 @@ def awaited(future: "Future[T]", seconds: float = math.inf) -> T:
     """The result of a future, for which a main thread waits so that Ctrl-C and SIGTERM end the wait.
 
     Linux may hand a signal to any thread of a process, but Python acts on it in the main thread alone, which sleeps until what it waits
-    for is there. So the wait is cut into half seconds.
+    for is there. So the wait is cut into half seconds; into less while Ray starts, since SIGTERM is Ray's from its handler to the next part.
 
     Raises:
         TimeoutError: it took longer than that.
     """
     end = time.monotonic() + seconds
-    while wait([future], timeout=0.5).not_done:
+    while wait([future], timeout=0.02 if starting() else 0.5).not_done:
         stop_at_sigterm()  # again and again, since another thread may start Ray at any time
         if time.monotonic() > end:
             raise TimeoutError
