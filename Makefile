@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 .PHONY: demo test slow chaos lint bench bench-ig bench-train bench-scale bench-cost bench-precision bench-latency bench-views bench-large bench-networks clean help
 
 demo: $(VENV)/.ready  ## run the whole pipeline on built-in pictures; ends with the path of the report
-	$(BIN)/python -m jobs.pipeline --preset demo --out out/demo
+	$(BIN)/igkd pipeline --preset demo --out out/demo
 
 test: $(VENV)/.ready  ## all tests except the slow ones
 	$(PYTEST) -m "not slow" tests

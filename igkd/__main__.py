@@ -74,13 +74,14 @@ def settings_of(name: str) -> Any:
 def introduce(name: str) -> None:
     """Print what a job begins with, or a mistake in its command, before torch and Ray are imported, which takes seconds."""
     if name in OF_IMAGES:
+        from igkd.config.presets import make_pipeline
         from igkd.images.open import found_line, open_ahead, tell
 
         config = settings_of(name)
-        if config.images is not None:
-            source = open_ahead(config.images)
-            tell(source)
-            print(f"{name}: {found_line(source, getattr(config, 'split', 'train'))}", flush=True)
+        images = config.images or make_pipeline(config).precompute.images
+        source = open_ahead(images)
+        tell(source)
+        print(f"{name}: {found_line(source, getattr(config, 'split', 'train'))}", flush=True)
     elif name in OF_A_STORE and (line := store_line(settings_of(name).store)):
         print(f"{name}: {line}", flush=True)
 

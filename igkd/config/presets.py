@@ -19,7 +19,7 @@ PAPER_ARMS: tuple[Arm, ...] = ("student", "kd", "kd+ig")
 CONTROLS: tuple[Content, ...] = ("other", "black", "noise", "brightness")
 
 
-DEMO = {"epochs": 40, "batch_size": 32, "learning_rate": 0.05, "averaging": 0.99, "logits": "views"}
+DEMO = {"epochs": 32, "batch_size": 32, "learning_rate": 0.05, "averaging": 0.99, "logits": "views"}
 """What a run of some hundred steps needs other than the recipe `strong`."""
 
 
