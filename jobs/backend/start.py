@@ -132,7 +132,7 @@ def awaited(future: "Future[T]", seconds: float = math.inf) -> T:
     """The result of a future, for which a main thread waits so that Ctrl-C and SIGTERM end the wait.
 
     Linux may hand a signal to any thread of a process, but Python acts on it in the main thread alone, which sleeps until what it waits
-    for is there. So the wait is cut into half seconds; into less while Ray starts, since SIGTERM is Ray's from its handler to the next part.
+    for is there. So the wait is cut into half seconds; into less while Ray starts, which takes SIGTERM from the last part on.
 
     Raises:
         TimeoutError: it took longer than that.

@@ -175,7 +175,7 @@ def test_batch_norm_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> 
     second, alone = torch.load(out, weights_only=True), normalised_by(ScaleNorm2d(4), slice(None))
     for rows, weights, _ in (first, second):
         for one, two in zip(without_seconds(rows), without_seconds(history), strict=True):
-            assert one == pytest.approx(two, rel=2e-5)
+            assert one == pytest.approx(two, rel=1e-4)
         for name, value in average.module.state_dict().items():
             torch.testing.assert_close(weights[name], value, rtol=2e-3, atol=2e-4, msg=name)
     (y, slope, weight, squares), others = first[2], second[2]
