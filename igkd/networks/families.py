@@ -121,7 +121,9 @@ class Unfilled(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", None) == nn.init.__name__ or function in FILLING:
-            return args[0] if args else kwargs["tensor"]
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         return function(*args, **(kwargs or {}))
 
 

@@ -11,7 +11,7 @@ from torchvision.models import MobileNetV2
 
 from igkd.base.errors import UserError
 from igkd.networks.checkpoint import checkpoint_card, load, save
-from igkd.networks.families import tap_of
+from igkd.networks.families import on_meta, tap_of
 from igkd.networks.mobilenet import CUTS
 from igkd.networks.network import Classifier, NetworkSpec, build, multiply_adds, parameter_count
 from tests.helpers.networks import hooked_multiply_adds, lively, same_state
@@ -253,3 +253,16 @@ def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
         save(build(SMALL, 0), tmp_path / "file", {})
     with pytest.raises(UserError, match="no checkpoint"):
         load(tmp_path / "file")
+
+
+def test_on_meta_only_what_has_no_values_is_not_filled() -> None:
+    """A network may compute sizes with tensors of its own device while it is made."""
+
+    def compute() -> tuple[list[float], torch.Size, bool]:
+        layer = torch.nn.Conv2d(3, 4, 3)
+        torch.nn.init.kaiming_normal_(layer.weight)
+        torch.nn.init.constant_(tensor=layer.weight, val=1.0)
+        sizes = torch.nn.init.constant_(torch.empty(2, device="cpu"), 3.0) + torch.empty(2, device="cpu").fill_(2)
+        return sizes.tolist(), layer.weight.shape, layer.weight.is_meta
+
+    assert on_meta(compute) == ([5.0, 5.0], (4, 3, 3, 3), True)
