@@ -5,9 +5,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from igkd.evaluation.comparisons import families, grouped
+from igkd.evaluation.comparisons import Group, families, grouped
 from igkd.evaluation.significance import wilson_interval
 from tests.helpers.figures import EVIDENCE, Quote, check, difference, ends, read, share
+
+
+def table_row(group: Group, recipe: str) -> str:
+    """A group's line in the tables of docs/evidence.md, up to the columns that all of them have."""
+    mean, low, high = group.interval
+    tests = [row["test"] for row in group.rows]
+    agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
+    cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
+    accuracy = f"{group.label.removesuffix(f', {recipe}')} | {share(mean)} | {ends(low, high)} | {len(group.by_seed)}"
+    return f"| {accuracy} | {share(agreement)} | {cosine:.2f} ({control:.2f}) |"
 
 
 def evidence() -> Iterator[Quote]:
@@ -15,12 +25,7 @@ def evidence() -> Iterator[Quote]:
     yield EVIDENCE, f"{share(teacher['accuracy'])} % of the test images"
     groups = grouped(rows, "test")
     for group in groups:
-        mean, low, high = group.interval
-        arm, seeds = group.label.removesuffix(", short"), len(group.by_seed)
-        tests = [row["test"] for row in rows if row["name"] == group.label]
-        agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
-        cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
-        yield EVIDENCE, f"| {arm} | {share(mean)} | {ends(low, high)} | {seeds} | {share(agreement)} | {cosine:.2f} ({control:.2f}) |"
+        yield EVIDENCE, table_row(group, "short")
     for family in families(groups):
         for found in family.comparisons:
             yield EVIDENCE, f"- {found.sentence.replace(', short', '')}."
@@ -36,12 +41,8 @@ def first_pair() -> Iterator[Quote]:
         EVIDENCE,
         f"{share(test['accuracy'])} % of the test images (validation {share(teacher['history'][-1]['validation_accuracy'])} %",
     )
-    for row in rows:
-        test = row["test"]
-        accuracy, interval = share(test["accuracy"]), ends(*wilson_interval(test["correct"], test["count"]))
-        cosine = test["maps"]["cosine"]
-        likeness = f"{share(test['agreement'])} | {cosine['mean']:.2f} ({cosine['control']:.2f})"
-        yield EVIDENCE, f"| {row['arm']} | {accuracy} | {interval} | 1 | {likeness} |"
+    for group in grouped(rows, "test"):
+        yield EVIDENCE, table_row(group, "thirty")
 
 
 def biases() -> Iterator[Quote]:
@@ -68,13 +69,10 @@ def wide() -> Iterator[Quote]:
     yield EVIDENCE, f"{accuracy} % of the test images (95 % interval over them {interval}; {ends_at})"
     groups = grouped(rows, "test")
     for group in groups:
-        mean, low, high = group.interval
-        tests, arm, seeds = [row["test"] for row in group.rows], group.label.removesuffix(", thirty"), len(group.by_seed)
+        (mean, low, high), arm, seeds = group.interval, group.first["arm"], len(group.by_seed)
         named, often = "student alone" if arm == "student" else arm, "one seed" if seeds == 1 else f"mean of {seeds} seeds"
         yield "README.md", f"{named}, {often}, 30 epochs | {group.first['parameters']:,} | {share(mean)} | {ends(low, high)} |"
-        agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
-        cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
-        yield EVIDENCE, f"| {arm} | {share(mean)} | {ends(low, high)} | {seeds} | {share(agreement)} | {cosine:.2f} ({control:.2f}) |"
+        yield EVIDENCE, table_row(group, "thirty")
     for family in families(groups):
         for found in family.comparisons:
             yield EVIDENCE, f"- {found.sentence.replace(', thirty', '')}."
@@ -84,15 +82,9 @@ def few() -> Iterator[Quote]:
     """From 2,700 training images; a difference is named in README as it was found."""
     groups = grouped(read("few/rows.jsonl"), "test")
     for group in groups:
-        mean, low, high = group.interval
-        tests, label = [row["test"] for row in group.rows], group.label.removesuffix(", few40")
-        agreement, cosines = statistics.fmean(one["agreement"] for one in tests), [one["maps"]["cosine"] for one in tests]
-        cosine, control = (statistics.fmean(one[name] for one in cosines) for name in ("mean", "control"))
-        deletion, insertion = (
-            statistics.fmean(one["maps"]["student"][name]["area"] for one in tests) for name in ("deletion", "insertion")
-        )
-        cells = f"{len(group.by_seed)} | {share(agreement)} | {cosine:.2f} ({control:.2f}) | {deletion:.2f} | {insertion:.2f} |"
-        yield EVIDENCE, f"| {label} | {share(mean)} | {ends(low, high)} | {cells}"
+        curves = [row["test"]["maps"]["student"] for row in group.rows]
+        deletion, insertion = (statistics.fmean(one[name]["area"] for one in curves) for name in ("deletion", "insertion"))
+        yield EVIDENCE, f"{table_row(group, 'few40')} {deletion:.2f} | {insertion:.2f} |"
     found = {}
     for family in families(groups):
         for one in family.comparisons:

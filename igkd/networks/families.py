@@ -116,7 +116,7 @@ def build_named(name: str, classes: int) -> nn.Module:
 class Unfilled(TorchFunctionMode):
     """Leaves out what only gives tensors their first values, of which those on the device "meta" have none.
 
-    torch (2.14) would import its compiler to draw no numbers there, which takes more than a second.
+    torch (2.15) would import its compiler to draw no numbers there, which takes more than a second.
     """
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

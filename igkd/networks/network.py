@@ -175,7 +175,7 @@ def multiply_adds(model: Classifier) -> int:
     """Number of multiply-adds of convolutions and linear layers for one image of the spec's shape."""
     from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
-    # torch (2.14) imports its compiler, which takes more than a second, to have it leave this function alone. It is never compiled.
+    # torch (2.15) imports its compiler, which takes more than a second, to have it leave this function alone. It is never compiled.
     count = inspect.unwrap(_FlopCounterMode.__torch_dispatch__)
     count.__dynamo_disable = count
     device = next(model.parameters()).device

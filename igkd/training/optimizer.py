@@ -18,7 +18,7 @@ Make = Callable[..., torch.optim.Optimizer]
 def without_compiler(kind: type[torch.optim.Optimizer]) -> Make:
     """An optimizer of torch's that does not import torch's compiler, which takes each training process more than a second.
 
-    torch (2.14) wraps these methods so that a compiler that meets them leaves them alone, and imports it to say so. Ours meets only the
+    torch (2.15) wraps these methods so that a compiler that meets them leaves them alone, and imports it to say so. Ours meets only the
     network.
     """
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad")}

@@ -82,14 +82,12 @@ from igkd.networks import checkpoint
 from igkd.networks.network import NetworkSpec, build, multiply_adds
 from tests.helpers.training import random_samples, recipe, run
 network = build(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="lean:2:8x1,16x1"), 0)
-run(network, random_samples(16), recipe(epochs=1, averaging=0.9))
+run(network, random_samples(16), recipe(epochs=1, averaging=0.9, optimizer=OPTIMIZER))
 directory = pathlib.Path(tempfile.mkdtemp())
 checkpoint.save(network, directory, {})
 assert multiply_adds(checkpoint.load(directory)) > 0
 """
-
-
-OPTIMIZER = "import sys, torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)"
+PLAIN = "import sys, torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)"
 COUNTER = """
 import sys, torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,7 +96,9 @@ with FlopCounterMode(display=False):
 """
 
 
-@pytest.mark.parametrize(("code", "imports"), [(TRAINING, False), (OPTIMIZER, True), (COUNTER, True)])
+@pytest.mark.parametrize(
+    ("code", "imports"), [*((f"OPTIMIZER = '{name}'\n{TRAINING}", False) for name in OPTIMIZERS), (PLAIN, True), (COUNTER, True)]
+)
 def test_torchs_compiler_is_not_imported_as_torch_itself_would(code: str, imports: bool) -> None:
     """When one of the last two fails, torch does so no more, and `without_compiler`, or the lines in `multiply_adds`, can go."""
     code += "\nprint('torch._dynamo' in sys.modules)"
