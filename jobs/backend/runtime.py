@@ -23,7 +23,7 @@ from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cl
 from igkd.networks import module
 from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
 from jobs.backend.sentences import Final, user_error
-from jobs.backend.start import awaited, begin, connect, starting, stop_at_sigterm, stop_ray
+from jobs.backend.start import await_start, awaited, begin, connect, starting, stop_at_sigterm, stop_ray
 from jobs.backend.waiting import say_if_waiting
 
 WORKER_ENVIRONMENT = {
@@ -241,8 +241,7 @@ def in_thread(task: Callable[[], T]) -> T:
         print(STOPPED, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        if starting():
-            stop_ray()
+        await_start()
         os._exit(INTERRUPTED)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

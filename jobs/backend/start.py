@@ -61,10 +61,16 @@ def starting() -> bool:
     return _begun is not None
 
 
+def await_start() -> None:
+    """Wait for a Ray that is just starting: if this process ended before, processes would be left behind."""
+    begun = _begun
+    if begun is not None:
+        wait([begun], START_S)
+
+
 def stop_ray() -> None:
-    """End the Ray that this process started. One that is just starting is waited for: killed then, it would leave processes behind."""
-    if _begun is not None:
-        wait([_begun], START_S)
+    """End the Ray that this process started, which nothing in it may be using."""
+    await_start()
     ray.shutdown()
 
 

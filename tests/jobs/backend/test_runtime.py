@@ -110,6 +110,32 @@ def test_a_signal_stops_work_in_a_thread_with_its_sentence(number: signal.Signal
         assert job.stderr.read() == "stopped; the same command continues where this one ended\n"
 
 
+USES_RAY = """
+import ray
+from jobs.backend.runtime import begin_ray, in_thread, run_job, start_ray
+
+def work():
+    begin_ray()
+    print("begins", flush=True)
+    start_ray()
+    while True:
+        ray.get(ray.put(1))
+
+run_job(lambda: in_thread(work))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_does_not_take_it_from_the_thread_that_waits_for_it(number: signal.Signals, own_ray: None) -> None:
+    """The thread would find no Ray under its next call, which then ends the process with status 1 and a line of Ray's."""
+    with subprocess.Popen([sys.executable, "-c", USES_RAY], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None and job.stderr is not None
+        assert job.stdout.readline() == "begins\n"
+        job.send_signal(number)
+        assert job.wait(120) == 130
+        assert job.stderr.read() == "stopped; the same command continues where this one ended\n"
+
+
 @pytest.mark.parametrize(("seconds", "status", "said"), [("0.2", 0, "the time is up; the same command continues"), ("None", 3, "")])
 def test_work_in_a_thread_ends_when_the_time_is_up(seconds: str, status: int, said: str) -> None:
     program = (
