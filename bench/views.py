@@ -20,7 +20,7 @@ from igkd.images.open import open_images
 from igkd.images.samples import load_samples
 from igkd.networks.network import Classifier, build
 from igkd.networks.open import open_teacher
-from igkd.store import views
+from igkd.store import forwards
 from igkd.training.batches import Resident
 from igkd.training.loop import Learner, compute_loss, learn
 from igkd.training.optimizer import make_optimizer
@@ -53,7 +53,7 @@ def rate(count: int, begin: float) -> float:
 def measure_engines(teacher: Classifier, pixels: torch.Tensor, rounds: int) -> dict[str, float]:
     """Crops a second of each engine, and the largest difference of a logit from torch's."""
     engines: list[Forwards] = ["torch", "openvino", *(["openvino-bf16"] if has_bfloat16() else [])]  # type: ignore[list-item]
-    answers = {engine: views.answering(teacher, engine) for engine in engines}
+    answers = {engine: forwards.answering(teacher, engine) for engine in engines}
     exact = answers["torch"](pixels)
     found: dict[str, float] = {}
     rates: dict[str, list[float]] = {engine: [] for engine in engines}

@@ -23,7 +23,7 @@ from igkd.images.source import ImageSource
 from igkd.networks.network import Classifier
 from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import for_pictures
-from igkd.store import views
+from igkd.store import forwards, views
 from igkd.store.compute import Rows, Selection, make_plan
 from jobs.backend.ray_insides import map_blocks
 from jobs.backend.runtime import READ_CPUS, begin_ray, run_job, start_ray
@@ -181,7 +181,10 @@ def views_asked_for(config: PrecomputeConfig, plan: store.Plan) -> store.ViewsPl
     engine = "torch" if begun is None else begun.engine
     asked = views.make_views_plan(config.views, config.padding, plan, engine, config.crop, config.top)
     if begun is None:
+        forwards.check_precision(config.views_precision, has_gpu())
         views.check_space(uri, asked)
+    else:
+        forwards.check_begun(config.views_precision, begun.engine)
     return asked
 
 
@@ -190,8 +193,12 @@ def add_views(config: PrecomputeConfig, model: Classifier, asked: store.ViewsPla
     uri = absolute(config.store)
     opened = store.Store.open(uri)
     if store.views_plan_of(uri) is None:
-        few = range(min(opened.plan.parts, -(-views.COMPARED // opened.plan.rows_per_file)))
-        asked = dataclasses.replace(asked, engine=views.choose_forwards(model, opened.samples(few)[0].pixels, has_gpu()))
+        few = range(min(opened.plan.parts, -(-forwards.COMPARED // opened.plan.rows_per_file)))
+        pixels = opened.samples(few)[0].pixels
+        engine = forwards.choose_forwards(
+            model, pixels, has_gpu(), config.views_precision, say=lambda line: print(f"precompute: views: {line}", flush=True)
+        )
+        asked = dataclasses.replace(asked, engine=engine)
 
     def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
         print(f"precompute: logits of {asked.crops} crops of each image by {asked.engine}, {len(parts)} parts", flush=True)

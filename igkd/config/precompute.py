@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from igkd.base.choices import BadImages, Crop, Engine, Method, Split
+from igkd.base.choices import BadImages, Crop, Engine, Method, Precision, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,9 @@ class PrecomputeConfig:
     views: str = "none"
     """Also store the teacher's logits of crops of each image, from which students learn as if the teacher were asked during training: none,
     all that --padding allows, or a number of random ones. They can be added to a finished store by the same command."""
+    views_precision: Precision = "auto"
+    """Of these forward passes on processors: auto is bfloat16 where the logits of 500 images hardly change, else float32; bfloat16 takes it
+    however much they change."""
     crop: Crop = "auto"
     """What these crops are: padded, moved by up to --padding pixels; resized, 35 to 100 % of the area, scaled to the image's size, of which
     there can only be a number; auto is resized for images above 64 pixels a side."""

@@ -5,9 +5,7 @@ some random crops, padded or resized, to which students are then restricted (Bey
 patient and consistent"; Shen, Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition").
 """
 
-import importlib.util
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +18,10 @@ from igkd.base.errors import UserError
 from igkd.base.storage import filesystem, is_local
 from igkd.config.optimisation import FewCrops
 from igkd.images.views import LARGE, View, are_resized, every_crop, few_crops, move
-from igkd.networks.network import Classifier
 from igkd.store import Plan, Store, ViewsPlan
+from igkd.store.forwards import PER_PASS, Answer
 from igkd.store.top_logits import MANY, largest
 
-Answer = Callable[[Tensor], Tensor]
-"""A teacher's forward pass: takes uint8 (N, 3, H, W), any N, and gives logits float32 (N, classes)."""
-PER_PASS = 64
-"""Crops in one pass. Always this many, the last pass padded, so that rounding does not depend on what else is computed."""
-COMPARED = 500
-"""Number of images on which bfloat16 is compared with float32."""
-MAX_DIFFERENCE, MIN_AGREEMENT = 0.1, 0.999
-"""Limits for bfloat16: largest difference of a logit from float32, and least share of images with the same answer."""
 SEED = 0
 
 
@@ -174,72 +164,3 @@ def views_of_part(answer: Answer, store: Store, plan: ViewsPlan, part: int) -> d
     """The rows of one part of the views, computed from the pictures in the store: column image_id and those of `view_logits`."""
     samples, _ = store.samples([part])
     return {"image_id": samples.ids, **view_logits(answer, samples.pixels, samples.ids, plan)}
-
-
-def answering(model: Classifier, engine: Forwards) -> Answer:
-    """A teacher's forward pass by an engine; in float32 unless the engine's name says bfloat16.
-
-    Args:
-        model: in evaluation mode; for OpenVINO on the CPU.
-
-    Raises:
-        UserError: OpenVINO is not installed.
-    """
-    device = next(model.parameters()).device
-    network = model.to(memory_format=torch.channels_last)
-
-    def by_torch(pixels: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            logits: Tensor = network(pixels.to(device).float().div(255).contiguous(memory_format=torch.channels_last))
-            return logits.float().cpu()
-
-    one_pass: Answer = by_torch
-    if engine != "torch":
-        if importlib.util.find_spec("openvino") is None:
-            raise UserError(f"these views were begun with {engine}, which is not installed here: pip install 'igkd[openvino]'")
-        from igkd.attribution.openvino import compiled_forward  # an optional dependency
-
-        one_pass = compiled_forward(model, PER_PASS, model.spec.image_shape, bfloat16=engine == "openvino-bf16")
-
-    def answer(pixels: Tensor) -> Tensor:
-        found = []
-        for some in pixels.split(PER_PASS):
-            filled = torch.cat([some, some.new_zeros(PER_PASS - len(some), *some.shape[1:])]) if len(some) < PER_PASS else some
-            found.append(one_pass(filled)[: len(some)])
-        return torch.cat(found) if found else torch.zeros(0, len(model.spec.classes))
-
-    return answer
-
-
-def choose_forwards(model: Classifier, pixels: Tensor, gpu: bool) -> Forwards:
-    """The fastest engine that is exact enough.
-
-    On a CPU that is OpenVINO if it supports the network; in bfloat16 if the logits of these images are within `MAX_DIFFERENCE` of
-    float32 and the share of equal answers is at least `MIN_AGREEMENT`.
-
-    Args:
-        model: in evaluation mode, on the CPU.
-        pixels: uint8 (N, 3, H, W), real images; N may be 0.
-        gpu: whether the views will be computed on GPUs.
-    """
-    if gpu or importlib.util.find_spec("openvino") is None:
-        return "torch"
-    from igkd.attribution.openvino import has_bfloat16  # an optional dependency
-
-    try:
-        exact = answering(model, "openvino")(pixels[:COMPARED])
-        if not close_enough(answering(model, "torch")(pixels[:COMPARED]), exact):
-            return "torch"
-        if has_bfloat16() and close_enough(exact, answering(model, "openvino-bf16")(pixels[:COMPARED])):
-            return "openvino-bf16"
-    except RuntimeError:  # the network has an operation that OpenVINO does not support
-        return "torch"
-    return "openvino"
-
-
-def close_enough(exact: Tensor, rounded: Tensor) -> bool:
-    """Whether logits (N, classes) are within `MAX_DIFFERENCE`, and answers equal for `MIN_AGREEMENT` of the images; True if N is 0."""
-    if not len(exact):
-        return True
-    agreement = (exact.argmax(1) == rounded.argmax(1)).float().mean().item()
-    return (exact - rounded).abs().max().item() <= MAX_DIFFERENCE and agreement >= MIN_AGREEMENT

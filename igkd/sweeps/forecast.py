@@ -19,7 +19,7 @@ from igkd.images.samples import Samples, first_image
 from igkd.networks.families import student_name
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.networks.open import open_teacher
-from igkd.store import views
+from igkd.store import forwards, views
 from igkd.training.run import Trainer
 from igkd.training.task import Task
 
@@ -129,7 +129,7 @@ def _store(config: PrecomputeConfig, teacher: Classifier, count: int) -> Iterato
     few, labels = pixels[:MAPS], torch.zeros(MAPS, dtype=torch.int64)
     yield Stage(name="maps", images=count, rate=MAPS / _seconds(lambda: attribute(few, labels, labels)))
     if config.views != "none":
-        answer = views.answering(teacher, views.choose_forwards(teacher, pixels, gpu))
+        answer = forwards.answering(teacher, forwards.choose_forwards(teacher, pixels, gpu, config.views_precision))
         wanted = views.count_of(config.views)
         crops = 2 * (2 * config.padding + 1) ** 2 if wanted is None else wanted
         yield Stage(name="views", images=count * crops, rate=CROPS / _seconds(lambda: answer(pixels)))

@@ -20,7 +20,7 @@ from igkd import store
 from igkd.attribution import Attributor, Tell
 from igkd.images.source import ImageSource
 from igkd.networks.network import Classifier
-from igkd.store import compute, views
+from igkd.store import compute, forwards, views
 from igkd.store.compute import Rows
 from jobs.backend.runtime import fetched
 
@@ -164,9 +164,9 @@ def ready(model: ray.ObjectRef[Classifier], plan: store.Plan, device: str) -> tu
 
 
 @functools.lru_cache(maxsize=1)
-def ready_to_answer(model: ray.ObjectRef[Classifier], engine: store.Forwards, device: str) -> views.Answer:
+def ready_to_answer(model: ray.ObjectRef[Classifier], engine: store.Forwards, device: str) -> forwards.Answer:
     """The teacher's forward pass, made once in each process."""
-    return views.answering(ray.get(model).to(device).eval(), engine)
+    return forwards.answering(ray.get(model).to(device).eval(), engine)
 
 
 ALL_GPUS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}

@@ -12,7 +12,7 @@ from igkd.config.precompute import PrecomputeConfig
 from igkd.images.codec import encode_png, pixel_hash
 from igkd.images.open import open_images
 from igkd.networks import checkpoint
-from igkd.store import Plan, Store, ViewsPlan, compute, views
+from igkd.store import Plan, Store, ViewsPlan, compute, forwards, views
 
 
 def make_store(config: PrecomputeConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def add_views(uri: str, teacher: str, asked: str = "all", padding: int = 4, **ho
     """What jobs.precompute --views does, without Ray; `how` has further arguments of `make_views_plan`."""
     opened, model = Store.open(uri), checkpoint.load(teacher)
     plan = views.make_views_plan(asked, padding, opened.plan, "torch", **how)
-    answer, entries = views.answering(model, plan.engine), []
+    answer, entries = forwards.answering(model, plan.engine), []
     for part in store.start(uri, plan):
         rows = views.views_of_part(answer, opened, plan, part)
         ids = set(range(part * plan.rows_per_file, (part + 1) * plan.rows_per_file))

@@ -1,4 +1,4 @@
-"""The files of views: added to a finished store, damaged, refused; and the engines that compute them."""
+"""The files of views: added to a finished store, damaged, refused."""
 
 import shutil
 from collections.abc import Callable
@@ -16,14 +16,11 @@ from igkd.config.precompute import PrecomputeConfig
 from igkd.images.samples import Samples
 from igkd.images.views import View
 from igkd.networks import checkpoint
-from igkd.networks.network import Classifier, NetworkSpec, build
-from igkd.store import Store, views
+from igkd.store import Store, forwards, views
 from igkd.training.augment import Draws, draw
 from igkd.training.student_data import distill_task
 from tests.helpers.training import recipe
 from tests.helpers.views import view_student
-
-# The files
 
 
 def test_adding_views_leaves_the_store_as_it_is(viewed: dict[str, str], finished: str) -> None:
@@ -73,7 +70,7 @@ def test_unfinished_views_are_none(viewed: dict[str, str], tmp_path: Path, teach
     plan = store.views_plan_of(str(copy))
     assert plan is not None and store.start(str(copy), plan) == [3]
     entries = [store.check_part(str(copy), plan, p, np.arange(p * 7, min(34, p * 7 + 7))) for p in (0, 1, 2, 4)]
-    rows = views.views_of_part(views.answering(checkpoint.load(teacher), "torch"), opened, plan, 3)
+    rows = views.views_of_part(forwards.answering(checkpoint.load(teacher), "torch"), opened, plan, 3)
     store.finish(str(copy), plan, [*entries, store.write_part(str(copy), plan, 3, rows, [])])
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
@@ -123,56 +120,6 @@ def test_logits_that_float16_cannot_hold_are_refused(finished: str) -> None:
 
         with pytest.raises(UserError, match="a crop of image 22 are no numbers"):
             views.view_logits(answer, pixels, np.array([11, 22, 33]), plan)
-
-
-# Engines
-
-
-def test_openvino_says_what_torch_says(teacher: str) -> None:
-    pytest.importorskip("openvino")
-    model = checkpoint.load(teacher)
-    pixels = torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    one = views.answering(checkpoint.load(teacher), "openvino")(pixels)
-    assert torch.allclose(one, views.answering(model, "torch")(pixels), atol=1e-4)
-    again = views.answering(checkpoint.load(teacher), "openvino")
-    assert torch.equal(torch.cat([again(part) for part in pixels.split(64)]), one), "however the images are shared out"
-    assert views.choose_forwards(model, pixels, gpu=True) == "torch"
-    assert views.choose_forwards(model, pixels, gpu=False).startswith("openvino")
-
-
-@pytest.mark.parametrize("name", ["mobilenet", "lean:2:8x1,16x1"])
-def test_any_network_of_ours_answers_by_openvino(name: str) -> None:
-    """Also those whose layers are others while there are gradients."""
-    pytest.importorskip("openvino")
-    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name=name)
-    pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    by_torch, by_openvino = (views.answering(build(spec, 1).eval(), engine)(pixels) for engine in ("torch", "openvino"))
-    assert torch.allclose(by_torch, by_openvino, atol=1e-4) and by_torch.shape == (9, 3)
-
-
-def test_a_network_that_openvino_does_not_know_answers_by_torch() -> None:
-    class Strange(Classifier):
-        def from_normalised(self, x: torch.Tensor) -> torch.Tensor:
-            return super().from_normalised(torch.fft.fft2(x).real.contiguous())
-
-    model = Strange(NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="lean:2:8x1")).eval()
-    pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
-    engine = views.choose_forwards(model, pixels, gpu=False)
-    assert views.close_enough(views.answering(model, "torch")(pixels), views.answering(model, engine)(pixels))
-
-
-def test_bfloat16_has_to_be_close() -> None:
-    exact = torch.zeros(2000, 10)
-    exact[:, 0] = 1
-    assert views.close_enough(exact, exact + 0.099)
-    far = exact.clone()
-    far[7, 3] += 0.11
-    assert not views.close_enough(exact, far)
-    exact[:3, 1] = 0.99
-    turned = exact.clone()
-    turned[:3, 1] = 1.01
-    assert not views.close_enough(exact, turned)
-    assert views.close_enough(exact[2:], turned[2:])
 
 
 def test_the_columns_of_a_control_come_from_one_other_image(viewed: dict[str, str]) -> None:
