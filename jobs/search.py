@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from igkd.base import provenance, run_directory
+from igkd.base.errors import UserError
 from igkd.base.storage import write_json
 from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
@@ -47,14 +48,25 @@ def specs_of(config: SearchConfig, store: Store) -> list[NetworkSpec]:
     """The networks to time: the student to compare with, then the candidates. All normalise pixels as the teacher does: it costs time.
 
     Raises:
-        UserError: fewer candidates than asked for exist.
+        UserError: fewer candidates than asked for exist, or the networks that are named cannot be candidates.
     """
     plan, teacher = store.plan, open_teacher(config.teacher)[0].spec
     name = student_name(config.student, plan.teacher_network, plan.image_shape)
     student = NetworkSpec(name=name, classes=plan.classes, image_shape=plan.image_shape, mean=teacher.mean, std=teacher.std)
     limit = config.parameters if config.parameters is not None else parameter_count(Classifier(student))
-    found = candidates.candidates(limit, config.candidates, config.seed, len(plan.classes), plan.image_shape)
-    return [student, *(dataclasses.replace(student, name=f"lean:{one}") for one in found)]
+    if config.students is None:
+        found = candidates.candidates(limit, config.candidates, config.seed, len(plan.classes), plan.image_shape)
+        return [student, *(dataclasses.replace(student, name=f"lean:{one}") for one in found)]
+    names = dict.fromkeys(student_name(one, plan.teacher_network, plan.image_shape) for one in config.students)
+    specs = [dataclasses.replace(student, name=one) for one in names if one != student.name]
+    large = [spec.name for spec in specs if config.parameters is not None and parameter_count(Classifier(spec)) > limit]
+    if large or not specs:
+        raise UserError(
+            f"{', '.join(large)} has more than --parameters {limit:,}: leave it out of --students, or raise --parameters"
+            if large
+            else f"--students must name other networks than --student {student.name}, with which they are compared"
+        )
+    return [student, *specs]
 
 
 def cells_of(config: SearchConfig, base: DistillConfig, chosen: list[Measured]) -> list[Cell]:

@@ -121,7 +121,9 @@ class SearchConfig(SweepConfig):
     budget: float = field(default=8.0, metadata=SPEED)
     """How many times as fast as the teacher, one image a pass, both by ONNX Runtime in int8 on one thread."""
     candidates: int = field(default=24, metadata=SPEED)
-    """Number of random architectures to time."""
+    """Number of random lean architectures to time."""
+    students: tuple[str, ...] | None = field(default=None, metadata=SPEED)
+    """Networks to time instead of random ones, such as airbench:2:32,128,128 or timm:mobilenetv3_small_050."""
     trials: int = field(default=8, metadata=SPEED)
     """Number of candidates to train, of those that are fast enough."""
     parameters: int | None = None

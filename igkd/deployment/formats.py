@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
 
 from igkd.base.provenance import processor
 from igkd.networks.network import Classifier, Deployed, NetworkSpec
@@ -33,6 +34,7 @@ CARD = "igkd.json"
 """Name of the metadata in a torch.export archive."""
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def describe(spec: NetworkSpec, facts: dict[str, Any]) -> dict[str, str]:
@@ -54,10 +56,14 @@ def describe(spec: NetworkSpec, facts: dict[str, Any]) -> dict[str, str]:
 
 def to_torch_export(model: Classifier) -> torch.export.ExportedProgram:
     """The network's graph in torch's own operators, for any batch size."""
+    return _traced(Deployed(model), model.spec)
+
+
+def _traced(network: Deployed, spec: NetworkSpec) -> torch.export.ExportedProgram:
     # The example must have two images: torch would treat a batch of one as a constant.
-    example = torch.zeros(2, *model.spec.image_shape, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *spec.image_shape, 3, dtype=torch.uint8)
     with torch.no_grad():
-        program = torch.export.export(Deployed(model), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains paths of this machine
     return program
@@ -74,9 +80,36 @@ def to_onnx(model: Classifier) -> onnx.ModelProto:
     """The network as ONNX: opset OPSET, float32, only standard operators, weights included."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # onnxscript and torch call deprecated functions
-        program = torch.onnx.export(to_torch_export(model), opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        traced = _traced(pool_last(Deployed(model)), model.spec)
+        program = torch.onnx.export(traced, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     assert program is not None
     return _tidied(program.model_proto)
+
+
+def pool_last(network: Module) -> Module:
+    """Move max poolings behind the batch normalisation and ReLU that follow them in an `nn.Sequential`, in place; returns the network.
+
+    A convolution before them then takes up both, and in int8 no layer is left in float32. The function stays the same: both rise with their
+    input, as far as the normalisation's weights are positive (others are left alone), so that the largest value stays the largest.
+
+    Args:
+        network: in evaluation mode.
+    """
+    for block in network.modules():
+        if type(block) is nn.Sequential:
+            for first in reversed(range(len(block) - 1)):
+                for place in range(first, len(block) - 1):
+                    if type(block[place]) is not nn.MaxPool2d or not _rises(block[place + 1]):
+                        break
+                    block[place], block[place + 1] = block[place + 1], block[place]
+    return network
+
+
+def _rises(layer: nn.Module) -> bool:
+    """Whether a layer is a function of each value that never falls."""
+    if type(layer) is nn.BatchNorm2d:
+        return layer.track_running_stats and (layer.weight is None or bool((layer.weight > 0).all()))
+    return type(layer) is nn.ReLU
 
 
 def saturates() -> bool:

@@ -2,7 +2,8 @@
 
 The structure is that of Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498): a first convolution of 2x2
 pixels that separates brightness from colour and edges from flat places, then blocks that halve the resolution by their largest values at
-once, so that most of the arithmetic is at a quarter of the pixels and fewer. `airbench:64,256,256` has three blocks of these widths.
+once, so that most of the arithmetic is at a quarter of the pixels and fewer. `airbench:64,256,256` has three blocks of these widths;
+`airbench:2:32,128,128` steps by 2 pixels in the first convolution, so that everything after it is at a quarter of the pixels again.
 
 Simpler than there: the first filters are not fitted to the data and fixed, but begin the same for all pictures and are then trained like
 the others. The principal components of small patches of natural images are nearly these (Haar's functions of the four pixels, times
@@ -12,6 +13,7 @@ scale of their own; and the last layer's output is not scaled.
 """
 
 import re
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,19 @@ from igkd.base.schema import short
 from igkd.networks.pooled import Pooled
 
 MAX_WIDTH, MAX_BLOCKS = 1024, 6
-_NAME = re.compile(f"[1-9][0-9]{{0,3}}(?:,[1-9][0-9]{{0,3}}){{0,{MAX_BLOCKS - 1}}}")
+_NAME = re.compile(f"(?:2:)?[1-9][0-9]{{0,3}}(?:,[1-9][0-9]{{0,3}}){{0,{MAX_BLOCKS - 1}}}")
+
+
+class Airbench(NamedTuple):
+    """The architecture of an airbench network."""
+
+    stem: int
+    """Stride of the first convolution: 1 or 2."""
+    widths: tuple[int, ...]
+    """Channels of 1 to MAX_BLOCKS blocks, each 1 to MAX_WIDTH."""
+
+    def __str__(self) -> str:
+        return f"{'2:' if self.stem == 2 else ''}{','.join(map(str, self.widths))}"
 
 
 class Largest(nn.Module):
@@ -31,8 +45,8 @@ class Largest(nn.Module):
         return x.amax(dim=(2, 3), keepdim=True)
 
 
-def parse(text: str, family: str = "airbench") -> tuple[int, ...]:
-    """The widths of the blocks for a name's options.
+def parse(text: str, family: str = "airbench") -> Airbench:
+    """The architecture for a name's options.
 
     Args:
         family: for the message, the family whose name it is.
@@ -41,12 +55,12 @@ def parse(text: str, family: str = "airbench") -> tuple[int, ...]:
         UserError: the options are malformed or out of range.
     """
     if _NAME.fullmatch(text) is not None:  # the pattern bounds the text's length and every number in it
-        widths = tuple(int(width) for width in text.split(","))
+        widths = tuple(int(width) for width in text.removeprefix("2:").split(","))
         if max(widths) <= MAX_WIDTH:
-            return widths
+            return Airbench(2 if text.startswith("2:") else 1, widths)
     raise UserError(
         f"{short(f'{family}:{text}')} names no network; one is {family}:32,128,128 (the widths of at most {MAX_BLOCKS} blocks, at most "
-        f"{MAX_WIDTH} each)"
+        f"{MAX_WIDTH} each), or {family}:2:32,128,128, whose first convolution steps by 2"
     )
 
 
@@ -59,18 +73,18 @@ def first_filters() -> Tensor:
         return torch.cat([filters, -filters])
 
 
-def features(widths: tuple[int, ...], norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:
+def features(architecture: Airbench, norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:
     """The layers before the classifier, freshly initialised: they map float (B, 3, H, W) to (B, last width, 1, 1).
 
     Args:
         norm: the normalisation after each convolution; takes the number of channels.
     """
-    first = nn.Conv2d(3, 24, 2, bias=False)
+    first = nn.Conv2d(3, 24, 2, stride=architecture.stem, bias=False)
     with torch.no_grad():
         first.weight.copy_(first_filters())
     layers: list[nn.Module] = [nn.Sequential(first, norm(24), nn.ReLU(inplace=True))]
     before = 24
-    for width in widths:
+    for width in architecture.widths:
         layers.append(
             nn.Sequential(
                 *(nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2), norm(width), nn.ReLU(inplace=True)),
@@ -83,7 +97,7 @@ def features(widths: tuple[int, ...], norm: type[nn.BatchNorm2d] = nn.BatchNorm2
 
 def canonical(options: str) -> str:
     """The options in their canonical spelling."""
-    return ",".join(map(str, parse(options)))
+    return str(parse(options))
 
 
 def build(options: str, classes: int) -> nn.Module:

@@ -92,7 +92,7 @@ def canonical(options: str) -> str:
     """The options in their canonical spelling."""
     family, of_family = _base(options)
     if family == "airbench":
-        return _AIRBENCH + ",".join(map(str, airbench.parse(of_family, f"{FAMILY}:airbench")))
+        return f"{_AIRBENCH}{airbench.parse(of_family, f'{FAMILY}:airbench')}"
     return str(lean.parse(of_family, FAMILY))
 
 

@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from igkd.evaluation.comparisons import accuracy, history
 from igkd.evaluation.speed import Latencies, Measured, pareto
-from igkd.networks.families import family_of
 from igkd.report import html, sweep_charts
 from igkd.report.sweep_charts import Spot
 
@@ -110,9 +109,7 @@ def best_row(rows: Sequence[Mapping[str, Any]], speeds: Mapping[str, float]) -> 
     """The finished candidate with the highest validation accuracy, and the fastest of equals; None if there is none.
 
     Args:
-        speeds: network to how many times as fast as the teacher it is.
+        speeds: a candidate's name to how many times as fast as the teacher it is.
     """
-    done = [
-        row for row in rows if row["state"] == "done" and family_of(row["network"]) == "lean" and math.isfinite(accuracy(row, "validation"))
-    ]
-    return max(done, key=lambda row: (accuracy(row, "validation"), speeds.get(row["network"], 0.0)), default=None)
+    done = [row for row in rows if row["state"] == "done" and row["network"] in speeds and math.isfinite(accuracy(row, "validation"))]
+    return max(done, key=lambda row: (accuracy(row, "validation"), speeds[row["network"]]), default=None)

@@ -1,4 +1,4 @@
-"""Times lean students on this machine before any is trained, and selects those within the budget.
+"""Times candidates on this machine before any is trained, and selects those within the budget.
 
 OUT/latencies.json has an entry for each network: ONNX Runtime in static int8, one image a pass, one thread, in turns with the teacher.
 Latency does not depend on weights, so they are random.
@@ -21,7 +21,6 @@ from igkd.deployment.export import as_decoded
 from igkd.deployment.formats import Pixels
 from igkd.deployment.latency import Timing, measure
 from igkd.evaluation.speed import Latencies, Measured
-from igkd.networks.families import family_of
 from igkd.networks.network import Classifier, NetworkSpec, build, multiply_adds, parameter_count
 from igkd.store import Store
 
@@ -54,7 +53,7 @@ def measured_latencies(root: Path, specs: Sequence[NetworkSpec], teacher: str, s
 
     Args:
         root: OUT.
-        specs: the networks.
+        specs: the networks; the first is the one that candidates are compared with.
         teacher: names the teacher, as for `open_teacher`.
         store: int8 is calibrated on its images.
         rounds: rounds of each network.
@@ -78,7 +77,9 @@ def measured_latencies(root: Path, specs: Sequence[NetworkSpec], teacher: str, s
             write_int8(open_teacher(teacher)[0], original, calibration)
             for start in range(0, len(missing), TOGETHER):
                 load = os.getloadavg()[0]
-                group = timed_group(missing[start : start + TOGETHER], str(original), teacher, calibration, Path(directory), rounds)
+                group = timed_group(
+                    missing[start : start + TOGETHER], specs[0].name, str(original), teacher, calibration, Path(directory), rounds
+                )
                 for one in group:
                     print(
                         f"search: {one.network} is {one.times_as_fast:.1f} times as fast as the teacher in the same runtime "
@@ -100,9 +101,14 @@ def write_int8(model: Classifier, path: Path, calibration: Pixels) -> None:
 
 
 def timed_group(
-    specs: Sequence[NetworkSpec], original: str, eager: str, calibration: Pixels, directory: Path, rounds: int
+    specs: Sequence[NetworkSpec], compared: str, original: str, eager: str, calibration: Pixels, directory: Path, rounds: int
 ) -> list[Measured]:
-    """Time some untrained networks in turns with the teacher's int8 file and with the teacher by torch."""
+    """Time some untrained networks in turns with the teacher's int8 file and with the teacher by torch.
+
+    Args:
+        compared: name of the network that candidates are compared with.
+        original, eager: the teacher's int8 file, and its checkpoint.
+    """
     paths, sizes = [], []
     for number, spec in enumerate(specs):
         model = build(spec, 0)
@@ -116,7 +122,7 @@ def timed_group(
     return [
         Measured(
             network=spec.name,
-            candidate=family_of(spec.name) == "lean",
+            candidate=spec.name != compared,
             parameters=parameters,
             multiply_adds=operations,
             milliseconds=statistics.median(timing.rounds),

@@ -1,4 +1,4 @@
-"""A search for a lean student on real Ray Tune: what it times, what it trains, what it leaves, and what it cannot reach."""
+"""A search for a fast student on real Ray Tune: what it times, what it trains, what it leaves, and what it cannot reach."""
 
 import json
 import os
@@ -102,6 +102,24 @@ def test_its_best_is_a_recipe_for_jobs_distill(searched: Path, toy_store: str, t
 
 
 @pytest.mark.slow
+def test_named_networks_are_candidates_instead_of_random_ones(
+    cluster: None, toy_store: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of any family; a network named twice is one, and the one they are compared with is none."""
+    named = ("airbench:2:8,8", "lean:2:8x1", "airbench:2:8,8", "mobilenet:cut=5")
+    assert search(config(toy_store, teacher, tmp_path / "out", students=named)) == 0
+    latencies = read_latencies(tmp_path / "out")
+    assert latencies is not None
+    assert [one.network for one in latencies.measured if one.candidate] == ["airbench:2:8,8", "lean:2:8x1"]
+    assert {row["network"] for row in read_rows(tmp_path / "out")} == {"airbench:2:8,8", "lean:2:8x1", latencies.measured[0].network}
+    done = [row for row in read_rows(tmp_path / "out") if row["state"] == "done" and row["network"] == "airbench:2:8,8"]
+    for row in done:  # it is the best candidate, although it is no lean one
+        now_right(tmp_path / "out", row["cell"], 0.9)
+        search(config(toy_store, teacher, tmp_path / "out", students=named))
+        assert json.loads((tmp_path / "out" / "best.json").read_text())["student"] == "airbench:2:8,8"
+
+
+@pytest.mark.slow
 def test_an_impossible_budget_names_the_fastest_and_trains_nothing(searched: Path, toy_store: str, teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -119,6 +137,9 @@ def test_an_impossible_budget_names_the_fastest_and_trains_nothing(searched: Pat
     [
         ({"student": "mobilenet:cut=4"}, "cut 4 is not one of"),
         ({"parameters": 300}, "there are only 0 lean students"),
+        ({"students": ("airbench:8,8",), "parameters": 300}, "airbench:8,8 has more than --parameters 300"),
+        ({"students": ("mobilenet:cut=5",)}, "--students must name other networks than --student mobilenet:cut=5"),
+        ({"students": ("airbench:0",)}, "names no network"),
         ({"store": "nowhere"}, "holds no attribution store"),
         ({"teacher": "nowhere"}, "no checkpoint"),
     ],

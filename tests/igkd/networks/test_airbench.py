@@ -27,7 +27,27 @@ SPEC = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="air
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "32,", ",32", "032", "0", "-3", "32, 64", "1025", "9" * 40, "8,8,8,8,8,8,8", "٣", "8x1", "8;import os"]
+    "text",
+    [
+        "",
+        ",",
+        "32,",
+        ",32",
+        "032",
+        "0",
+        "-3",
+        "32, 64",
+        "1025",
+        "9" * 40,
+        "8,8,8,8,8,8,8",
+        "٣",
+        "8x1",
+        "8;import os",
+        "1:8",
+        "3:8",
+        "2:",
+        "2:2:8",
+    ],
 )
 def test_what_names_none_is_refused_in_a_short_sentence(text: str) -> None:
     with pytest.raises(UserError, match="airbench.*names no network; one is airbench:32,128,128") as caught:
@@ -39,7 +59,7 @@ def test_what_names_none_is_refused_in_a_short_sentence(text: str) -> None:
 @given(st.text(max_size=20))
 def test_any_text_is_an_architecture_or_refused(text: str) -> None:
     with contextlib.suppress(UserError):
-        assert canonical(text) == text and max(map(int, text.split(","))) <= MAX_WIDTH
+        assert canonical(text) == text and max(map(int, text.removeprefix("2:").split(","))) <= MAX_WIDTH
 
 
 def test_the_first_filters_are_a_basis_and_its_negative() -> None:
@@ -63,11 +83,16 @@ def test_the_first_filters_separate_what_pictures_have_in_common() -> None:
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 4), st.tuples(st.integers(17, 40), st.integers(17, 40)))
-def test_shapes_and_sizes(widths: list[int], classes: int, shape: tuple[int, int]) -> None:
-    name = f"airbench:{','.join(map(str, widths))}"
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.tuples(st.integers(17, 40), st.integers(17, 40)),
+    st.sampled_from((1, 2)),
+)
+def test_shapes_and_sizes(widths: list[int], classes: int, shape: tuple[int, int], stem: int) -> None:
+    name = f"airbench:{'2:' * (stem == 2)}{','.join(map(str, widths))}"
     model = build(NetworkSpec(classes=tuple("abcd"[:classes]), image_shape=shape, name=name), 0).eval()
-    sides, parameters, before = tuple(side - 1 for side in shape), 24 * 12 + 2 * 24, 24
+    sides, parameters, before = tuple((side - 2) // stem + 1 for side in shape), 24 * 12 + 2 * 24, 24
     for width in widths:
         parameters, before = parameters + 9 * width * (before + width) + 4 * width, width
     assert parameter_count(model) == parameters + before * classes + classes
@@ -79,17 +104,19 @@ def test_shapes_and_sizes(widths: list[int], classes: int, shape: tuple[int, int
         assert outputs[f"features.{i}"].shape == (2, width, *(side // 2**i for side in sides))
 
 
-def test_the_network_by_hand() -> None:
+@pytest.mark.parametrize(("name", "stride"), [("airbench:5", 1), ("airbench:2:5", 2)])
+def test_the_network_by_hand(name: str, stride: int) -> None:
     """Convolution, largest of four, normalisation, ReLU, convolution, normalisation, ReLU, largest of all; in torch's functions."""
-    model = lively(build(NetworkSpec(classes=("a", "b"), image_shape=(9, 11), name="airbench:5"), 0)).double()
-    x, (stem, block, _) = torch.randn(3, 3, 9, 11, dtype=torch.float64), model.network.features
+    height, width = 1 + 8 * stride, 1 + 10 * stride
+    model = lively(build(NetworkSpec(classes=("a", "b"), image_shape=(height, width), name=name), 0)).double()
+    x, (stem, block, _) = torch.randn(3, 3, height, width, dtype=torch.float64), model.network.features
 
     def normalised(y: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         return ((y - norm.running_mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)).clamp(min=0)
 
     with torch.no_grad():
-        y = normalised(nn.functional.conv2d(x, stem[0].weight), stem[1])
+        y = normalised(nn.functional.conv2d(x, stem[0].weight, stride=stride), stem[1])
         y = nn.functional.conv2d(y, block[0].weight, padding=1)[:, :, :8, :10]
         y = normalised(y.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5)), block[2])
         y = normalised(nn.functional.conv2d(y, block[4].weight, padding=1), block[5])
@@ -101,7 +128,7 @@ def test_the_network_by_hand() -> None:
 def test_every_pixel_is_seen(side: int) -> None:
     """Also those in rows and columns that a pooling leaves over, through the padding of the convolution before it."""
     torch.manual_seed(0)
-    network, x = airbench.features((8, 12, 16))[:-1].eval(), torch.rand(32, 3, side, side, requires_grad=True)
+    network, x = airbench.features(airbench.Airbench(1, (8, 12, 16)))[:-1].eval(), torch.rand(32, 3, side, side, requires_grad=True)
     network(x).sum().backward()
     assert x.grad is not None and (x.grad != 0).any(0).all()
 
