@@ -90,11 +90,11 @@ def connect(num_cpus: int | None, environment: dict[str, Any]) -> None:
     except UserError:
         raise
     except TimeoutError:
-        _leave(f"error: {reason(address, 'it does not answer')}", 1)
+        end_at_once(f"error: {reason(address, 'it does not answer')}", 1)
     except Exception as error:
         raise UserError(reason(address, _first_line(error))) from None
     except BaseException:
-        _leave(STOPPED, INTERRUPTED)
+        end_at_once(STOPPED, INTERRUPTED)
     finally:
         _begun = None
     stop_at_sigterm()
@@ -160,7 +160,7 @@ def stop_at_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _leave(sentence: str, status: int) -> None:
+def end_at_once(sentence: str, status: int) -> None:
     """Print a sentence and end this process at once: `ray.shutdown` would wait for the thread that hangs in Ray."""
     print(sentence, file=sys.stderr)
     sys.stdout.flush()

@@ -12,7 +12,7 @@ import ray
 import ray.tune
 from ray.tune.experiment import Trial
 
-from igkd.base.errors import TIME_IS_UP, UserError
+from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError
 from igkd.base.storage import read_json
 from igkd.base.time_limit import duration
 from igkd.evaluation.progress import WORDS
@@ -21,7 +21,7 @@ from igkd.sweeps.publish import publish
 from igkd.training.state import read_history
 from jobs.backend.halving import METRIC, Halving
 from jobs.backend.one_trial import TRIES, Settings, T, Work, unfinished_row
-from jobs.backend.start import awaited
+from jobs.backend.start import awaited, end_at_once
 
 SAY_S, SILENT_S = 30.0, 300.0
 """Least seconds between two lines about running trials, and most if no epoch ended."""
@@ -47,17 +47,22 @@ def interruptible(sweep: Callable[[], T]) -> T:
     In the main thread Tune would handle Ctrl-C itself, silently.
     """
     Interruption.asked.clear()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(sweep)
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(sweep)
+    try:
+        return awaited(future)
+    except KeyboardInterrupt:
+        Interruption.asked.set()
         try:
-            return awaited(future)
-        except KeyboardInterrupt:
-            Interruption.asked.set()
-            wait([future], timeout=PATIENCE_S)
-            raise
-        finally:
-            if Interruption.asked.is_set():
-                ray.shutdown()
+            hangs = bool(wait([future], timeout=PATIENCE_S).not_done)
+        except KeyboardInterrupt:  # a second one: it is to end now
+            hangs = True
+        if hangs:  # Ray taken from under the thread that waits for it, that thread, and so this process, would never end
+            end_at_once(STOPPED, INTERRUPTED)
+        ray.shutdown()
+        raise
+    finally:
+        pool.shutdown(wait=False)
 
 
 class Keeper(ray.tune.Callback):
