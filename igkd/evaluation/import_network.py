@@ -1,6 +1,8 @@
 """Make a checkpoint of a network that was trained elsewhere: igkd import NETWORK --weights FILE --images SRC --out DIR"""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,11 @@ import torch
 from igkd.base import provenance
 from igkd.base.errors import UserError, run_cli
 from igkd.base.random_draws import stratified_choice
-from igkd.base.storage import parse_json
+from igkd.base.storage import check_writable, parse_json
 from igkd.config.command_line import parse
 from igkd.config.import_network import ImportConfig
 from igkd.evaluation.chance import chance_of, near_chance
 from igkd.evaluation.evaluate import evaluate, matching_samples
-from igkd.images.class_names import distinct
 from igkd.images.open import open_images, tell
 from igkd.images.source import ImageSource
 from igkd.networks import checkpoint
@@ -75,22 +76,43 @@ def imported(config: ImportConfig, source: ImageSource) -> Classifier:
     model = classifier(request, classes, preparation)
     if config.class_map is None:
         return model
-    names = list(model.spec.classes)
-    for given, number in zip(
-        source.classes, mapped(config.class_map, model.spec.classes, source.classes, config.network, config.images), strict=True
-    ):
-        names[number] = given
-    model.spec = dataclasses.replace(model.spec, classes=tuple(distinct(names)))
+    numbers = mapped(config.class_map, model.spec.classes, source.classes, config.network, config.images)
+    model.spec = dataclasses.replace(
+        model.spec, classes=renamed(model.spec.classes, dict(zip(numbers.tolist(), source.classes, strict=True)))
+    )
     return model
+
+
+def renamed(classes: tuple[str, ...], given: Mapping[int, str]) -> tuple[str, ...]:
+    """A network's classes, some of which have the names that the pictures give them; of the others, those of a name that is taken get their
+    number appended.
+
+    Args:
+        given: number of a class to its new name.
+    """
+    taken = Counter(given.values()) + Counter(name for number, name in enumerate(classes) if number not in given)
+    return tuple(given.get(number, name if taken[name] == 1 else f"{name} ({number})") for number, name in enumerate(classes))
+
+
+def check_place(out: Path) -> None:
+    """Check, before anything is computed, that a checkpoint can be written to a directory and takes no other job's place.
+
+    Raises:
+        UserError: it cannot, or it would.
+    """
+    check_writable(out / "model.json")
+    if (out / "config.json").exists() or (out / "result.json").exists():
+        raise UserError(f"--out {out} is the directory of a run, whose network the import would replace: name another")
 
 
 def import_network(config: ImportConfig) -> list[str]:
     """Import a network, judge it and write its checkpoint; gives the lines to print.
 
     Raises:
-        UserError: its weights, classes or images are missing or damaged, or do not fit each other.
+        UserError: its weights, classes or images are missing or damaged, or do not fit each other; or --out belongs to a run.
     """
     started, name = provenance.now(), config.network
+    check_place(Path(config.out))
     source = open_images(config.images)
     tell(source)
     labels = source.checked_labels("test")

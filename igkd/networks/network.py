@@ -13,9 +13,7 @@ from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
 from igkd.networks.convolutions import plain
 from igkd.networks.families import build_named, canonical_name, on_meta
-
-MAX_SIDE = 8192
-"""Longest allowed side of an image, in pixels."""
+from igkd.networks.preparation import out_of_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,14 +48,8 @@ class NetworkSpec:
         if "name" not in data:
             raise ValueError("its spec has no name: an older igkd made it; train it anew")
         spec = typed(cls, data)
-        for name, sound in (
-            ("image_shape", all(1 <= side <= MAX_SIDE for side in spec.image_shape)),
-            ("short_side", spec.short_side == 0 or max(spec.image_shape) <= spec.short_side <= MAX_SIDE),
-            ("mean", len(spec.mean) in (1, 3)),
-            ("std", len(spec.std) in (1, 3) and min(spec.std) > 0),
-        ):
-            if not sound:
-                raise ValueError(f"{name} cannot be {short(getattr(spec, name))}")
+        if wrong := out_of_range(spec.image_shape, spec.short_side, spec.mean, spec.std):
+            raise ValueError(f"{wrong} cannot be {short(getattr(spec, wrong))}")
         return spec
 
 

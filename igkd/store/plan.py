@@ -17,7 +17,7 @@ from igkd.attribution.homogeneity import ONE_PASS
 from igkd.base.choices import Engine, Forwards, Method
 from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
-from igkd.networks.network import MAX_SIDE
+from igkd.networks.preparation import MAX_SIDE
 from igkd.store.signals import arrow_fields
 from igkd.store.top_logits import REST
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from igkd.base.errors import UserError
 from igkd.config.import_network import ImportConfig
-from igkd.evaluation.import_network import class_list, import_network
+from igkd.evaluation.import_network import class_list, import_network, renamed
 from igkd.networks import checkpoint
+from igkd.networks.preparation import Preparation
 from tests.helpers.modules import write_module
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -92,6 +93,74 @@ def test_classes_by_a_map(tmp_path: Path, coloured: str, place: str) -> None:
     lines = import_network(configure(tmp_path, coloured, place, **changes))
     assert "knows 4 classes, of which 3 are used: " in lines[0] and "100.0% of 30" in lines[1] and len(lines) == 3
     assert checkpoint.load(tmp_path / "out").spec.classes == ("red", "green", "blue", "night")
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "expected"),
+    [
+        (("a", "b", "c"), {1: "x"}, ("a", "x", "c")),
+        (("circle", "square", "star"), {2: "dog", 1: "circle"}, ("circle (0)", "circle", "dog")),  # the pictures' names stay
+        (("crane", "dog", "crane"), {2: "crane"}, ("crane (0)", "dog", "crane")),
+        (("crane", "dog", "crane"), {1: "hund"}, ("crane (0)", "hund", "crane (2)")),
+    ],
+)
+def test_of_two_classes_of_one_name_the_pictures_keeps_it(known: tuple[str, ...], given: dict[int, str], expected: tuple[str, ...]) -> None:
+    assert renamed(known, given) == expected and len(set(expected)) == len(expected)
+
+
+def test_a_map_may_name_a_class_as_another_one_of_the_network(tmp_path: Path, coloured: str, place: str) -> None:
+    (tmp_path / "map.json").write_text(json.dumps({"red": "blue", "green": "green", "blue": "sky"}))
+    (tmp_path / "names.json").write_text(json.dumps(["blue", "green", "sky", "red"]))
+    torch.save(
+        {"head.weight": torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]]), "head.bias": torch.full((4,), -9.0)},
+        tmp_path / "w.pth",
+    )
+    changes = {"classes": str(tmp_path / "names.json"), "class_map": str(tmp_path / "map.json")}
+    assert "100.0% of 30" in import_network(configure(tmp_path, coloured, place, **changes))[1]
+    assert checkpoint.load(tmp_path / "out").spec.classes == ("red", "green", "blue", "red (3)")
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_the_directory_of_a_run_is_no_place_for_an_import(tmp_path: Path, coloured: str, place: str, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(UserError, match="is the directory of a run, whose network the import would replace"):
+        import_network(configure(tmp_path, coloured, place))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"std": (float("inf"), 0.2, 0.2)}, "the std of module:.* cannot be"),
+        ({"mean": (float("nan"), 0.2, 0.2)}, "the mean of module:.* cannot be"),
+        ({"image_size": 9000}, "the image_shape of module:.* cannot be"),
+    ],
+)
+def test_a_preparation_that_no_checkpoint_may_have_is_refused_before_anything_is_written(
+    tmp_path: Path, coloured: str, place: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        import_network(configure(tmp_path, coloured, place, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"short_side": 15},
+        {"image_shape": (16, -5)},
+        {"image_shape": (0, 16)},
+        {"mean": (0.5, 0.4)},
+        {"std": ()},
+        {"std": (0.2, 0.0, 0.2)},
+    ],
+)
+def test_what_a_module_says_of_its_pictures_has_a_range(given: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"image_shape": (16, 16), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    assert Preparation(**usual).complete("net")["image_shape"] == (16, 16)
+    with pytest.raises(UserError, match=f"the {next(iter(given))} of net cannot be"):
+        Preparation(**usual | given).complete("net")
 
 
 @pytest.mark.parametrize(
