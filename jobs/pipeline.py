@@ -23,6 +23,7 @@ from igkd.networks.trial import check_trainable
 from igkd.report import pipeline_page
 from igkd.report.gallery import Showcase, load_students
 from igkd.report.html import source_name
+from igkd.store import views
 from igkd.sweeps import forecast
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import STATUS, read_rows, read_status
@@ -87,7 +88,7 @@ def check_ahead(pipeline: Pipeline) -> None:
     """Check what is used only hours later, before the teacher is trained: the students' networks, and the test images.
 
     Raises:
-        UserError: a student cannot take the pictures; there are no test images, or one cannot be used.
+        UserError: a student cannot take the pictures; the views are impossible; there are no test images, or one cannot be used.
     """
     places = [one.out for one in pipeline.students] + ([] if pipeline.teacher is None else [pipeline.teacher.out])
     if all((Path(out) / "result.json").exists() for out in places):
@@ -98,6 +99,10 @@ def check_ahead(pipeline: Pipeline) -> None:
         given = untrained_spec(pipeline.teacher, open_images(pipeline.teacher.images))
     for name, scale in dict.fromkeys((one.student, one.lowest_scale) for one in pipeline.students):
         check_trainable(dataclasses.replace(given, name=student_name(name, given.name, given.image_shape)), scale)
+    asked = pipeline.precompute
+    if asked.views != "none":
+        rows = asked.limit or len(open_images(asked.images).labels(asked.split))
+        views.check_size(asked.views, asked.crop, asked.padding, given.image_shape, rows, len(given.classes))
     if pipeline.teacher is not None:
         unseen_by_teacher(pipeline.teacher)
         return

@@ -57,10 +57,9 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop
     if top < 0:
         raise UserError(f"--top must be at least 1, or 0 to keep all logits, not {top}")
     count, classes = count_of(views), len(plan.classes)
-    resized = are_resized(crop, plan.image_shape) and (count is not None or crop == "resized")
-    if resized and count is None:
-        raise UserError("--views all is for padded crops, since there are too many resized ones: give a number, such as --views 16")
-    made = ViewsPlan(
+    check_size(views, crop, padding, plan.image_shape, plan.rows, min(classes, max(MANY, top)) if top else classes)
+    resized = are_resized(crop, plan.image_shape) and count is not None
+    return ViewsPlan(
         ids_sha256=plan.ids_sha256,
         rows=plan.rows,
         rows_per_file=plan.rows_per_file,
@@ -74,13 +73,30 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop
         seed=SEED,
         engine=engine,
     )
-    if made.count is None and max(plan.image_shape) > LARGE:
+
+
+def check_size(views: str, crop: Crop, padding: int, shape: tuple[int, int], rows: int, classes: int) -> None:
+    """Check that all crops, if that is what `--views` asks for, are not too many.
+
+    Args:
+        shape: (height, width) of the images.
+        rows: number of images.
+        classes: number of logits of each crop.
+
+    Raises:
+        UserError: they are.
+    """
+    if count_of(views) is not None:
+        return
+    if crop == "resized":
+        raise UserError("--views all is for padded crops, since there are too many resized ones: give a number, such as --views 16")
+    if max(shape) > LARGE:
+        crops = 2 * (2 * padding + 1) ** 2 * rows
         raise UserError(
             f"--views all is for images of at most {LARGE} pixels a side: of these, it would take "
-            f"{in_words(bytes_of(made))} and {made.crops * made.rows:,} forward passes; give a number of random crops of each image "
+            f"{in_words(2 * crops * classes)} and {crops:,} forward passes; give a number of random crops of each image "
             "instead, such as --views 16"
         )
-    return made
 
 
 def bytes_of(plan: ViewsPlan) -> int:

@@ -29,6 +29,9 @@ class Kind:
     student: str
     live: bool
     attention: bool
+    features: bool
+    map_every: int
+    """Every so manyth step compares maps; 0 for none."""
     batch_size: int
     precision: str
     low_resolution: bool
@@ -53,6 +56,8 @@ def kind_of(config: DistillConfig) -> Kind:
         student=config.student,
         live=objective.logits == "live",
         attention=objective.gamma > 0,
+        features=objective.feature_weight > 0,
+        map_every=objective.map_every if objective.map_weight > 0 else 0,
         batch_size=config.batch_size,
         precision=config.precision,
         low_resolution=config.low_resolution_epochs > 0,

@@ -75,8 +75,9 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
     for (label, name), group in groups.items():
         one = group[0]
         student = replace(spec, name=student_name(name, spec.name, spec.image_shape))
-        # The teacher's logits come from the store, of images or of crops; the time to look them up is negligible.
-        objective = replace(one.objective, logits="image", gamma=0.0)
+        # The teacher's logits come from the store, of images or of crops; the time to look them up is negligible, and so is that of what
+        # is laid over. The term feat is left out: its step depends on the layers that are compared.
+        objective = replace(one.objective, logits="image", gamma=0.0, feature_weight=0.0, content="own", explanation="ig")
         yield replace(_training(f"{label}, {student.name}", student, one.optimisation, objective, train), runs=len(group))
 
 

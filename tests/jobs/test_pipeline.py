@@ -125,6 +125,12 @@ def test_students_are_tried_before_the_teacher_is_trained(tmp_path: Path) -> Non
         check_ahead(dataclasses.replace(pipeline, students=lower))
 
 
+def test_views_that_are_too_many_are_refused_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    large = {"images": "shapes:train=60,test=20", "image_size": 80, "student": "lean:2:8x1"}
+    with pytest.raises(UserError, match=r"--views all is for images of at most 64 pixels .* it would take 0.2 MB and 9,720 forward passes"):
+        check_ahead(make_pipeline(PipelineConfig(preset="evidence-cpu", out=str(tmp_path / "p"), **large)))
+
+
 def test_what_the_pipeline_does_with_pictures_all_of_its_jobs_do() -> None:
     pipeline = make_pipeline(PipelineConfig(preset="demo", out="o", images="folder:x", image_size=48, bad_images="skip"))
     assert pipeline.teacher is not None

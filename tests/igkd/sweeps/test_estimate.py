@@ -27,3 +27,11 @@ def test_low_resolution_is_measured_by_itself(store_config: PrecomputeConfig, tm
     speed, whole = (measure(one, None, torch.device("cpu")) for one in (config, plain))
     assert 0 < speed.low != speed.train > 0 and whole.low == whole.train
     assert kind_of(config) != kind_of(plain) == kind_of(dataclasses.replace(plain, epochs=20))
+
+
+def test_arms_whose_steps_take_longer_are_measured_by_themselves() -> None:
+    usual = DistillConfig(store="s", out="o", arm="kd")
+    others = [dataclasses.replace(usual, arm="kd+map", map_every=every) for every in (1, 4)]
+    others += [dataclasses.replace(usual, arm=arm) for arm in ("kd+at", "feat")]
+    assert len({kind_of(one) for one in [usual, *others]}) == 5
+    assert kind_of(usual) == kind_of(dataclasses.replace(usual, map_every=1)) == kind_of(dataclasses.replace(usual, seed=3))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,19 @@ def test_all_the_work_is_counted() -> None:
     assert all(math.isfinite(one.seconds) and one.seconds > 0 for one in found)
     assert found[3].seconds == pytest.approx(2 * found[3].images / found[3].rate)
     assert "kd, lean:2:8x1,16x1, 2 runs" in forecast.line(found[3])
+
+
+def test_every_arm_and_control_has_a_time() -> None:
+    """Also those whose signals are not made up for it: layers' features, masks, Grad-CAM."""
+    one = DistillConfig(store="s", out="o", epochs=1, student="lean:2:8x1", batch_size=8)
+    changes: list[dict[str, Any]] = [{"arm": "feat"}, {"arm": "kd+at"}, {"arm": "map", "map_every": 1}]
+    changes += [{"arm": "ig", "overlay": 1.0, "content": content} for content in ("mask", "noise", "other", "black", "brightness")]
+    changes += [{"arm": "kd+ig", "overlay": 1.0, "explanation": "gradcam"}]
+    students = tuple(replace(one, **change) for change in changes)
+    precompute = PrecomputeConfig(images=IMAGES, teacher="t", store="s", steps=2, limit=50, engine="torch")
+    teacher = TeacherConfig(images=IMAGES, out="t", epochs=1, batch_size=8, network="lean:2:8x1")
+    found = list(forecast.stages(Pipeline(teacher=teacher, precompute=precompute, students=students, images_per_class=1)))
+    assert len(found) == 2 + len(changes) and all(0 < stage.seconds < math.inf for stage in found)
 
 
 def test_the_preset_for_processors_has_views_two_students_four_arms_and_three_seeds() -> None:

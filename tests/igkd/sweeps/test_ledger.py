@@ -194,6 +194,12 @@ def test_until_in_the_past_is_refused(text: str) -> None:
         seconds_until(text, NOON)
 
 
+@pytest.mark.parametrize("text", ["13:00Z", "13:00+02:00", "2026", "13"])
+def test_a_time_of_day_has_minutes_and_no_zone(text: str) -> None:
+    with pytest.raises(UserError, match="is no time; give one such as 07:00"):
+        seconds_until(text, NOON)
+
+
 def test_bad_times_are_refused() -> None:
     with pytest.raises(UserError, match="is no time"):
         seconds_until("seven", NOON)
