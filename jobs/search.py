@@ -134,7 +134,7 @@ def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], s
     write_json(root / "best.json", recipe_file(student, made) | {"student": student.student})
     print(
         f"best: {student.student}, validation {accuracy:.1%}, {measured.times_as_fast:.1f} times as fast as the teacher; "
-        f"use it by --recipe {root / 'best.json'}",
+        f"use it by --arm {config.arm} --recipe {root / 'best.json'}",
         flush=True,
     )
 

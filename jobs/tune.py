@@ -64,7 +64,9 @@ def make_search(config: TuneConfig, base: DistillConfig, rows: list[Row], begun:
     own = settings_of(vars(base), ranges)
     first = begun or ([own] if not rows and inside(own, ranges) else [])
     # After a restart it has another seed: its first proposals are random, and would be the same again.
-    search = OptunaSearch(space=ranges, metric=METRIC, mode="max", seed=config.seed + 1000 * len(rows), points_to_evaluate=first or None)
+    search = OptunaSearch(
+        space=ranges, metric=METRIC, mode="max", seed=(config.seed + 1000 * len(rows)) % 2**32, points_to_evaluate=first or None
+    )
     for row in rows:
         search.add_evaluated_point(row["settings"], accuracy(row))
     return search

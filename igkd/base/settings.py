@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from igkd.base.errors import UserError
+
 Kind = Literal["learning", "run", "place", "speed"]
 
 RUN: Mapping[str, Kind] = {"kind": "run"}
@@ -12,6 +14,18 @@ PLACE: Mapping[str, Kind] = {"kind": "place"}
 """Where something lies. What matters of it is in a run's fingerprints."""
 SPEED: Mapping[str, Kind] = {"kind": "speed"}
 """How fast a run is, how long it may take, how it is judged: this may differ when it goes on."""
+
+
+def check_seeds(*seeds: int) -> None:
+    """Raise UserError if a seed is none that all generators take: those of torch, NumPy and Optuna."""
+    if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
+        raise UserError(f"a seed must be between 0 and {2**32 - 1:,}, not {wrong[0]}")
+
+
+def check_side(image_size: int | None) -> None:
+    """Raise UserError if --image-size is given and is no side of a picture."""
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size must be at least 1 pixel, not {image_size}")
 
 
 def kinds(config: Any) -> dict[str, Kind]:

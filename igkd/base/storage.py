@@ -95,6 +95,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     bucket, endpoint = rest.partition("/")[0], os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     if s3 and ("@" in bucket or (":" in bucket and not bucket.startswith("arn:"))):
         raise UserError(f"an s3:// URI holds more than a bucket's name before the path; {CREDENTIALS}")
+    if s3 and not bucket:
+        raise UserError(f"'{uri}' names no bucket; use s3://BUCKET/PATH")
     if s3 and "@" in endpoint:
         raise UserError(f"AWS_ENDPOINT_URL holds more than scheme, host and port; {CREDENTIALS}")
     if s3:

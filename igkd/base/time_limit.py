@@ -40,7 +40,10 @@ def seconds_until(text: str, now: datetime.datetime) -> float:
             is more likely a mistake than a request for 23 hours.
     """
     try:
-        end = datetime.datetime.combine(now.date(), datetime.time.fromisoformat(text), now.tzinfo)
+        time = datetime.time.fromisoformat(text)
+        if time.tzinfo is not None or ":" not in text:  # a zone would need a date, and 2026 is meant as a year
+            raise ValueError
+        end = datetime.datetime.combine(now.date(), time, now.tzinfo)
     except ValueError:
         try:
             end = datetime.datetime.fromisoformat(text)

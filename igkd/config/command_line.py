@@ -1,6 +1,8 @@
 """Parses command lines into dataclasses of settings, and groups their options in --help."""
 
 import dataclasses
+import os
+import sys
 import types
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -44,8 +46,14 @@ def parse(config: type[T], prog: str, **values: Any) -> T:
     titled = {title: dataclasses.make_dataclass(title, part, kw_only=True) for title, part in sections.items() if part}
     whole = dataclasses.make_dataclass(config.__name__, [*titled.items()])
     whole.__doc__ = config.__doc__
-    given: Any = tyro.cli(whole, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+    given: Any = tyro.cli(whole, prog=prog, args=[*map(expanded, sys.argv[1:])], config=(tyro.conf.OmitArgPrefixes,))
     return config(**{name: value for title in titled for name, value in vars(getattr(given, title)).items()})
+
+
+def expanded(argument: str) -> str:
+    """An argument of the command line; in --NAME=~/PATH the ~ is the home directory, as the shell makes it in --NAME ~/PATH."""
+    name, separator, value = argument.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if separator and name.startswith("--") and value.startswith("~") else argument
 
 
 def metavar(kind: Any) -> str | None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from igkd.base.choices import LOGIT_PARTS, MAP_PARTS, Arm, BadImages, Content, Explanation, Logits, canonical_arm, parts_of
 from igkd.base.errors import UserError
-from igkd.base.settings import PLACE, RUN, SPEED
+from igkd.base.settings import PLACE, RUN, SPEED, check_seeds
 from igkd.config.optimisation import Objective, Optimisation, check_frozen
 
 
@@ -101,6 +101,7 @@ class DistillConfig(Optimisation):
         super().__post_init__()
         object.__setattr__(self, "arm", canonical_arm(self.arm))
         check_frozen(self.freeze_norms, self.init)
+        check_seeds(self.seed)
         if "feat" in parts_of(self.arm):  # no store has features
             object.__setattr__(self, "live", True)
         if self.live and self.logits == "views":

@@ -8,6 +8,10 @@ from igkd.base.choices import Content, Crop, Explanation, Logits, Optimizer, Pre
 from igkd.base.errors import UserError
 from igkd.base.settings import SPEED
 
+MAX_RATE = 1000
+"""Largest learning rate and weight decay: any that trains a network is far below."""
+LEAST_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1000
+"""Beyond these, the loss of distillation is rounding: its divergence in float32 is multiplied by the temperature's square."""
 LOW_RESOLUTION = 0.75
 """Factor on the sides of the images in epochs of low resolution."""
 
@@ -89,16 +93,23 @@ class Optimisation:
         return Optimisation(**{one.name: getattr(self, one.name) for one in fields(Optimisation)})
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate < inf:
-            raise UserError("epochs and batch-size must be at least 1, the learning rate above 0")
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate <= MAX_RATE:
+            raise UserError(f"epochs and batch-size must be at least 1, the learning rate above 0 and at most {MAX_RATE}")
         if not 0 <= self.low_resolution_epochs <= self.epochs:
             raise UserError(f"--low-resolution-epochs {self.low_resolution_epochs} must be between 0 and all --epochs, {self.epochs}")
-        if self.head_learning_rate is not None and not 0 < self.head_learning_rate < inf:
-            raise UserError("the learning rate of the last layer must be above 0")
-        if not 0 <= self.weight_decay < inf:
-            raise UserError(f"the weight decay must be a number of at least 0, not {self.weight_decay}")
+        if self.head_learning_rate is not None and not 0 < self.head_learning_rate <= MAX_RATE:
+            raise UserError(f"the learning rate of the last layer must be above 0 and at most {MAX_RATE}")
+        if not 0 <= self.weight_decay <= MAX_RATE:
+            raise UserError(f"the weight decay must be between 0 and {MAX_RATE}, not {self.weight_decay}")
+        if self.padding < 0:
+            raise UserError(f"--padding must be at least 0 pixels, not {self.padding}")
         if self.cutout < 0 or not 0 <= self.averaging < 1 or not 0 <= self.label_smoothing < 1:
             raise UserError("cutout must be at least 0, averaging and label smoothing at least 0 and below 1")
+
+
+def low_resolution_of(epochs: int, low: int, before: int) -> int:
+    """How many of a run's `epochs` are of low resolution, in proportion to a recipe with `low` of `before`."""
+    return round(low * epochs / before)
 
 
 def check_frozen(freeze_norms: bool, init: str | None) -> None:
@@ -157,8 +168,10 @@ class Objective:
     """Path of the teacher's layer that it is compared with; needed with a live teacher."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and self.gamma >= 0 and self.temperature > 0):
-            raise UserError("alpha, overlay and blend must be between 0 and 1, gamma at least 0, the temperature above 0")
+        if not (0 <= self.alpha <= 1 and 0 <= self.overlay <= 1 and 0 <= self.blend <= 1 and 0 <= self.gamma < inf):
+            raise UserError("alpha, overlay and blend must be between 0 and 1, gamma a number of at least 0")
+        if not LEAST_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise UserError(f"the temperature must be between {LEAST_TEMPERATURE} and {MAX_TEMPERATURE}, not {self.temperature}")
         if not all(0 <= weight < inf for weight in (self.dkd, self.beta, self.lskd, self.feature_weight)):
             raise UserError("dkd, beta, lskd and feature-weight must be numbers of at least 0")
         if not 0 <= self.map_weight < inf or self.map_every < 1 or self.map_cell < 1:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from igkd.base.choices import BadImages, Crop, Engine, Method, Precision, Split
+from igkd.base.settings import check_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +65,6 @@ class PrecomputeConfig:
     """What to do with an image that cannot be used."""
     repair: bool = False
     """Check every part that is there, name the damaged ones and compute them anew; also for a finished store."""
+
+    def __post_init__(self) -> None:
+        check_side(self.image_size)

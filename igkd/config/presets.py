@@ -4,9 +4,10 @@ import re
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from igkd.base.choices import Arm, Content
+from igkd.base.choices import Arm, Content, parts_of
 from igkd.base.errors import UserError
 from igkd.config.distill import DistillConfig
+from igkd.config.optimisation import Optimisation, low_resolution_of
 from igkd.config.pipeline import Pipeline, PipelineConfig
 from igkd.config.precompute import PrecomputeConfig
 from igkd.config.recipes import STRONG, distill_config, recipe_values
@@ -115,7 +116,9 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     if config.recipe is not None:
         students = tuple(dict.fromkeys(by_recipe(config.recipe, one) for one in students if one.recipe == students[0].recipe))
     if config.arms is not None:
-        students = tuple(replace(students[0], arm=arm) for arm in config.arms)
+        # The features of feat come from a live teacher, who then gives the logits as well.
+        live = replace(students[0], logits="auto")
+        students = tuple(replace(live if "feat" in parts_of(arm) else students[0], arm=arm) for arm in config.arms)
     students = tuple(
         changed(
             one, test_images=config.images, teacher=config.teacher or one.teacher or f"{config.out}/teacher",
@@ -159,8 +162,13 @@ def by_recipe(recipe: str, student: DistillConfig) -> DistillConfig:
 
 
 def changed(part: S, **values: object) -> S:
-    """A configuration in which the values that are not None are changed."""
-    return replace(part, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
+    """A configuration in which the values that are not None are changed; with other epochs, the share of low resolution stays."""
+    given = {k: v for k, v in values.items() if v is not None}
+    if isinstance(part, Optimisation) and isinstance(epochs := given.get("epochs"), int):
+        given["low_resolution_epochs"] = low_resolution_of(epochs, part.low_resolution_epochs, part.epochs)
+        if isinstance(part, TeacherConfig):
+            given["keep_epochs"] = tuple(epoch for epoch in part.keep_epochs if epoch <= epochs)
+    return replace(part, **given)  # type: ignore[type-var]
 
 
 def directory(student: DistillConfig, several: bool) -> str:

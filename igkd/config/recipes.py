@@ -3,7 +3,7 @@
 import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,6 +13,7 @@ from igkd.base.settings import kinds
 from igkd.base.storage import read_json
 from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
+from igkd.config.optimisation import low_resolution_of
 
 # SGD with one cycle and averaged weights, on normalised pixels, from a teacher that sees the same crop; see docs/decisions.md.
 STRONG: dict[str, Any] = {
@@ -89,17 +90,29 @@ def _fits(value: Any, usual: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if isinstance(usual, tuple):
         return isinstance(value, list) and len(value) == len(usual) and all(fits(v, float) for v in value)
+    if usual is None:
+        return value is None or fits(tuple(value) if isinstance(value, list) else value, hint)
     return fits(value, float) if isinstance(usual, float) else type(value) is type(usual)
 
 
 def distill_config(recipe: str, **settings: Any) -> DistillConfig:
-    """A configuration from a recipe and further settings."""
-    return DistillConfig(**recipe_values(recipe) | {"recipe": recipe} | settings)
+    """A configuration from a recipe and further settings. With other epochs than the recipe's, the share of low resolution stays."""
+    found = DistillConfig(**recipe_values(recipe) | {"recipe": recipe} | {k: v for k, v in settings.items() if k != "epochs"})
+    epochs = settings.get("epochs", found.epochs)
+    low = found.low_resolution_epochs
+    if "low_resolution_epochs" not in settings:
+        low = low_resolution_of(epochs, low, found.epochs)
+    return replace(found, epochs=epochs, low_resolution_epochs=low)
 
 
 def parse_distill(prog: str) -> DistillConfig:
-    """Parse the command line into a configuration; its --recipe decides the defaults of the other settings."""
+    """Parse the command line into a configuration; its --recipe decides the defaults of the other settings, and its --epochs, as in
+    `distill_config`, how many of them are of low resolution."""
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="paper")
-    recipe = first.parse_known_args(sys.argv[1:])[0].recipe
-    return parse(DistillConfig, prog, **recipe_values(recipe) | {"recipe": recipe})
+    first.add_argument("--epochs", default="")
+    given = first.parse_known_args(sys.argv[1:])[0]
+    values = recipe_values(given.recipe) | {"recipe": given.recipe}
+    if given.epochs.isdecimal() and (low := values.get("low_resolution_epochs", 0)):
+        values["low_resolution_epochs"] = low_resolution_of(int(given.epochs), low, values.get("epochs", DistillConfig.epochs))
+    return parse(DistillConfig, prog, **values)

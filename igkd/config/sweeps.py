@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from igkd.base.choices import Arm, BadImages, Content, canonical_arm, canonical_arms
 from igkd.base.errors import UserError
-from igkd.base.settings import PLACE, RUN, SPEED
+from igkd.base.settings import PLACE, RUN, SPEED, check_seeds
 from igkd.base.time_limit import check_limit, seconds_left
 
 Grid = Literal["arms", "controls", "compression", "monte-carlo", "choices"]
@@ -85,6 +85,7 @@ class AblateConfig(SweepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seeds(*self.seeds)
         object.__setattr__(self, "arms", canonical_arms(self.arms))
 
 
@@ -106,6 +107,7 @@ class TuneConfig(SweepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seeds(self.seed)
         object.__setattr__(self, "arm", canonical_arm(self.arm))
         if self.trials < 1:
             raise UserError(f"--trials must be at least 1, not {self.trials}")
@@ -141,6 +143,7 @@ class SearchConfig(SweepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seeds(self.seed)
         object.__setattr__(self, "arm", canonical_arm(self.arm))
         if min(self.candidates, self.trials, self.rounds) < 1 or not 0 < self.budget < float("inf"):
             raise UserError("--candidates, --trials and --rounds must be at least 1, --budget above 0")

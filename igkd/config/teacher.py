@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from igkd.base.choices import BadImages, Optimizer, Schedule
 from igkd.base.errors import UserError
-from igkd.base.settings import PLACE, RUN, SPEED
+from igkd.base.settings import PLACE, RUN, SPEED, check_seeds, check_side
 from igkd.config.optimisation import Optimisation, check_frozen
 
 
@@ -49,5 +49,7 @@ class TeacherConfig(Optimisation):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_frozen(self.freeze_norms, self.init)
+        check_seeds(self.seed)
+        check_side(self.image_size)
         if not all(1 <= epoch <= self.epochs for epoch in self.keep_epochs):
             raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: they must be between 1 and --epochs {self.epochs}")

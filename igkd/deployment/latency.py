@@ -21,7 +21,7 @@ import numpy as np
 
 from igkd.base.errors import UserError, run_cli
 from igkd.base.provenance import command, now, provenance
-from igkd.base.storage import write_json
+from igkd.base.storage import check_writable, write_json
 from igkd.config.command_line import parse
 from igkd.config.latency import LatencyConfig
 
@@ -183,6 +183,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     config, started = parse(LatencyConfig, "igkd latency"), now()
+    if config.out is not None:
+        check_writable(Path(config.out))
 
     def found(rows: list[dict[str, Any]]) -> None:
         """Keep all rows, in case that this is stopped, and print those that are new."""

@@ -21,7 +21,7 @@ from igkd.base import provenance
 from igkd.base.choices import BadImages, Split
 from igkd.base.errors import UserError, printable, run_cli
 from igkd.base.random_draws import stratified_choice
-from igkd.base.storage import write_json
+from igkd.base.storage import check_writable, write_json
 from igkd.config.command_line import parse
 from igkd.config.evaluate import EvaluateConfig
 from igkd.evaluation import metrics
@@ -274,6 +274,8 @@ def table(figures: Mapping[str, Any]) -> str:
 
 def main() -> None:
     config = parse(EvaluateConfig, "igkd evaluate")
+    if config.out is not None:
+        check_writable(Path(config.out))
     row = evaluate_images(config)
     print(table(row["evaluation"]))
     if config.out is not None:

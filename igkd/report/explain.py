@@ -174,10 +174,10 @@ def explain(config: ExplainConfig) -> Explanation:
     for name, (network, _, where) in found.items():
         placed = network.to(device).to(memory_format=torch.channels_last)
         looks[name] = look(placed, chosen.samples, config.steps, f"the {name} {where}", baseline)
-    student = Path(config.checkpoint).resolve().name
+    student, of_split = Path(config.checkpoint).resolve().name, "" if numbers is None else f" of the {config.split} split"
     return Explanation(
         title=f"What {student} looks at" if teacher is None else f"What {student} and its teacher look at",
-        source=f"{config.images}, {len(ids):,} of {len(labels):,} image(s)" + ("" if numbers is None else f" of the {config.split} split"),
+        source=f"{config.images}, {len(chosen.samples):,} of {len(labels):,} image(s){of_split}",
         classes=distinct(named(*known)),
         chosen=chosen,
         looks=looks,

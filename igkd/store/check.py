@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from igkd.base.errors import UserError
 from igkd.base.storage import filesystem, list_names, parse_json, read_file
+from igkd.images.class_names import distinct
 from igkd.images.codec import BadImage, decode, pixel_hash
 from igkd.store.plan import PLACES, Layer, Plan, ViewsPlan, ids_hash, part_name
 from igkd.store.read import Store, count_zero, out_of_range, part_table, read_manifest, skipped_of, to_numpy
@@ -199,7 +200,7 @@ def describe(uri: str) -> dict[str, Any]:
         "source": plan.images,
         "split": plan.split,
         "image_shape": list(plan.image_shape),
-        "classes": dict(zip(plan.classes, np.bincount(labels, minlength=len(plan.classes)).tolist(), strict=True)),
+        "classes": dict(zip(distinct(plan.classes), np.bincount(labels, minlength=len(plan.classes)).tolist(), strict=True)),
         "teacher": plan.teacher[:16],
         "engine": plan.engine,
         "method": plan.method,

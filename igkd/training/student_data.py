@@ -142,6 +142,8 @@ def open_store(config: DistillConfig) -> Store:
         UserError: the store is missing, unfinished, lacks what the arm needs, or is not the one that the recipe was found with; or the
             batches are too small for the student.
     """
+    if config.maps > 0 and config.test_images is None:
+        raise UserError(f"--maps {config.maps} evaluates maps of test images: name those by --test-images, or leave --maps out")
     store = _fitting_store(config)
     spec = student_spec(config, store.plan)
     check_trainable(spec, config.lowest_scale)
@@ -167,6 +169,8 @@ def _fitting_store(config: DistillConfig) -> Store:
         raise UserError(f"{config.store} holds no Grad-CAM, which --explanation gradcam needs; make a store with --gradcam")
     if uses_maps and config.content == "mask" and not store.plan.has_mask:
         raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
+    if len(store.plan.classes) < 2 and not {"dkd", "lskd"}.isdisjoint(parts_of(config.arm)):
+        raise UserError(f"{config.arm} compares a teacher's logits with each other, and {config.store} has one class: choose another --arm")
     check_views(config, store)
     if store.plan.split != "train":
         raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
@@ -201,8 +205,8 @@ def check_attention(config: DistillConfig, plan: Plan) -> None:
     compared = " and ".join(part for part in parts_of(config.arm) if part in TAP_PARTS)
     if plan.attention_layer is None:
         raise UserError(
-            f"{config.store} holds no attention, which {config.arm} needs; make a store with --student {config.student}, or choose an arm "
-            f"without {compared}"
+            f"{config.store} holds no attention, which {config.arm} needs; make a store with --student {config.student}, if that has "
+            f"a layer with maps as large as those of one of {plan.teacher_network}, or choose an arm without {compared}"
         )
     if tap is None:
         raise UserError(

@@ -33,6 +33,7 @@ def teacher_task(config: TeacherConfig) -> Task:
     samples, left_out = load_samples(source, "train", ids, shape, shape is not None, config.bad_images, scaling=scaling)
     validation = validation_mask(labels)[samples.ids]
     train = samples.select(~validation)
+    check_sizes(len(train), config.batch_size, config.workers)  # again: pictures that cannot be used were left out
     moments = Moments()
     moments.add(train.pixels[:: every(len(train))])
     mean, std = moments.normalisation()

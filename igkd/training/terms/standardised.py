@@ -9,12 +9,14 @@ from igkd.training.terms.term import Step, Term
 
 TINY = 1e-7
 """Added to the standard deviation, as by the authors."""
+LEAST = 0.01
+"""Least standard deviation. A student whose last layer begins with zeros has equal logits, and its first gradient would be 1 / TINY."""
 
 
 def standardised(logits: Tensor) -> Tensor:
     """Logits (B, classes), each image's of mean 0 and standard deviation 1 over the classes; equal ones become 0."""
     std, mean = torch.std_mean(logits, dim=1, keepdim=True)
-    return (logits - mean) / (std + TINY)
+    return (logits - mean) / (std + TINY).clamp(min=LEAST)
 
 
 class StandardisedDistillation(Term):

@@ -132,3 +132,9 @@ def test_no_program_takes_credentials_on_its_command_line(monkeypatch: pytest.Mo
             run_cli(main)
         said = "".join(capsys.readouterr())
         assert "set AWS_ACCESS_KEY_ID" in said and SECRET not in said
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///path", "s3a://"])
+def test_a_bucket_has_a_name(uri: str) -> None:
+    with pytest.raises(UserError, match="names no bucket; use s3://BUCKET/PATH"):
+        filesystem(uri)

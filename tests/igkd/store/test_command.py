@@ -52,6 +52,13 @@ def test_verify_from_the_shell_ends_with_status_1(copy: Path, monkeypatch: pytes
     assert out == "" and err.startswith(f"error: {copy} is unfinished") and err.count("\n") == 1
 
 
+def test_classes_of_one_name_are_counted_each(tmp_path: Path) -> None:
+    plan = tiny_plan(classes=("crane", "dog", "crane"))
+    write_all(str(tmp_path / "s"), plan)
+    found = store.describe(str(tmp_path / "s"))
+    assert list(found["classes"]) == ["crane (0)", "dog", "crane (2)"] and sum(found["classes"].values()) == found["images"]
+
+
 def test_describe_and_help(finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert in_this_process(monkeypatch, "describe", finished) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -158,6 +158,14 @@ def test_decoupled_distillation_survives_a_sure_teacher_and_has_the_right_gradie
     assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad[0, 0] < 0
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-6])
+def test_equal_logits_of_a_student_get_a_gradient_that_it_survives(spread: float) -> None:
+    """A last layer that begins with zeros: divided by its deviation alone, the gradient was some millions."""
+    own = (spread * normal(4, 10, dtype=torch.float32)).requires_grad_()
+    distillation(standardised(own), standardised(normal(4, 10, dtype=torch.float32)), 2.0).backward()
+    assert own.grad is not None and 0 < own.grad.abs().max() < 200
+
+
 def test_standardised_logits_are_numpys_and_tell_neither_size_nor_shift() -> None:
     logits = 3 * normal(4, 9) + 5
     expected = (logits.numpy() - logits.numpy().mean(1, keepdims=True)) / logits.numpy().std(1, ddof=1, keepdims=True)
