@@ -23,7 +23,7 @@ from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cl
 from igkd.networks import module
 from jobs.backend.ray_insides import lean_trainer, quiet_workers, silence_ray_data
 from jobs.backend.sentences import Final, user_error
-from jobs.backend.start import await_start, awaited, begin, connect, end_at_once, starting, stop_at_sigterm, stop_ray
+from jobs.backend.start import await_start, awaited, begin, connect, starting, stop_at_sigterm, stop_ray
 from jobs.backend.waiting import say_if_waiting
 
 WORKER_ENVIRONMENT = {
@@ -238,8 +238,10 @@ def in_thread(task: Callable[[], T]) -> T:
     except KeyboardInterrupt:
         if TIME_WAS_UP.is_set():
             os._exit(0)
+        print(STOPPED, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
         await_start()
-        end_at_once(STOPPED, INTERRUPTED)
-        raise
+        os._exit(INTERRUPTED)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -97,7 +97,12 @@ def test_images_of_numbered_classes_get_the_networks_names(tmp_path: Path, stude
 def test_images_that_cannot_be_used_are_told(student: str, loose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (loose / "b.jpg").write_bytes(b"no picture")
     found = explain(config(student, images=str(loose), ids=None, bad_images="skip", steps=1))
-    assert len(cards(found)) == 2 and "2 of 3 image(s)" in found.source and "b.jpg" in Page(render(found)).text and "b.jpg" in capsys.readouterr().err
+    assert (
+        len(cards(found)) == 2
+        and "2 of 3 image(s)" in found.source
+        and "b.jpg" in Page(render(found)).text
+        and "b.jpg" in capsys.readouterr().err
+    )
 
 
 def test_the_teacher_is_that_of_the_store_if_it_is_still_there(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
