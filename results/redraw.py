@@ -29,7 +29,7 @@ BLOCK = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- end of rows -->)", re.DOTA
 PAPER = (("teacher", 2_236_682, "93.9"), ("cut 5, kd+ig, mean of ten", 543_498, "92.0"))
 """As published: what, parameters, test accuracy in per cent."""
 TEACHER = ("evidence/wide/teacher.json", "assets/cifar10-airbench")
-SWEEPS = ("evidence/wide/rows.jsonl",)
+SWEEPS = ("evidence/long/rows.jsonl", "evidence/wide/rows.jsonl")
 FAST = "lean/all-images/kd-seed0.json"
 SEEDS = {1: "one seed"}
 
