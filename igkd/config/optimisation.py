@@ -8,8 +8,8 @@ from igkd.base.choices import Content, Crop, Explanation, Logits, Optimizer, Pre
 from igkd.base.errors import UserError
 from igkd.base.settings import SPEED
 
-MAX_RATE = 1000
-"""Largest learning rate and weight decay: any that trains a network is far below."""
+MAX_RATE = 1e30
+"""Largest learning rate and weight decay: float32, in which they are used, ends at some 1e38. Any that trains a network is far below."""
 LEAST_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1000
 """Beyond these, the loss of distillation is rounding: its divergence in float32 is multiplied by the temperature's square."""
 LOW_RESOLUTION = 0.75
@@ -94,13 +94,13 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.learning_rate <= MAX_RATE:
-            raise UserError(f"epochs and batch-size must be at least 1, the learning rate above 0 and at most {MAX_RATE}")
+            raise UserError(f"epochs and batch-size must be at least 1, the learning rate above 0 and at most {MAX_RATE:g}")
         if not 0 <= self.low_resolution_epochs <= self.epochs:
             raise UserError(f"--low-resolution-epochs {self.low_resolution_epochs} must be between 0 and all --epochs, {self.epochs}")
         if self.head_learning_rate is not None and not 0 < self.head_learning_rate <= MAX_RATE:
-            raise UserError(f"the learning rate of the last layer must be above 0 and at most {MAX_RATE}")
+            raise UserError(f"the learning rate of the last layer must be above 0 and at most {MAX_RATE:g}")
         if not 0 <= self.weight_decay <= MAX_RATE:
-            raise UserError(f"the weight decay must be between 0 and {MAX_RATE}, not {self.weight_decay}")
+            raise UserError(f"the weight decay must be between 0 and {MAX_RATE:g}, not {self.weight_decay}")
         if self.padding < 0:
             raise UserError(f"--padding must be at least 0 pixels, not {self.padding}")
         if self.cutout < 0 or not 0 <= self.averaging < 1 or not 0 <= self.label_smoothing < 1:

@@ -68,7 +68,7 @@ def test_a_picture_has_a_side(side: int) -> None:
         {"padding": -1},
         {"learning_rate": 1e38},
         {"learning_rate": float("nan")},
-        {"head_learning_rate": 1001.0},
+        {"head_learning_rate": float("inf")},
         {"weight_decay": 1e38},
     ],
 )

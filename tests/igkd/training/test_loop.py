@@ -142,7 +142,7 @@ def test_a_network_learns() -> None:
 
 def test_a_loss_that_is_no_number_is_refused() -> None:
     with pytest.raises(UserError, match=r"loss became .* in epoch \d, step \d.*--learning-rate"):
-        run(Watcher(), plain_samples(12), recipe(learning_rate=1e38, padding=0, epochs=9), validation=plain_samples(4))
+        run(Watcher(), plain_samples(12), recipe(learning_rate=1e30, padding=0, epochs=9), validation=plain_samples(4))
 
 
 @pytest.mark.parametrize(
