@@ -26,11 +26,12 @@ from igkd.evaluation.significance import wilson_interval
 HERE = Path(__file__).parent
 DOCUMENTS = (HERE.parent / "README.md", HERE.parent / "docs" / "evidence.md")
 BLOCK = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- end of rows -->)", re.DOTALL)
-PAPER = (("teacher", 2_236_682, "93.9"), ("cut 5, kd+ig, mean of ten", 543_498, "92.0"))
-"""As published: what, parameters, test accuracy in per cent."""
-TEACHER = ("evidence/wide/teacher.json", "assets/cifar10-airbench")
-SWEEPS = ("evidence/long/rows.jsonl", "evidence/wide/rows.jsonl")
-FAST = "lean/all-images/kd-seed0.json"
+LATENCY = "evidence/latency.json"
+"""Of int8 files, one image, one thread: the networks of the table by the files' names."""
+PAPER = (("teacher", 2_236_682, "93.9", "teacher"), ("cut 5, kd+ig, mean of ten", 543_498, "92.0", "cut5"))
+"""As published: what, parameters, test accuracy in per cent; and the file of this network."""
+TEACHER = ("evidence/wide/teacher.json", "assets/cifar10-airbench", "airbench96")
+SWEEPS = (("evidence/long/rows.jsonl", "student"), ("evidence/wide/rows.jsonl", "student"), ("evidence/fast/rows.jsonl", "fast"))
 SEEDS = {1: "one seed"}
 
 
@@ -56,23 +57,25 @@ def of_images(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def evidence() -> Iterator[str]:
-    """README's table: the paper's networks, our teacher, its students, and the fast one."""
-    yield line("CIFAR-10", "parameters", "test accuracy, %", "95 % interval")
-    yield "|---|---|---|---|"
-    for what, parameters, accuracy in PAPER:
-        yield f"| paper: {what} | {parameters:,} | {accuracy} | |"
+    """README's table: the paper's networks, our teacher and its students."""
+    timed = {PurePath(row["model"]).stem: row for row in read(LATENCY)["latency"]}
+
+    def latency(file: str) -> str:
+        return f"{timed[file]['p50']:.2f} ({timed[file]['times_as_fast']:.1f})"
+
+    yield line("CIFAR-10", "parameters", "test accuracy, %", "95 % interval", "int8, ms (times as fast as the paper's teacher)")
+    yield "|---|---|---|---|---|"
+    for what, parameters, accuracy, file in PAPER:
+        yield f"| paper: {what} | {parameters:,} | {accuracy} | | {latency(file)} |"
     teacher = read(TEACHER[0])
-    yield line(f"here: teacher, `{TEACHER[1]}`", f"{teacher['parameters']:,}", *of_images(teacher))
-    for name in SWEEPS:
+    yield line(f"here: teacher, `{TEACHER[1]}`", f"{teacher['parameters']:,}", *of_images(teacher), latency(TEACHER[2]))
+    for name, file in SWEEPS:
         for group in sorted(grouped(read(name), "test"), key=lambda one: -one.interval[0]):
             mean, low, high = group.interval
             arm = "student alone" if group.first["arm"] == "student" else group.first["arm"]
             often = SEEDS.get(len(group.by_seed), f"mean of {len(group.by_seed)} seeds")
             what = f"here: `{group.first['network']}`, {arm}, {often}, {group.first['config']['epochs']} epochs"
-            yield line(what, f"{group.first['parameters']:,}", percent(mean), percent(low, high))
-    fast = read(FAST)
-    speed = "8.0 times as fast as the paper's teacher, both in int8"
-    yield line(f"here: `{fast['network']}`, kd, one seed: {speed}", f"{fast['parameters']:,}", *of_images(fast))
+            yield line(what, f"{group.first['parameters']:,}", percent(mean), percent(low, high), latency(file))
 
 
 def sweep(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -4,7 +4,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
+from statistics import fmean
 
 import pytest
 
@@ -76,6 +77,19 @@ def longer() -> Iterator[Quote]:
     yield EVIDENCE, f"That is {share(mean - before.interval[0])} points above the students of 8 crops and 30 epochs"
 
 
+def fast() -> Iterator[Quote]:
+    """A student for speed, at least 8 times as fast as the paper's teacher in the same runtime."""
+    rows, other = read("evidence/fast/rows.jsonl"), read("evidence/long/rows.jsonl")[0]
+    timed = {PurePath(row["model"]).stem: row for row in read("evidence/latency.json")["latency"]}
+    assert timed["fast"]["times_as_fast"] >= 8 and timed["teacher"]["times_as_fast"] == 1
+    yield EVIDENCE, f"the same {rows[0]['parameters']:,} parameters" if rows[0]["parameters"] == other["parameters"] else "no"
+    adds, more = rows[0]["multiply_adds"] / 1e6, other["multiply_adds"] / 1e6
+    yield EVIDENCE, f"({adds:.1f} million multiply-adds instead of {more:.1f})"
+    yield EVIDENCE, f"{sum(epoch['seconds'] for row in rows for epoch in row['history']) / 3600:.1f} hours of a processor; the speeds are"
+    learned = fmean(row["history"][-1]["train_accuracy"] for row in rows)
+    yield EVIDENCE, f"Training crops are at {share(learned)} % on average"
+
+
 def few() -> Iterator[Quote]:
     """From 2,700 training images; a difference is named in README as it was found."""
     groups = grouped(read("few/rows.jsonl"), "test")
@@ -94,7 +108,7 @@ def few() -> Iterator[Quote]:
     yield EVIDENCE, f"{share(-found['kd+ig', 'kd'].difference)} points below kd, not significant"
 
 
-@pytest.mark.parametrize("quotes", [evidence, first_pair, biases, wide, longer, few])
+@pytest.mark.parametrize("quotes", [evidence, first_pair, biases, wide, longer, fast, few])
 def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
     check(quotes())
 
