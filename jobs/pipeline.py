@@ -102,7 +102,7 @@ def check_ahead(pipeline: Pipeline) -> None:
     asked = pipeline.precompute
     if asked.views != "none":
         rows = asked.limit or len(open_images(asked.images).labels(asked.split))
-        views.check_size(asked.views, asked.crop, asked.padding, given.image_shape, rows, len(given.classes))
+        views.check_size(asked.views, asked.crop, asked.padding, given.image_shape, rows, len(given.classes), asked.top)
     if pipeline.teacher is not None:
         unseen_by_teacher(pipeline.teacher)
         return

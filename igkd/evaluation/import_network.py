@@ -101,8 +101,14 @@ def check_place(out: Path) -> None:
         UserError: it cannot, or it would.
     """
     check_writable(out / "model.json")
-    if (out / "config.json").exists() or (out / "result.json").exists():
-        raise UserError(f"--out {out} is the directory of a run, whose network the import would replace: name another")
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not there:
+        return
+    made = checkpoint.checkpoint_card(out)["made"] if "model.json" in there else {}
+    if there - {"model.json", "model.safetensors"} or not isinstance(made, dict) or made.get("job") != "import":
+        raise UserError(
+            f"--out {out} holds something else than an imported network, which the import would replace or mix with: name another"
+        )
 
 
 def import_network(config: ImportConfig) -> list[str]:

@@ -119,7 +119,10 @@ def choose_forwards(
         return _by_torch(precision, "its logits are not torch's")
     if precision == "float32" or not _has_bfloat16():
         return "openvino"
-    rounded = answering(model, "openvino-bf16")(pixels)
+    try:
+        rounded = answering(model, "openvino-bf16")(pixels)
+    except RuntimeError as error:
+        return _by_torch(precision, str(error))
     if close_enough(exact, rounded):
         return "openvino-bf16"
     difference, other = distance(exact, rounded)

@@ -19,7 +19,7 @@ from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
 from igkd.networks.preparation import MAX_SIDE
 from igkd.store.signals import arrow_fields
-from igkd.store.top_logits import REST
+from igkd.store.top_logits import REST, bytes_of_crop
 
 VERSION = 4
 
@@ -221,7 +221,7 @@ class ViewsPlan(Layer):
     @property
     def bytes_per_image(self) -> int:
         """Bytes of one image's views, in memory and, since logits hardly compress, about as many in a file."""
-        return self.crops * (2 * self.values + 4 * (self.top or 0))
+        return self.crops * bytes_of_crop(self.classes, self.top)
 
     @property
     def crops(self) -> int:

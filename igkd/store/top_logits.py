@@ -24,6 +24,11 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 REST = len(TEMPERATURES)
 
 
+def bytes_of_crop(classes: int, top: int | None) -> int:
+    """Bytes of one crop's stored logits: float16, and with `top` of them also those of the rest and the classes' numbers, int32."""
+    return 2 * classes if top is None else 2 * (top + REST) + 4 * top
+
+
 @dataclass(frozen=True)
 class TopLogits:
     """The teacher's k largest logits of each of B crops, and what is kept of the others."""

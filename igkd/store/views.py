@@ -20,7 +20,7 @@ from igkd.config.optimisation import FewCrops
 from igkd.images.views import LARGE, View, are_resized, every_crop, few_crops, move
 from igkd.store import Plan, Store, ViewsPlan
 from igkd.store.forwards import PER_PASS, Answer
-from igkd.store.top_logits import MANY, largest
+from igkd.store.top_logits import MANY, bytes_of_crop, largest
 
 SEED = 0
 
@@ -57,7 +57,7 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop
     if top < 0:
         raise UserError(f"--top must be at least 1, or 0 to keep all logits, not {top}")
     count, classes = count_of(views), len(plan.classes)
-    check_size(views, crop, padding, plan.image_shape, plan.rows, min(classes, max(MANY, top)) if top else classes)
+    check_size(views, crop, padding, plan.image_shape, plan.rows, classes, top)
     resized = are_resized(crop, plan.image_shape) and count is not None
     return ViewsPlan(
         ids_sha256=plan.ids_sha256,
@@ -69,19 +69,25 @@ def make_views_plan(views: str, padding: int, plan: Plan, engine: Forwards, crop
         padding=0 if resized else padding,
         count=count,
         resized=resized,
-        top=top if classes > max(MANY, top) and top else None,
+        top=kept(classes, top),
         seed=SEED,
         engine=engine,
     )
 
 
-def check_size(views: str, crop: Crop, padding: int, shape: tuple[int, int], rows: int, classes: int) -> None:
+def kept(classes: int, top: int) -> int | None:
+    """How many of a crop's largest logits are kept; None if all are."""
+    return top if top and classes > max(MANY, top) else None
+
+
+def check_size(views: str, crop: Crop, padding: int, shape: tuple[int, int], rows: int, classes: int, top: int) -> None:
     """Check that all crops, if that is what `--views` asks for, are not too many.
 
     Args:
         shape: (height, width) of the images.
         rows: number of images.
-        classes: number of logits of each crop.
+        classes: the teacher's.
+        top: how many of many logits are kept, as `--top` has it.
 
     Raises:
         UserError: they are.
@@ -94,8 +100,8 @@ def check_size(views: str, crop: Crop, padding: int, shape: tuple[int, int], row
         crops = 2 * (2 * padding + 1) ** 2 * rows
         raise UserError(
             f"--views all is for images of at most {LARGE} pixels a side: of these, it would take "
-            f"{in_words(2 * crops * classes)} and {crops:,} forward passes; give a number of random crops of each image "
-            "instead, such as --views 16"
+            f"{in_words(crops * bytes_of_crop(classes, kept(classes, top)))} and {crops:,} forward passes; give a number of random "
+            "crops of each image instead, such as --views 16"
         )
 
 

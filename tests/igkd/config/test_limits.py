@@ -16,7 +16,10 @@ from igkd.config.presets import make_pipeline
 from igkd.config.recipes import distill_config
 from igkd.config.sweeps import AblateConfig, SearchConfig, TuneConfig
 from igkd.config.teacher import TeacherConfig
+from igkd.deployment import latency
+from igkd.evaluation import evaluate
 from igkd.training.student_data import open_store
+from tests.helpers.stores import tiny_plan, write_all
 
 Make = Callable[..., Any]
 
@@ -95,6 +98,23 @@ def test_a_loss_that_would_be_rounding_is_refused(changes: dict[str, Any]) -> No
 def test_maps_are_of_test_images() -> None:
     with pytest.raises(UserError, match="--maps 5 evaluates maps of test images: name those by --test-images"):
         open_store(distill(maps=5))
+
+
+@pytest.mark.parametrize("arm", ["dkd", "kd+lskd"])
+def test_logits_of_one_class_cannot_be_compared_with_each_other(arm: str, tmp_path: Path) -> None:
+    write_all(str(tmp_path / "s"), tiny_plan(classes=("a",), shape=(16, 16)))
+    with pytest.raises(UserError, match="compares a teacher's logits with each other, and .* has one class"):
+        open_store(DistillConfig(store=str(tmp_path / "s"), out="o", arm=arm, student="lean:2:8x1"))
+
+
+@pytest.mark.parametrize("main", [latency.main, evaluate.main])
+def test_a_result_that_cannot_be_written_is_refused_before_anything_is_measured(
+    main: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["nowhere"] if main is latency.main else ["--checkpoint", "nowhere", "--images", "shapes"]
+    monkeypatch.setattr(sys, "argv", ["igkd", *given, "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="it is a directory; name a file in it"):
+        main()
 
 
 def test_other_epochs_leave_the_share_of_low_resolution() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from igkd.deployment import formats
-from igkd.networks.network import Deployed, NetworkSpec, build
+from igkd.networks.network import Classifier, Deployed, NetworkSpec, build
 from tests.helpers.networks import settled
 
 
@@ -46,6 +46,30 @@ def test_only_functions_that_never_fall_change_places_with_a_pooling(layers: lis
         expected = network(x)
         assert [layers.index(layer) for layer in formats.pool_last(network)] == moved
         torch.testing.assert_close(network(x), expected)
+
+
+class Branched(nn.Module):
+    """Uses what a part of an `nn.Sequential` gives."""
+
+    def __init__(self, split: int) -> None:
+        super().__init__()
+        self.body, self.split = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ReLU()), split
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part = self.body[: self.split](x)
+        return self.head(torch.cat([part.mean(dim=(2, 3)), self.body[self.split :](part).mean(dim=(2, 3))], dim=1))
+
+
+@pytest.mark.parametrize("split", [2, 3])
+def test_a_network_that_uses_a_part_of_a_sequential_is_exported_as_it_is(split: int) -> None:
+    torch.manual_seed(0)
+    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16), name="lean:2:8x1")
+    model = Classifier(spec, Branched(split)).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = Deployed(model)(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(formats.run_onnx(formats.to_onnx(model), pixels), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.0])

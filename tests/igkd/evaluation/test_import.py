@@ -120,11 +120,22 @@ def test_a_map_may_name_a_class_as_another_one_of_the_network(tmp_path: Path, co
     assert checkpoint.load(tmp_path / "out").spec.classes == ("red", "green", "blue", "red (3)")
 
 
-@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_an_import_may_be_made_again_but_replaces_no_other_jobs_network(tmp_path: Path, coloured: str, place: str) -> None:
+    for _ in range(2):
+        import_network(configure(tmp_path, coloured, place))
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    card["made"]["job"] = "teacher"
+    (tmp_path / "out" / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="holds something else than an imported network"):
+        import_network(configure(tmp_path, coloured, place))
+    assert json.loads((tmp_path / "out" / "model.json").read_text()) == card
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "plan.json", "cat"])
 def test_the_directory_of_a_run_is_no_place_for_an_import(tmp_path: Path, coloured: str, place: str, name: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("{}")
-    with pytest.raises(UserError, match="is the directory of a run, whose network the import would replace"):
+    with pytest.raises(UserError, match="holds something else than an imported network"):
         import_network(configure(tmp_path, coloured, place))
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
