@@ -10,7 +10,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from igkd.base.storage import write_bytes
 
 if TYPE_CHECKING:
     import ray.data
@@ -144,6 +147,7 @@ def lean_trainer() -> "type[TorchTrainer]":
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
             _need_no_controller_actor()
+            _write_snapshots_whole()
             if type(settings["scaling_policy"]) is FixedScalingPolicy and not self.datasets:
                 settings["scaling_policy"] = ByPlacementGroup(self.scaling_config)  # type: ignore[arg-type]  # of Train V1
             controller = TrainController(**settings)
@@ -170,6 +174,20 @@ def _need_no_controller_actor() -> None:
             return None
 
     RuntimeContext.current_actor = property(current_actor)  # type: ignore[method-assign, assignment]
+
+
+@functools.cache  # once in a process
+def _write_snapshots_whole() -> None:
+    """Let the list of a run's checkpoints be replaced in one step.
+
+    Ray empties the file first: a driver killed then leaves a list that cannot be read, and the run could not go on.
+    """
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+
+    def write(self: CheckpointManager) -> None:
+        write_bytes(Path(self._storage_context.checkpoint_manager_snapshot_path), self._save_state().encode())  # runs are in directories
+
+    CheckpointManager._write_state_to_storage = write  # type: ignore[method-assign]
 
 
 def map_blocks(dataset: "ray.data.Dataset", function: Callable[[Any], Any], **resources: Any) -> "ray.data.Dataset":

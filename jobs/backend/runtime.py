@@ -17,6 +17,7 @@ import ray
 import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2.api.config import LoggingConfig
 
 from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cli
@@ -188,6 +189,9 @@ def fit(
     )
     try:
         result = trainer.fit()
+    except CheckpointManagerInitializationError:
+        damaged = f"{out}/checkpoints has a list of checkpoints that cannot be read"
+        raise UserError(f"{damaged}: restore it from a copy, or delete that directory to train from the beginning") from None
     except ray.train.TrainingFailedError as error:
         cause = user_error(error)
         if cause is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from igkd.base.errors import UserError
 from jobs.teacher import train_teacher
 from tests.helpers.paths import IMAGES, ROOT
 from tests.helpers.programs import Program
@@ -83,6 +84,18 @@ def test_a_killed_stream_goes_on_with_every_epoch_once(
     assert again.returncode == 0 and "going on after epoch" in again.stdout, again.stderr
     row = json.loads((out / "result.json").read_text())
     assert [entry["epoch"] for entry in row["history"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_list_of_checkpoints_is_told_in_one_sentence(cluster: None, tmp_path: Path) -> None:
+    """Our list is replaced in one step (tests/jobs/backend/test_ray_insides.py); a full disk or a copy may damage it all the same."""
+    config = configure(tmp_path / "teacher", epochs=1)
+    train_teacher(config)
+    (tmp_path / "teacher" / "result.json").unlink()
+    listed = tmp_path / "teacher" / "checkpoints" / "checkpoint_manager_snapshot.json"
+    listed.parent.mkdir(exist_ok=True)
+    listed.write_text("")
+    with pytest.raises(UserError, match="checkpoints that cannot be read: restore it from a copy, or delete that directory"):
+        train_teacher(config)
 
 
 ELASTIC = """

@@ -221,6 +221,38 @@ def test_ray_train_would_start_actors_beside_its_workers(cluster: None, tmp_path
     assert "_AutoscalingCoordinatorActor" in {one["ActorClassName"] for one in ray._private.state.actors().values()}
 
 
+KILLED_AS_IT_WRITES = """
+import resource, signal, sys
+from types import SimpleNamespace
+from pyarrow.fs import LocalFileSystem
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from jobs.backend import ray_insides
+
+if sys.argv[2] == "ours":
+    ray_insides._write_snapshots_whole()
+class Manager(CheckpointManager):
+    def __init__(self):
+        self._storage_context = SimpleNamespace(checkpoint_manager_snapshot_path=sys.argv[1], storage_filesystem=LocalFileSystem())
+    def _save_state(self):
+        return self.text
+manager = Manager()
+manager.text = "the epoch before"
+manager._write_state_to_storage()
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # the kernel kills this process when it writes the 4,097th byte
+manager.text = "the epoch after" * 1000
+manager._write_state_to_storage()
+"""
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_ray_train_would_leave_half_a_list_of_checkpoints(tmp_path: Path, whose: str) -> None:
+    listed = tmp_path / "checkpoint_manager_snapshot.json"
+    done = subprocess.run([sys.executable, "-c", KILLED_AS_IT_WRITES, str(listed), whose], cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == -signal.SIGXFSZ
+    assert (listed.read_text() == "the epoch before") == (whose == "ours")
+
+
 def report() -> None:
     """A training of one line."""
     ray.train.report({"a": 1})
