@@ -10,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from igkd.evaluation.comparisons import families, grouped
-from igkd.evaluation.significance import wilson_interval
+from igkd.evaluation.significance import t_interval, wilson_interval
 from tests.helpers.figures import EVIDENCE, Quote, check, difference, ends, read, share
 from tests.helpers.paths import ROOT
 
@@ -46,6 +46,26 @@ def biases() -> Iterator[Quote]:
     interval = ends(*wilson_interval(test["correct"], test["count"]))
     yield EVIDENCE, f"has {share(test['accuracy'])} % of the test images (95 % interval over them {interval};"
     yield "docs/decisions.md", f"so {share(there['test']['accuracy'] - without['test']['accuracy'])} points more"
+
+
+def short_biases() -> Iterator[Quote]:
+    """The same at a tenth of the length, and what students learn from either."""
+    teachers = {row["network"]: row["test"]["accuracy"] for row in read("biases/teachers.jsonl")}
+    there, without = teachers["airbench:32,128,128"], teachers["homogeneous:airbench:32,128,128"]
+    yield EVIDENCE, f"{share(there)} % of the test images with biases, {share(without)} % without"
+    yield EVIDENCE, f"worse by {share(there - without)} points taught nearly as well"
+    groups = {arm: grouped(read(f"biases/students-{arm}.jsonl"), "test")[0] for arm in ("with", "without")}
+    (mean, low, high), (other, lowest, highest) = groups["without"].interval, groups["with"].interval
+    assert {len(group.by_seed) for group in groups.values()} == {3}
+    yield EVIDENCE, f"without biases have {share(mean)} % (95 % interval {ends(low, high)}, 3 seeds)"
+    yield EVIDENCE, f"those of the other {share(other)} % ({ends(lowest, highest)}): {share(other - mean)} points more"
+    gains = [groups["with"].by_seed[seed] - accuracy for seed, accuracy in groups["without"].by_seed.items()]
+    gain, least, most = t_interval(gains)
+    assert least < 0 < most
+    yield EVIDENCE, f"{share(gain)} points more (paired, 95 % interval {ends(least, most)})"
+    agree = [share(fmean(row["test"]["agreement"] for row in groups[arm].rows)) for arm in ("without", "with")]
+    yield EVIDENCE, f"on {agree[0]} and {agree[1]} % of the test images"
+    yield EVIDENCE, f"`airbench:16,64,64` ({groups['with'].first['parameters']:,} parameters)"
 
 
 def wide() -> Iterator[Quote]:
@@ -108,7 +128,7 @@ def few() -> Iterator[Quote]:
     yield EVIDENCE, f"{share(-found['kd+ig', 'kd'].difference)} points below kd, not significant"
 
 
-@pytest.mark.parametrize("quotes", [evidence, first_pair, biases, wide, longer, fast, few])
+@pytest.mark.parametrize("quotes", [evidence, first_pair, biases, short_biases, wide, longer, fast, few])
 def test_figures_in_text_are_those_of_the_rows(quotes: Callable[[], Iterator[Quote]]) -> None:
     check(quotes())
 
