@@ -6,6 +6,7 @@ accuracy may fall by at most --max-drop. The images are the validation split, ne
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,8 @@ def refuse(check: Check, kind: Format, max_drop: float) -> None:
     if not check.drop <= max_drop:
         raise UserError(
             f"the {kind} file's accuracy is {check.accuracy:.2%} where the checkpoint's is {check.checkpoint_accuracy:.2%}, on "
-            f"{check.images:,} validation images: it falls by more than --max-drop {max_drop}; nothing was written: "
-            "allow more, or take --format onnx"
+            f"{check.images:,} validation images, of which each is {1 / check.images:.2%}: it falls by more than --max-drop {max_drop}; "
+            f"nothing was written: allow it by --max-drop {math.ceil(100 * check.drop) / 100}, or take --format onnx"
         )
 
 

@@ -148,6 +148,12 @@ def scaling(workers: int, reads: bool = False, least: int | None = None) -> Scal
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": math.floor(share) if share >= 1 else share})
 
 
+LIST_IS_DAMAGED = (
+    "{out}/checkpoints has a list of checkpoints that cannot be read: restore it from a copy, or delete that directory to train from "
+    "the beginning"
+)
+
+
 def fit(
     loop: Callable[[dict[str, Any]], None],
     loop_config: dict[str, Any],
@@ -190,8 +196,7 @@ def fit(
     try:
         result = trainer.fit()
     except CheckpointManagerInitializationError:
-        damaged = f"{out}/checkpoints has a list of checkpoints that cannot be read"
-        raise UserError(f"{damaged}: restore it from a copy, or delete that directory to train from the beginning") from None
+        raise UserError(LIST_IS_DAMAGED.format(out=out)) from None
     except ray.train.TrainingFailedError as error:
         cause = user_error(error)
         if cause is None:
