@@ -33,6 +33,8 @@ from igkd.store import Store
 
 CALIBRATION = 256
 """Number of training images that int8 is calibrated on, with equally many of each class."""
+A_LITTLE = 0.05
+"""Drop of accuracy up to which someone may want an int8 file all the same; more is an error of the calibration."""
 TOLERANCE = 1e-3
 """Largest difference of a float32 file's logits, relative to the largest logit: rounding causes about 1e-6, a wrong layer about 1."""
 
@@ -79,10 +81,11 @@ def refuse(check: Check, kind: Format, max_drop: float) -> None:
             f"{allowed:.2g}; nothing was written: try other versions of torch, onnxscript and onnxruntime"
         )
     if not check.drop <= max_drop:
+        allow = f"allow it by --max-drop {math.ceil(100 * check.drop) / 100}, or " if check.drop <= A_LITTLE else ""
         raise UserError(
             f"the {kind} file's accuracy is {check.accuracy:.2%} where the checkpoint's is {check.checkpoint_accuracy:.2%}, on "
             f"{check.images:,} validation images, of which each is {1 / check.images:.2%}: it falls by more than --max-drop {max_drop}; "
-            f"nothing was written: allow it by --max-drop {math.ceil(100 * check.drop) / 100}, or take --format onnx"
+            f"nothing was written: {allow}take --format onnx"
         )
 
 

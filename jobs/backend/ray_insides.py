@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from igkd.base.errors import UserError
 from igkd.base.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def lean_trainer() -> "type[TorchTrainer]":
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
@@ -150,7 +152,14 @@ def lean_trainer() -> "type[TorchTrainer]":
             _write_snapshots_whole()
             if type(settings["scaling_policy"]) is FixedScalingPolicy and not self.datasets:
                 settings["scaling_policy"] = ByPlacementGroup(self.scaling_config)  # type: ignore[arg-type]  # of Train V1
-            controller = TrainController(**settings)
+            try:
+                controller = TrainController(**settings)
+            except CheckpointManagerInitializationError:
+                damaged = (
+                    f"{settings['train_run_context'].run_config.storage_path}/checkpoints: the list of its checkpoints cannot be read"
+                )
+                advice = "restore it from a copy, or delete that directory to train from the beginning"
+                raise UserError(f"{where}; {advice}") from None
             asyncio.run(controller.run())
             return controller.get_result()
 

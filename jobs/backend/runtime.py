@@ -17,7 +17,6 @@ import ray
 import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2.api.config import LoggingConfig
 
 from igkd.base.errors import INTERRUPTED, STOPPED, TIME_IS_UP, UserError, run_cli
@@ -148,12 +147,6 @@ def scaling(workers: int, reads: bool = False, least: int | None = None) -> Scal
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": math.floor(share) if share >= 1 else share})
 
 
-LIST_IS_DAMAGED = (
-    "{out}/checkpoints has a list of checkpoints that cannot be read: restore it from a copy, or delete that directory to train from "
-    "the beginning"
-)
-
-
 def fit(
     loop: Callable[[dict[str, Any]], None],
     loop_config: dict[str, Any],
@@ -195,8 +188,6 @@ def fit(
     )
     try:
         result = trainer.fit()
-    except CheckpointManagerInitializationError:
-        raise UserError(LIST_IS_DAMAGED.format(out=out)) from None
     except ray.train.TrainingFailedError as error:
         cause = user_error(error)
         if cause is None:
