@@ -155,11 +155,9 @@ def lean_trainer() -> "type[TorchTrainer]":
             try:
                 controller = TrainController(**settings)
             except CheckpointManagerInitializationError:
-                damaged = (
-                    f"{settings['train_run_context'].run_config.storage_path}/checkpoints: the list of its checkpoints cannot be read"
-                )
+                listed = f"{settings['train_run_context'].run_config.storage_path}/checkpoints"
                 advice = "restore it from a copy, or delete that directory to train from the beginning"
-                raise UserError(f"{where}; {advice}") from None
+                raise UserError(f"{listed}: its list of checkpoints cannot be read; {advice}") from None
             asyncio.run(controller.run())
             return controller.get_result()
 
