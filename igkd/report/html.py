@@ -54,8 +54,10 @@ def millions(count: int) -> str:
 
 
 def figure(value: Any) -> str:
-    """Any value as text: integers with grouped digits, fractions with four significant digits."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Any value as text: integers with grouped digits, fractions with four significant digits; yes and no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 

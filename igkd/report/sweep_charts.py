@@ -172,6 +172,8 @@ def surface(trials: NDArray[np.float64], stopped: NDArray[np.float64], names: tu
         trials: (N, 3), first setting, second setting and accuracy of the finished trials; N at least 1.
         stopped: (M, 2), settings of trials that were stopped early, drawn as crosses.
         names: names of the settings; the first has a logarithmic axis if all its values are above 0.
+
+    Where all accuracies are equal none is the best, and there are no colours to explain.
     """
     figure, axes = chart(height=3.0, left=0.1, right=0.82)
     axes.use_sticky_edges = False
@@ -183,7 +185,8 @@ def surface(trials: NDArray[np.float64], stopped: NDArray[np.float64], names: tu
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     least = float(trials[:, 2].min())
-    greatest = max(float(trials[:, 2].max()), least + 1e-6)
+    equal = float(trials[:, 2].max()) == least
+    greatest = least + 1e-6 if equal else float(trials[:, 2].max())
     norm = Normalize(least, greatest)
     if (found := _interpolated(trials, log)) is not None:
         x, y, height, hull = found
@@ -192,12 +195,14 @@ def surface(trials: NDArray[np.float64], stopped: NDArray[np.float64], names: tu
         filled.set_clip_path(Polygon(hull, transform=axes.transData))
     axes.scatter(trials[:, 0], trials[:, 1], c=trials[:, 2], cmap=COLOURS, norm=norm, s=38, edgecolors=INK, linewidths=0.8, zorder=3)
     axes.scatter(stopped[:, 0], stopped[:, 1], marker="x", c=SOFT, s=18, linewidths=0.9, zorder=2)
-    best = trials[trials[:, 2].argmax()]
-    axes.scatter(best[0], best[1], s=130, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=3)
+    if not equal:
+        best = trials[trials[:, 2].argmax()]
+        axes.scatter(best[0], best[1], s=130, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=3)
     axes.margins(x=0.06, y=0.08)
     axes.set_xlabel(plain(names[0]), color=SOFT, fontsize=10)
     axes.set_title(plain(names[1]), loc="left", color=SOFT, fontsize=10, pad=8)
-    _colour_bar(axes, norm)
+    if not equal:
+        _colour_bar(axes, norm)
     return svg(figure, "surface")
 
 
