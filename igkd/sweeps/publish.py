@@ -58,7 +58,7 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
     config = page.rows[0].get("config", {})
     if not (isinstance(config.get("store"), str) and isinstance(teacher := config.get("teacher"), str | None)):
         raise UserError(f"{root}: the result of {page.rows[0]['cell']} does not say which store and teacher it is of; delete it")
-    store = Store.open(config["store"])
+    store = opened_store(root, config["store"])
     network, card = (None, None) if teacher is None else open_teacher(teacher)
     made = {} if card is None else card["made"]
     students = shown_students(root, page.rows, page.kind)
@@ -86,6 +86,20 @@ def with_models(root: Path, page: SweepReport) -> SweepReport:
         latency=warm_latencies(network, map(checkpoint.load, networks.values())) if network is not None and networks else [],
         best={k: v for k, v in read_object(best).items() if k != "made"} if page.kind == "tuning" and best.exists() else None,
     )
+
+
+def opened_store(root: Path, uri: str) -> Store:
+    """The store of a sweep, which its rows name as its command did.
+
+    Raises:
+        UserError: that is a relative path, and there is nothing in this directory.
+    """
+    if "://" not in uri and not Path(uri).is_absolute() and not Path(uri).exists():
+        raise UserError(
+            f"{root} is of the store {uri}, which is not here: the path is that of the directory in which the sweep's command was given, so "
+            "draw the report there"
+        )
+    return Store.open(uri)
 
 
 def shown_students(root: Path, rows: Sequence[Row], kind: str) -> dict[str, Classifier]:
@@ -119,7 +133,7 @@ def publish_front(root: Path, status: Status) -> str:
     config: dict[str, Any] = next((row["config"] for row in rows if "config" in row), {})
     note, teacher = "", dict[str, Any]()
     if isinstance(config.get("store"), str) and isinstance(config.get("teacher"), str):
-        store = Store.open(config["store"])
+        store = opened_store(root, config["store"])
         source = source_name(store.plan.images)
         note = f"Students learn from {store.manifest['rows']:,} images of {source}, less those of the validation split."
         teacher = {} if names_network(config["teacher"]) else checkpoint_card(config["teacher"])

@@ -46,6 +46,12 @@ def test_a_result_that_names_no_store(tmp_path: Path) -> None:
     refused(lambda: publish(sweep(tmp_path, mine=result(config={"store": 7}))), "does not say which store")
 
 
+def test_a_report_drawn_in_another_directory_than_its_sweeps(tmp_path: Path) -> None:
+    """Its rows name the store as the sweep's command did."""
+    said = "of the store out/store, which is not here: the path is that of the directory"
+    refused(lambda: publish(sweep(tmp_path, mine=result(config={"store": "out/store", "teacher": None}))), said)
+
+
 CONFIG = DistillConfig(store="s", out="o")
 
 
