@@ -96,7 +96,7 @@ def opened_store(root: Path, uri: str) -> Store:
     """
     if "://" not in uri and not Path(uri).is_absolute() and not Path(uri).exists():
         raise UserError(
-            f"{root} is of the store {uri}, which is not here: the path is that of the directory in which the sweep's command was given, so "
+            f"{root} is of the store {uri}, which is not here: the path is that of the directory where the sweep was begun, so "
             "draw the report there"
         )
     return Store.open(uri)
