@@ -172,7 +172,7 @@ def test_a_store_of_another_method_names_it_and_its_setting_is_kept(cluster: Non
 
 def test_a_store_without_attention_says_so(cluster: None, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     precompute_store(configure(teacher, tmp_path / "with", limit=3))
-    assert "attention" not in capsys.readouterr().out
+    assert "no attention" not in capsys.readouterr().out
     precompute_store(configure(teacher, tmp_path / "without", limit=3, student="lean:1:8x1"))
     assert "the store keeps no attention, which arms with at need: no layer of mobilenet:width=0.35" in capsys.readouterr().out
 
