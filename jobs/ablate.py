@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from igkd.base import provenance
+from igkd.base.storage import check_writable
 from igkd.config.command_line import parse
 from igkd.config.sweeps import AblateConfig
 from igkd.evaluation.progress import progress
 from igkd.store import Store
 from igkd.sweeps.grid import cells, settled
-from igkd.sweeps.ledger import read_rows
+from igkd.sweeps.ledger import STATUS, read_rows
 from jobs.backend.cells import check, resident, train_cells
 from jobs.backend.estimates import print_estimate
 from jobs.backend.runtime import begin_ray, run_job, start_ray
@@ -18,6 +19,7 @@ from jobs.backend.sweep_progress import conclude
 def ablate(config: AblateConfig) -> int:
     """Run what is not done yet; gives the exit status, 1 if runs failed."""
     seconds = config.seconds_left(provenance.local_now())
+    check_writable(Path(config.out) / STATUS)
     store = Store.open(config.store)
     begin_ray()
     grid = resident(settled(cells(config, store), store), store)

@@ -230,9 +230,6 @@ def fill_store(
 
     def compute(work: Work, parts: list[int], lease: store.Lease) -> dict[int, store.Entry]:
         print(f"precompute: {rows_in(plan, parts)} images, {plan.path}, {len(parts)} parts", flush=True)
-        if plan.attention_layer is None:
-            without = f"no layer of {plan.teacher_network} has maps as large as one of --student {config.student}"
-            print(f"precompute: the store keeps no attention, which arms with at need: {without}; --taps would name two", flush=True)
         say_if_waiting({"GPU": 1} if has_gpu() else {"CPU": 1})
         pipeline = functools.partial(compute_pipeline, ray.put(source), ray.put(model), work, stage=stage)
         return compute_parts(lambda wave: pipeline(parts=wave), plan, parts, lease, "")

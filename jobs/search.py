@@ -7,7 +7,7 @@ from pathlib import Path
 
 from igkd.base import provenance, run_directory
 from igkd.base.errors import UserError
-from igkd.base.storage import write_json
+from igkd.base.storage import check_writable, write_json
 from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config, recipe_file
@@ -21,7 +21,7 @@ from igkd.report.pareto_page import best_row
 from igkd.store import Store, hold
 from igkd.sweeps import candidates
 from igkd.sweeps.grid import Cell, make_cell
-from igkd.sweeps.ledger import read_rows
+from igkd.sweeps.ledger import STATUS, read_rows
 from igkd.sweeps.speed_search import measured_latencies, within_budget
 from igkd.training.identity import decided, fingerprints
 from jobs.backend.cells import check, resident, train_cells
@@ -82,6 +82,7 @@ def search(config: SearchConfig) -> int:
         UserError: settings, store and teacher do not fit; or no candidate is fast enough.
     """
     seconds, began = config.seconds_left(provenance.local_now()), time.monotonic()
+    check_writable(Path(config.out) / STATUS)
     store, root = Store.open(config.store), Path(config.out)
     base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), store), out="")
     specs = specs_of(config, store)

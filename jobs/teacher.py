@@ -20,7 +20,7 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     """Train or go on training; gives the result row."""
     source = open_images(config.images)
     tell(source)
-    print(f"teacher: {teacher_line(config, source.checked_labels('train'), len(source.classes))}", flush=True)
+    print(f"teacher: {teacher_line(config, source.checked_labels('train'), source.classes)}", flush=True)
     begin_ray(config.out)
     check_teacher(config)
     fingerprints, init = {"images_fingerprint": source.fingerprint("train")}, config.init

@@ -16,7 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 from igkd.base import provenance, run_directory
 from igkd.base.errors import UserError
 from igkd.base.run_directory import read_object
-from igkd.base.storage import absolute, write_json
+from igkd.base.storage import absolute, check_writable, write_json
 from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config, recipe_file
@@ -25,7 +25,7 @@ from igkd.evaluation.chance import chance_of, row_near_chance
 from igkd.evaluation.progress import progress
 from igkd.store import Store, hold
 from igkd.sweeps.grid import Cell, make_cell
-from igkd.sweeps.ledger import Ledger, Row, Status, read_rows
+from igkd.sweeps.ledger import STATUS, Ledger, Row, Status, read_rows
 from igkd.sweeps.space import inside, settings_of, space, tuned
 from igkd.training.identity import decided, fingerprints, ingest_of
 from igkd.training.student_data import open_store, open_teacher_of
@@ -75,6 +75,7 @@ def make_search(config: TuneConfig, base: DistillConfig, rows: list[Row], begun:
 def tune(config: TuneConfig) -> int:
     """Search until all trials are done or the time is up; gives the exit status, 1 if trials are missing that nobody stopped."""
     seconds = config.seconds_left(provenance.local_now())
+    check_writable(Path(config.out) / STATUS)
     base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), Store.open(config.store)), out="")
     if ingest_of(base, open_store(base)) == "stream":
         raise UserError(f"{config.store} does not fit into memory, where a search keeps it; use a smaller one")

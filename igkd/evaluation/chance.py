@@ -1,8 +1,14 @@
-"""Whether an accuracy may be luck: a network that answers at random is right about one image in as many as there are classes."""
+"""Whether an accuracy may be luck: a network that answers at random is right about one image in as many as there are classes.
+
+One that always gives the most frequent class is right more often where classes differ in size; so it is the mean of the classes'
+accuracies that is compared, which is the same for both.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 
 def near_chance(correct: int, count: int, classes: int) -> bool:
@@ -13,9 +19,42 @@ def near_chance(correct: int, count: int, classes: int) -> bool:
     return correct <= min(luck, count * (1 + chance) / 2)
 
 
-def chance_of(classes: int) -> str:
-    """The accuracy of random answers, as text."""
-    return f"{1 / classes:.1%} with {classes:,} classes"
+def figures_near_chance(figures: Mapping[str, Any], classes: int) -> bool:
+    """Whether the accuracy that `igkd.evaluation.evaluate.evaluate` found may be luck.
+
+    With a confusion matrix of at least two classes it is the balanced accuracy, the mean over classes with images, that must be above
+    chance, by three standard deviations of a mean of binomial shares.
+    """
+    counts = np.array(figures.get("confusion", []))
+    images = counts.sum(axis=1) if counts.size else counts
+    present = images > 0
+    if present.sum() < 2:
+        return near_chance(figures["correct"], figures["count"], classes)
+    chance = 1 / float(present.sum())
+    balanced = float((counts.diagonal()[present] / images[present]).mean())
+    deviation = chance * math.sqrt(chance * (1 - chance) * float((1 / images[present]).sum()))
+    return balanced <= min(chance + 3 * deviation, (1 + chance) / 2) + 1e-9
+
+
+def most_frequent(figures: Mapping[str, Any]) -> float:
+    """The accuracy of always giving the most frequent class of the images; 0 where that is not known."""
+    counts = np.array(figures.get("confusion", []))
+    return float(counts.sum(axis=1).max() / counts.sum()) if counts.size and counts.sum() else 0.0
+
+
+UNEQUAL = 1.5
+"""The most frequent class's accuracy is told where it is so many times chance."""
+
+
+def chance_of(classes: int, figures: Mapping[str, Any] | None = None) -> str:
+    """The accuracy of random answers, as text; and, where classes differ in size, that of always giving the most frequent one.
+
+    Args:
+        figures: as from `igkd.evaluation.evaluate.evaluate`.
+    """
+    often = most_frequent(figures or {})
+    always = f"; {often:.1%} by always giving the most frequent class" if often > UNEQUAL / classes else ""
+    return f"{1 / classes:.1%} with {classes:,} classes{always}"
 
 
 def row_near_chance(row: Mapping[str, Any]) -> bool:
@@ -25,7 +64,7 @@ def row_near_chance(row: Mapping[str, Any]) -> bool:
     if classes < 1:
         return False
     if test:
-        return math.isfinite(test["accuracy"]) and near_chance(test["correct"], test["count"], classes)
+        return math.isfinite(test["accuracy"]) and figures_near_chance(test, classes)
     count = int((row.get("images") or {}).get("validation") or 0)
     accuracy = row["history"][-1]["validation_accuracy"] if row.get("history") else math.nan
     return bool(count and math.isfinite(accuracy)) and near_chance(round(accuracy * count), count, classes)

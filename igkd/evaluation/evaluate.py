@@ -25,7 +25,7 @@ from igkd.base.storage import check_writable, write_json
 from igkd.config.command_line import parse
 from igkd.config.evaluate import EvaluateConfig
 from igkd.evaluation import metrics
-from igkd.evaluation.chance import chance_of, near_chance
+from igkd.evaluation.chance import chance_of, figures_near_chance
 from igkd.evaluation.map_metrics import areas, check_finite, cosine, perturbation_curves, random_maps, rank_correlation, top_overlap
 from igkd.images.class_names import distinct
 from igkd.images.open import open_images, tell
@@ -244,8 +244,8 @@ def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
 def table(figures: Mapping[str, Any]) -> str:
     """The result of `evaluate` as text for a terminal."""
     lines = [f"accuracy           {figures['accuracy']:7.2%}   {figures['correct']:,} of {figures['count']:,} images"]
-    if near_chance(figures["correct"], figures["count"], len(figures["per_class"])):
-        lines.append(f"                             that is near chance: {chance_of(len(figures['per_class']))}")
+    if figures_near_chance(figures, len(figures["per_class"])):
+        lines.append(f"                             that is near chance: {chance_of(len(figures['per_class']), figures)}")
     lines += [f"loss               {figures['loss']:7.4f}   nats", f"calibration error  {figures['calibration_error']:7.4f}"]
     if "agreement" in figures:
         lines += [f"teacher's accuracy {figures['teacher_accuracy']:7.2%}", f"agreement with it  {figures['agreement']:7.2%}"]

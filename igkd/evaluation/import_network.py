@@ -15,7 +15,7 @@ from igkd.base.random_draws import stratified_choice
 from igkd.base.storage import check_writable, parse_json
 from igkd.config.command_line import parse
 from igkd.config.import_network import ImportConfig
-from igkd.evaluation.chance import chance_of, near_chance
+from igkd.evaluation.chance import chance_of, figures_near_chance
 from igkd.evaluation.evaluate import evaluate, matching_samples
 from igkd.images.open import open_images, tell
 from igkd.images.source import ImageSource
@@ -139,9 +139,10 @@ def import_network(config: ImportConfig) -> list[str]:
         f"{whole.spec.name}, {len(whole.spec.classes)} classes, {height}x{width} pixels, mean {_row(whole.spec.mean)}, "
         f"deviation {_row(whole.spec.std)}: {figures['accuracy']:.1%} of {figures['count']:,} test images right; written to {config.out}"
     )
-    if near_chance(figures["correct"], figures["count"], len(model.spec.classes)):
+    classes = len(model.spec.classes)
+    if figures_near_chance(figures, classes):
         lines.append(
-            f"warning: that is near chance ({chance_of(len(model.spec.classes))}): is the order of --classes that of its logits, and are "
+            f"warning: that is near chance ({chance_of(classes, figures)}): is the order of --classes that of its logits, and are "
             "--mean, --std and --image-size those that it was trained with?"
         )
     family, place = architecture(whole.spec.name)

@@ -1,6 +1,7 @@
 """Comparing lists of class names. A label is an index into such a list; labels of one list are renumbered to those of another."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ def renumbering(
     Raises:
         UserError: the classes differ, or several have the same name.
     """
-    known, given = tuple(known), tuple(given)
+    known, given = tuple(map(_composed, known)), tuple(map(_composed, given))
     if known == given:
         return np.arange(len(known))
     mine, theirs = set(known), set(given)
@@ -43,6 +44,7 @@ def renumbering(
         return np.array([place[one] for one in given])
     numbers = [_numbers(one, imagenet) for one in (known, given)]
     if any(one is not None for one in numbers):
+        _check_numbered(known, given, numbers, name, others, remedy)
         in_order = list(range(len(known)))  # a list of real names has no numbers: its classes are numbered in order
         place_of_number = np.argsort(in_order if numbers[0] is None else numbers[0])
         return place_of_number[in_order if numbers[1] is None else numbers[1]]
@@ -104,7 +106,8 @@ def named(*lists: Sequence[str]) -> tuple[str, ...]:
 
 def distinct(names: Sequence[str]) -> list[str]:
     """Class names; a name that occurs more than once gets its number appended, as in "crane (134)"."""
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+    numbered = [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+    return numbered if len(set(numbered)) == len(numbered) else [f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def _numbers(names: Sequence[str], imagenet: bool) -> list[int] | None:
@@ -121,14 +124,29 @@ def _numbers(names: Sequence[str], imagenet: bool) -> list[int] | None:
     return None
 
 
+def _check_numbered(
+    known: Sequence[str], given: Sequence[str], numbers: Sequence[list[int] | None], name: str, others: str, remedy: str
+) -> None:
+    """Raise UserError where a list of plain numbers meets one of other numbers: 1 to 10 may be 0 to 9 counted from 1, or sorted as text."""
+    for names, own in zip((known, given), numbers, strict=True):
+        if own is None and any(one.isdecimal() for one in names):
+            lists = f"{', '.join(known[:4])}, ... and {others} {', '.join(given[:4])}, ..."
+            raise UserError(f"{name} has the classes {lists}, which are numbered differently, so which is which cannot be told; {remedy}")
+
+
 def _same_order(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two spellings of the classes, such as "tench" and "tench, Tinca tinca", list them in the same order."""
     synonyms = [[_synonyms(name) for name in names] for names in (one, other)]
     return sum(bool(a & b) for a, b in zip(*synonyms, strict=True)) >= SAME * len(one)
 
 
+def _composed(name: str) -> str:
+    """The name with each accented letter as one character: file systems differ in that."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _word(name: str) -> str:
-    return name.strip().casefold().replace("_", " ")
+    return _composed(name).strip().casefold().replace("_", " ")
 
 
 def _synonyms(name: str) -> set[str]:

@@ -96,6 +96,10 @@ def check_classes(root: str, by_split: dict[str, dict[str, Directory]], classes:
             f"folder:{root}: {some(directory.path for directory in everywhere)} would be the only class(es), which is unlikely; "
             f"PATH must hold a directory for each class, or train and test with these in them: {root}/CLASS/*.png"
         )
+    for found in by_split.values():
+        composed = [unicodedata.normalize("NFC", name) for name in found]
+        if twice := [name for name, one in zip(found, composed, strict=True) if composed.count(one) > 1]:
+            raise UserError(f"folder:{root}: {', '.join(f'{name!a}' for name in twice)} look the same and would be two classes; merge them")
     if len(by_split) == 2:
         train, test = (by_split[split].keys() for split in ("train", "test"))
         same = {_plain(name): name for name in train - test}

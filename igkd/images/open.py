@@ -12,10 +12,10 @@ from igkd.images.folder import FolderImages
 from igkd.images.hub import open_hub
 from igkd.images.parquet import ParquetImages
 from igkd.images.shapes import Shapes
-from igkd.images.source import ImageSource
+from igkd.images.source import NAMED, ImageSource, without_pictures
 
-NAMED, NAME = 4, 24
-"""Number of classes that a line names, and of the letters of each."""
+NAME = 24
+"""Number of letters of a class's name in a line."""
 
 
 def open_images(spec: str) -> ImageSource:
@@ -56,9 +56,10 @@ def tell(source: ImageSource) -> None:
 
 def found_line(source: ImageSource, split: Split = "train") -> str:
     """What a source holds, as a line."""
-    count, classes = len(source.checked_labels(split)), source.classes
+    labels, classes = source.checked_labels(split), source.classes
     names = ", ".join(name[:NAME] for name in classes[:NAMED]) + (", ..." if len(classes) > NAMED else "")
-    return printable(f"{count:,} {split} pictures of {len(classes):,} classes ({names}) in {source}")
+    missing = without_pictures(labels, classes)
+    return printable(f"{len(labels):,} {split} pictures of {len(classes):,} classes ({names}){missing and missing + ','} in {source}")
 
 
 _TOLD: set[str] = set()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,7 +31,7 @@ def huggingface_columns(path: str, schema: pa.Schema, wanted: dict[str, str]) ->
     labels = [f.name for f in schema if pa.types.is_integer(f.type)]
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = {column: tuple(map(str, features[column]["names"])) for column in labels if "names" in features.get(column, ())}
+        names = {column: _listed(features[column]["names"]) for column in labels if "names" in features.get(column, ())}
     except (KeyError, TypeError, ValueError, AttributeError):
         names = {}
     if not images or not labels:
@@ -41,6 +42,13 @@ def huggingface_columns(path: str, schema: pa.Schema, wanted: dict[str, str]) ->
     image = _chosen(path, "image", images, images, wanted)
     label = _chosen(path, "label", labels, _likely_labels(schema, labels, names), wanted)
     return image, label, names.get(label)
+
+
+def _listed(names: Any) -> tuple[str, ...]:
+    """Class names as a list, or as a map from number to name."""
+    if isinstance(names, dict):
+        return tuple(str(names[number]) for number in sorted(names, key=int))
+    return tuple(map(str, names))
 
 
 def _likely_labels(schema: pa.Schema, labels: Sequence[str], names: Collection[str]) -> list[str]:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from igkd.base.choices import Split
 from igkd.base.errors import UserError
 
+NAMED = 4
+"""Number of classes that a sentence names."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -63,6 +66,13 @@ class ImageSource(abc.ABC):
                 f"(0 to {len(self.classes) - 1}); {len(wrong)} image(s) are like that"
             )
         return labels
+
+
+def without_pictures(labels: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """The classes that no picture is of, as a part of a sentence; "" if there are none."""
+    missing = [name for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True) if count == 0]
+    more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
+    return f", none of them of {', '.join(missing[:NAMED])}{more}" if missing else ""
 
 
 def some_names(classes: tuple[str, ...] | None) -> str:

@@ -7,7 +7,7 @@ class is known, both maps explain it; if not, each network's map explains its ow
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ from igkd.base.random_draws import stratified_choice
 from igkd.base.storage import absolute, check_writable, write_bytes
 from igkd.config.command_line import parse
 from igkd.config.explain import ExplainConfig
-from igkd.evaluation.evaluate import OWN_CLASSES, matching_teacher
+from igkd.evaluation.evaluate import OWN_CLASSES
 from igkd.evaluation.map_samples import Chosen, Looks, likeness, look, read
 from igkd.images.class_names import distinct, named
 from igkd.images.open import loose_pictures, open_images, tell
 from igkd.images.source import ImageSource
-from igkd.networks.network import Classifier, parameter_count
+from igkd.networks.network import parameter_count
 from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import class_numbers
 from igkd.report import html
-from igkd.store import Store
+from igkd.report.own_teacher import own_teacher
 
 KINDS = ("cifar10", "shapes", "parquet", "folder", "hf")
 LONGEST = 224
@@ -71,41 +71,6 @@ def choose(labels: NDArray[np.int64], ids: Sequence[int] | None, limit: int, sou
     if wrong:
         raise UserError(f"{source} has no image {wrong[0]}: --ids go from 0 to {len(labels) - 1}")
     return np.array(ids, dtype=np.int64)
-
-
-def own_teacher(config: ExplainConfig, card: Mapping[str, Any], model: Classifier) -> tuple[Classifier, dict[str, Any], str] | None:
-    """The teacher to draw beside a network, its card and its name: from --teacher, from the network's card, or from the store that the card
-    names; None if none of them does, or if that store's teacher is no longer there.
-
-    Raises:
-        UserError: the teacher does not exist, or does not fit the network.
-    """
-    name = f"the checkpoint {config.checkpoint}"
-    if config.teacher is not None:
-        return *matching_teacher(config.teacher, model, name), config.teacher
-    made = card["made"].get("config")
-    named = made.get("teacher") if isinstance(made, dict) else None
-    if not isinstance(named, str):
-        return None if not isinstance(made, dict) else teacher_of_store(made.get("store"), model, name)
-    try:
-        return *matching_teacher(named, model, name), named
-    except UserError as error:
-        raise UserError(f"the teacher that {config.checkpoint} names cannot be used ({error}); say where it is by --teacher") from None
-
-
-def teacher_of_store(store: Any, model: Classifier, name: str) -> tuple[Classifier, dict[str, Any], str] | None:
-    """The teacher that a store was made with, its card and its name; None, after a line that says why, if it is not where it was."""
-    if not isinstance(store, str):
-        return None
-    try:
-        plan = Store.open(store).plan
-        teacher, card = matching_teacher(plan.teacher_place, model, name)
-        if card["sha256"] != plan.teacher:
-            raise UserError(f"{plan.teacher_place} is not the teacher that {store} was made with")
-    except UserError as error:
-        print(printable(f"note: without a teacher: {error}; name it by --teacher"), file=sys.stderr, flush=True)
-        return None
-    return teacher, card, plan.teacher_place
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from igkd.config.distill import DistillConfig
 from igkd.config.optimisation import FewCrops, Objective
 from igkd.config.recipes import MADE, made_for
 from igkd.images.samples import Samples
+from igkd.images.source import without_pictures
 from igkd.networks.families import student_name, tap_of
 from igkd.networks.initial import Initial, initial, normalised
 from igkd.networks.network import Classifier, NetworkSpec, build, channels_at
@@ -100,9 +101,10 @@ def student_line(config: DistillConfig, store: Store) -> str:
     """What the store has and what a run from it comes to, as a line."""
     held_out = store.column("validation")
     count, classes = len(held_out), len(store.plan.classes)
+    missing = without_pictures(store.column("label"), store.plan.classes)
     train = round(config.share * int((~held_out).sum()))
     share = "" if config.share == 1 else f" on {train:,} of the others"
-    line = plan_line(f"{count:,} pictures of {classes:,} classes in the store", int(held_out.sum()), train, config.optimisation)
+    line = plan_line(f"{count:,} pictures of {classes:,} classes in the store{missing}", int(held_out.sum()), train, config.optimisation)
     return f"{line}{share}, for {student_spec(config, store.plan).name}"
 
 

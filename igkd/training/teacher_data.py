@@ -1,16 +1,18 @@
 """A teacher's task: the training images of a source."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from igkd.base.errors import UserError
 from igkd.base.random_draws import validation_mask
 from igkd.config.optimisation import Objective
 from igkd.config.teacher import TeacherConfig
 from igkd.images.open import open_images
 from igkd.images.samples import first_image, load_samples, sentences
-from igkd.images.source import ImageSource
+from igkd.images.source import ImageSource, without_pictures
 from igkd.networks.families import canonical_name
 from igkd.networks.initial import Initial, initial, normalised, sizing
 from igkd.networks.network import NetworkSpec
@@ -58,14 +60,16 @@ def teacher_task(config: TeacherConfig) -> Task:
     )
 
 
-def teacher_line(config: TeacherConfig, labels: NDArray[np.int64], classes: int) -> str:
+def teacher_line(config: TeacherConfig, labels: NDArray[np.int64], classes: Sequence[str]) -> str:
     """What was found and what it comes to, as a line.
 
     Args:
         labels: int64 (N,), of the training images.
+        classes: names.
     """
+    found = f"{len(labels):,} training pictures of {len(classes):,} classes{without_pictures(labels, classes)}"
     held_out = int(validation_mask(labels).sum())
-    return plan_line(f"{len(labels):,} training pictures of {classes:,} classes", held_out, len(labels) - held_out, config.optimisation)
+    return plan_line(found, held_out, len(labels) - held_out, config.optimisation)
 
 
 def start_of(config: TeacherConfig, classes: int) -> Initial | None:
@@ -91,11 +95,13 @@ def check_teacher(config: TeacherConfig) -> None:
     """Check a teacher's settings; reads no picture but the first.
 
     Raises:
-        UserError: there is no such network, or it is of no use; there are no or too few images; or batches are too small for the network or
-            the workers.
+        UserError: there is no such network, or it is of no use; there are no or too few images, or all are of one class; or batches are too
+            small for the network or the workers.
     """
     canonical_name(config.network)
     source = open_images(config.images)
+    if len(source.classes) < 2:
+        raise UserError(f"{source} has one class, {source.classes[0]}: a classifier needs two")
     validation = validation_mask(source.checked_labels("train"))
     check_sizes(int((~validation).sum()), config.batch_size, config.workers)
     check_validation(int(validation.sum()), config.workers)

@@ -14,7 +14,7 @@ import ray.train.torch
 from ray.train import Checkpoint
 
 from igkd.base import provenance, run_directory
-from igkd.evaluation.chance import chance_of, row_near_chance
+from igkd.evaluation.chance import UNEQUAL, chance_of, most_frequent, row_near_chance
 from igkd.store import hold
 from igkd.training.held_out import Unseen
 from igkd.training.identity import judged_otherwise
@@ -124,13 +124,16 @@ def tell_outcome(name: str, row: dict[str, Any], out: Path) -> None:
     """Print how a run ended, and whether its accuracy may be luck."""
     print(f"{name} finished: {headline(row)}, in {out}", flush=True)
     if row_near_chance(row):
-        print(f"warning: that is near chance ({chance_of(row['classes'])}): {NOTHING_LEARNED}", flush=True)
+        print(f"warning: that is near chance ({chance_of(row['classes'], row.get('test'))}): {NOTHING_LEARNED}", flush=True)
 
 
 def headline(row: dict[str, Any]) -> str:
     """A run's accuracy as text, beside chance and, if that is known, its teacher's: on the test images, or on the validation split."""
     others = [f"its teacher {row['test']['teacher_accuracy']:.1%}"] if "teacher_accuracy" in row.get("test", {}) else []
-    others += [f"chance {1 / row['classes']:.1%}"] if "classes" in row else []
+    if "classes" in row:
+        often = most_frequent(row.get("test", {}))
+        others.append(f"chance {1 / row['classes']:.1%}")
+        others += [f"the most frequent class {often:.1%}"] if often > UNEQUAL / row["classes"] else []
     beside = f" ({', '.join(others)})" if others else ""
     if "test" in row:
         return f"test accuracy {row['test']['accuracy']:.1%}{beside} on {row['test']['count']:,} images"

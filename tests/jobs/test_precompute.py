@@ -170,13 +170,6 @@ def test_a_store_of_another_method_names_it_and_its_setting_is_kept(cluster: Non
         precompute_store(configure(teacher, tmp_path / "store", limit=7))
 
 
-def test_a_store_without_attention_says_so(cluster: None, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    precompute_store(configure(teacher, tmp_path / "with", limit=3))
-    assert "no attention" not in capsys.readouterr().out
-    precompute_store(configure(teacher, tmp_path / "without", limit=3, student="lean:1:8x1"))
-    assert "the store keeps no attention, which arms with at need: no layer of mobilenet:width=0.35" in capsys.readouterr().out
-
-
 def test_a_timm_teacher_and_large_images(cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """1,000 classes at 224x224; the attention is that of layers of equal size, and OpenVINO cannot differentiate this teacher."""
     rng = np.random.default_rng(0)

@@ -157,6 +157,12 @@ def test_bad_settings_are_one_sentence_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_does_not_approve_a_directory_that_cannot_be_made(cluster: None, toy_store: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file is no directory"):
+        ablate(grid(toy_store, tmp_path / "file" / "out", dry_run=True))
+
+
 def test_a_dry_run_prints_the_grid_its_time_and_cost_and_writes_nothing(
     cluster: None, toy_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

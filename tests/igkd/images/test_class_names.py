@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igkd.base.errors import UserError
-from igkd.images.class_names import named, renumbering
+from igkd.images.class_names import distinct, named, renumbering
 
 WORDS = st.lists(st.text("abcxyz ", min_size=1, max_size=3), min_size=2, max_size=14, unique=True)
 WNIDS = [f"n{k:08d}" for k in range(7, 7 + 3 * 1000, 3)]
@@ -58,6 +58,24 @@ def test_names_that_occur_twice_are_sound_only_in_the_same_order() -> None:
     for other in (["ox", "crane", "crane"], ["crane", "ox", "ox"]):
         with pytest.raises(UserError, match="more than one is called crane"):
             between(crane, other)
+
+
+def test_numbers_counted_in_two_ways_are_refused() -> None:
+    """1 to 10 may be 0 to 9 counted from 1, in numerical order or in that of a directory: a wrong guess gives every picture a wrong label."""
+    from_one, from_zero = sorted(map(str, range(1, 11))), list(map(str, range(10)))
+    for pair in ((from_one, from_zero), (from_zero, from_one), (["1", "2", "3"], ["0", "1", "2"]), (["0", "1", "2"], ["a", "1", "b"])):
+        with pytest.raises(UserError, match="are numbered differently, so which is which cannot be told"):
+            between(*pair)
+    assert between(["ten", "eleven", "b12"], ["2", "0", "1"]) == [2, 0, 1]
+
+
+def test_accents_may_be_characters_of_their_own() -> None:
+    """As file systems of Macs write them."""
+    assert between(["b", "caf\u00e9"], ["cafe\u0301", "b"]) == [1, 0]
+
+
+def test_numbered_names_are_distinct_from_the_others() -> None:
+    assert len(set(distinct(["a", "a", "a (1)"]))) == 3 and distinct(["a", "b", "a"]) == ["a (0)", "b", "a (2)"]
 
 
 @pytest.mark.parametrize("numbers", [["1", "2", "3"], ["0", "1", "1"], ["0", "1", "3"], ["0", "1", "-2"], ["0", "1", "²"]])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from igkd.base.errors import UserError
-from igkd.images.open import loose_pictures, open_images, tell
+from igkd.images.open import found_line, loose_pictures, open_images, tell
 from tests.helpers.pictures import encoded, number_of, picture
 
 RNG = np.random.default_rng(0)
@@ -214,3 +214,12 @@ def test_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat" / "a.png").unlink()
     with pytest.raises(UserError, match=r"cannot read .*cat/a.png: No such file"):
         list(source.read("train", [0]))
+
+
+def test_classes_without_pictures_are_named_and_names_that_look_the_same_refused(tmp_path: Path) -> None:
+    """They differ in how an accent is written, as by unpacking on a Mac."""
+    spec = picture_files(tmp_path, "train/caf\u00e9/0.png", "train/b/0.png", "test/only/0.png", "test/b/0.png")
+    assert "2 train pictures of 3 classes (b, caf\u00e9, only), none of them of only, in " in found_line(open_images(spec))
+    picture_files(tmp_path, "train/cafe\u0301/0.png")
+    with pytest.raises(UserError, match="look the same and would be two classes; merge them"):
+        open_images(spec)

@@ -43,6 +43,15 @@ def parquet_columns(path: Path, named: Sequence[str] = (), images: Sequence[str]
     return f"parquet:{path.parent}"
 
 
+def test_class_names_may_be_a_map_from_numbers(tmp_path: Path) -> None:
+    spec = parquet_columns(tmp_path / "train-0.parquet", label=[0, 1])
+    table = pq.read_table(tmp_path / "train-0.parquet")
+    features = {"label": {"names": {"10": "k", "2": "c", **{str(i): f"n{i}" for i in (0, 1, *range(3, 10))}}, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "train-0.parquet")
+    assert open_images(spec).classes == ("n0", "n1", "c", *(f"n{i}" for i in range(3, 10)), "k")
+
+
 @pytest.mark.parametrize(
     ("named", "columns", "words"),
     [

@@ -22,6 +22,7 @@ from igkd.training.batches import epoch_batches, joined
 from igkd.training.student_data import check_student, student_spec
 from igkd.training.task import check_batch_size
 from igkd.training.teacher_data import check_teacher
+from tests.helpers.pictures import encoded, picture
 from tests.helpers.stores import make_store
 from tests.helpers.training import (
     TINY,
@@ -119,6 +120,14 @@ def test_a_teacher_is_refused_before_its_pictures_are_read(changes: dict[str, An
     check_teacher(TeacherConfig(**sound | {"batch_size": 1}))  # its maps have 4x4 pixels
     with pytest.raises(UserError, match=sentence):
         check_teacher(TeacherConfig(**sound | changes))
+
+
+def test_pictures_of_one_class_are_refused(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / "photos" / "train" / "cat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / "train" / "cat" / f"{number}.png").write_bytes(encoded(picture(number)))
+    with pytest.raises(UserError, match="has one class, cat: a classifier needs two"):
+        check_teacher(TeacherConfig(images=f"folder:{tmp_path / 'photos'}", out="o", batch_size=8))
 
 
 def test_a_student_is_refused_before_a_picture_is_read(teacher: str, tmp_path: Path) -> None:

@@ -261,6 +261,6 @@ def test_label_smoothing_has_a_range(value: float) -> None:
 
 def test_a_teachers_first_line_says_what_was_found_and_how_many_steps_that_is() -> None:
     labels = np.arange(600) % 10  # a tenth of each class is held out: 540 images are 9 batches of 60
-    line = teacher_line(TeacherConfig(images="shapes", out="o", epochs=200, batch_size=60), labels, 10)
+    line = teacher_line(TeacherConfig(images="shapes", out="o", epochs=200, batch_size=60), labels, "0123456789")
     assert line.startswith("600 training pictures of 10 classes, 60 of them held out for validation; ")
     assert line.endswith("200 epochs of 9 steps are 1,800 steps")
