@@ -61,7 +61,7 @@ def test_names_that_occur_twice_are_sound_only_in_the_same_order() -> None:
 
 
 def test_numbers_counted_in_two_ways_are_refused() -> None:
-    """1 to 10 may be 0 to 9 counted from 1, in numerical order or in that of a directory: a wrong guess gives every picture a wrong label."""
+    """1 to 10 may be 0 to 9 counted from 1, in numerical order or in that of a directory: a wrong guess gives wrong labels."""
     from_one, from_zero = sorted(map(str, range(1, 11))), list(map(str, range(10)))
     for pair in ((from_one, from_zero), (from_zero, from_one), (["1", "2", "3"], ["0", "1", "2"]), (["0", "1", "2"], ["a", "1", "b"])):
         with pytest.raises(UserError, match="are numbered differently, so which is which cannot be told"):
