@@ -11,7 +11,7 @@ from igkd.base.errors import UserError
 from igkd.config.distill import DistillConfig
 from igkd.config.teacher import TeacherConfig
 from igkd.images.class_names import renumbering
-from igkd.images.codec import FILL, Scaling
+from igkd.images.codec import FILL, Scaling, pixel_hash
 from igkd.images.open import open_images, tell
 from igkd.images.samples import Samples, first_image, load_samples, sentences
 from igkd.networks.initial import sizing
@@ -30,6 +30,8 @@ class Unseen:
     """A sentence for each image that cannot be used."""
     fingerprint: str
     """Fingerprint of the split."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the accuracy on these images will not say."""
 
 
 def unseen_by_teacher(config: TeacherConfig) -> Unseen:
@@ -56,7 +58,16 @@ def unseen_by_student(config: DistillConfig, store: Store) -> Unseen | None:
     found = read_unseen(config.test_images, plan.classes, plan.image_shape, plan.resize, config.bad_images, plan.scaling)
     if config.maps and len(found.samples) < 2:
         raise UserError(f"{config.test_images} has one test image, and --maps {config.maps} compares maps of several; use --maps 0")
-    return found
+    return replace(found, notes=also_trained_on(found.samples, store))
+
+
+def also_trained_on(samples: Samples, store: Store) -> tuple[str, ...]:
+    """A sentence on how many test images a store has, pixel by pixel, for training; none if there are none."""
+    known = {sha for table in store.tables(["image_sha"]) for sha in table.column("image_sha").to_pylist()}
+    count = sum(pixel_hash(pixels.numpy()) in known for pixels in samples.pixels.permute(0, 2, 3, 1))
+    if not count:
+        return ()
+    return (f"{count:,} of {len(samples):,} are also images of the store, so the accuracy on them says little about new ones",)
 
 
 def read_unseen(

@@ -115,8 +115,8 @@ def run_training(
 
 
 def tell(unseen: Unseen) -> None:
-    """Print which test images cannot be used."""
-    for sentence in unseen.left_out:
+    """Print which test images cannot be used, and what the others will not say."""
+    for sentence in (*unseen.left_out, *unseen.notes):
         print(f"test images: {sentence}", flush=True)
 
 
