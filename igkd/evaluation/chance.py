@@ -36,14 +36,15 @@ def figures_near_chance(figures: Mapping[str, Any], classes: int) -> bool:
     return balanced <= min(chance + 3 * deviation, (1 + chance) / 2) + 1e-9
 
 
-def most_frequent(figures: Mapping[str, Any]) -> float:
-    """The accuracy of always giving the most frequent class of the images; 0 where that is not known."""
-    counts = np.array(figures.get("confusion", []))
-    return float(counts.sum(axis=1).max() / counts.sum()) if counts.size and counts.sum() else 0.0
-
-
 UNEQUAL = 1.5
-"""The most frequent class's accuracy is told where it is so many times chance."""
+"""The most frequent class's share of the images is told where it is so many times chance."""
+
+
+def most_frequent(figures: Mapping[str, Any], classes: int) -> float | None:
+    """The accuracy of always giving the most frequent class; None where classes are of about equal size, or that is not known."""
+    counts = np.array(figures.get("confusion", []))
+    share = float(counts.sum(axis=1).max() / counts.sum()) if counts.size and counts.sum() else 0.0
+    return share if share > UNEQUAL / classes else None
 
 
 def chance_of(classes: int, figures: Mapping[str, Any] | None = None) -> str:
@@ -52,8 +53,8 @@ def chance_of(classes: int, figures: Mapping[str, Any] | None = None) -> str:
     Args:
         figures: as from `igkd.evaluation.evaluate.evaluate`.
     """
-    often = most_frequent(figures or {})
-    always = f"; {often:.1%} by always giving the most frequent class" if often > UNEQUAL / classes else ""
+    often = most_frequent(figures or {}, classes)
+    always = "" if often is None else f"; {often:.1%} by always giving the most frequent class"
     return f"{1 / classes:.1%} with {classes:,} classes{always}"
 
 

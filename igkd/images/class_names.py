@@ -127,9 +127,14 @@ def _numbers(names: Sequence[str], imagenet: bool) -> list[int] | None:
 def _check_numbered(
     known: Sequence[str], given: Sequence[str], numbers: Sequence[list[int] | None], name: str, others: str, remedy: str
 ) -> None:
-    """Raise UserError where a list of plain numbers meets one of other numbers: 1 to 10 may be 0 to 9 counted from 1, or sorted as text."""
+    """Raise UserError where a list of plain numbers meets one of other numbers: 1 to 10 may be 0 to 9 counted from 1, or sorted as text.
+
+    The same holds for class1 to class10, where the list has class10 before class2.
+    """
     for names, own in zip((known, given), numbers, strict=True):
-        if own is None and any(one.isdecimal() for one in names):
+        found = [re.fullmatch(r"(\D*)(\d+)(\D*)", one, re.ASCII) for one in names]
+        inside = [int(one[2]) for one in found if one] if len({one and (one[1], one[3]) for one in found}) == 1 and found[0] else []
+        if own is None and (any(one.isdecimal() for one in names) or inside != sorted(inside)):
             lists = f"{', '.join(known[:4])}, ... and {others} {', '.join(given[:4])}, ..."
             raise UserError(f"{name} has the classes {lists}, which are numbered differently, so which is which cannot be told; {remedy}")
 

@@ -45,9 +45,12 @@ def huggingface_columns(path: str, schema: pa.Schema, wanted: dict[str, str]) ->
 
 
 def _listed(names: Any) -> tuple[str, ...]:
-    """Class names as a list, or as a map from number to name."""
+    """Class names as a list, or as a map from number to name; raises ValueError if a number between is missing."""
     if isinstance(names, dict):
-        return tuple(str(names[number]) for number in sorted(names, key=int))
+        numbers = sorted(names, key=int)
+        if [int(number) for number in numbers] != list(range(len(numbers))):
+            raise ValueError("not the numbers of classes")
+        return tuple(str(names[number]) for number in numbers)
     return tuple(map(str, names))
 
 

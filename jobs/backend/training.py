@@ -14,7 +14,7 @@ import ray.train.torch
 from ray.train import Checkpoint
 
 from igkd.base import provenance, run_directory
-from igkd.evaluation.chance import UNEQUAL, chance_of, most_frequent, row_near_chance
+from igkd.evaluation.chance import chance_of, most_frequent, row_near_chance
 from igkd.store import hold
 from igkd.training.held_out import Unseen
 from igkd.training.identity import judged_otherwise
@@ -131,9 +131,9 @@ def headline(row: dict[str, Any]) -> str:
     """A run's accuracy as text, beside chance and, if that is known, its teacher's: on the test images, or on the validation split."""
     others = [f"its teacher {row['test']['teacher_accuracy']:.1%}"] if "teacher_accuracy" in row.get("test", {}) else []
     if "classes" in row:
-        often = most_frequent(row.get("test", {}))
+        often = most_frequent(row.get("test", {}), row["classes"])
         others.append(f"chance {1 / row['classes']:.1%}")
-        others += [f"the most frequent class {often:.1%}"] if often > UNEQUAL / row["classes"] else []
+        others += [] if often is None else [f"the most frequent class {often:.1%}"]
     beside = f" ({', '.join(others)})" if others else ""
     if "test" in row:
         return f"test accuracy {row['test']['accuracy']:.1%}{beside} on {row['test']['count']:,} images"

@@ -66,6 +66,10 @@ def test_numbers_counted_in_two_ways_are_refused() -> None:
     for pair in ((from_one, from_zero), (from_zero, from_one), (["1", "2", "3"], ["0", "1", "2"]), (["0", "1", "2"], ["a", "1", "b"])):
         with pytest.raises(UserError, match="are numbered differently, so which is which cannot be told"):
             between(*pair)
+    classes = [f"class{number}" for number in range(1, 11)]
+    with pytest.raises(UserError, match="are numbered differently"):
+        between(from_zero, sorted(classes))  # class10 before class2
+    assert between(from_zero, classes) == list(range(10))
     assert between(["ten", "eleven", "b12"], ["2", "0", "1"]) == [2, 0, 1]
 
 

@@ -50,6 +50,10 @@ def test_class_names_may_be_a_map_from_numbers(tmp_path: Path) -> None:
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "train-0.parquet")
     assert open_images(spec).classes == ("n0", "n1", "c", *(f"n{i}" for i in range(3, 10)), "k")
+    del features["label"]["names"]["1"]
+    gap = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(gap), tmp_path / "train-0.parquet")
+    assert open_images(spec).classes == ("0", "1")  # names that do not number the classes are none
 
 
 @pytest.mark.parametrize(
