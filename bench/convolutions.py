@@ -1,4 +1,4 @@
-"""Tells whether torch still needs `networks.convolutions.StridedDepthwise`, by timing forward and backward pass with and without it."""
+"""Tells whether torch still needs `networks.layers.StridedDepthwise`, by timing forward and backward pass with and without it."""
 
 import copy
 import statistics
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from igkd.base import provenance
-from igkd.networks.convolutions import StridedDepthwise
+from igkd.networks.layers import StridedDepthwise
 from igkd.training.execution import multiplies_in_bfloat16
 
 CHANNELS, SIDE, BATCH, ROUNDS = 144, 32, 128, 7

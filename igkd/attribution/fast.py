@@ -14,7 +14,7 @@ from torch.fx.experimental.optimization import fuse
 
 from igkd.attribution.base import Attribution, Colour, FromBaseline, Tell, first_line, inputs_per_pass, nobody
 from igkd.base.choices import Engine
-from igkd.networks.convolutions import avoid_wrong_kernels, plain
+from igkd.networks.layers import ClampedReLU6, avoid_wrong_kernels, plain
 from igkd.networks.network import Classifier
 
 SAME = 1e-3
@@ -142,29 +142,6 @@ def plain_map(model: Classifier, pixels: Tensor, labels: Tensor, steps: int) -> 
     return (x * mean_gradients(gradients, x, labels.to(x.device), steps, len(x))).abs().sum(dim=1).cpu()
 
 
-class Clamp(torch.autograd.Function):
-    """ReLU6 that computes its derivative from its output, so that its input need not be kept in memory."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clamp(0, 6)
-
-    @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return torch.where((y > 0) & (y < 6), gradients[0], 0.0)
-
-
-class ClampedReLU6(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        clamped: Tensor = Clamp.apply(x)
-        return clamped
-
-
 def folded(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
     """A copy of the network for inference: batch norms folded into convolutions if possible, no gradients of parameters.
 
@@ -177,9 +154,9 @@ def folded(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
     copied, why = _fused(network, shape)
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
-    for name, module in list(copied.named_modules()):
+    for module in copied.modules():
         if type(module) is nn.ReLU6:
-            copied.set_submodule(name, ClampedReLU6())
+            module.__class__ = ClampedReLU6
     return copied, why
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
-from igkd.networks.convolutions import Shortcut
+from igkd.networks.layers import Shortcut
 from igkd.networks.pooled import Pooled
 
 MAX_WIDTH, MAX_BLOCKS, MAX_STAGES = 1024, 16, 6

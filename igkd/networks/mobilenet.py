@@ -11,7 +11,6 @@ from torch import nn
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
-from igkd.networks.convolutions import avoid_slow_kernels
 from igkd.networks.pooled import Pooled
 
 # (expansion t, channels c, blocks n, stride s): the paper's network, whose second stage keeps the resolution.
@@ -74,7 +73,6 @@ def build(options: str, classes: int) -> nn.Module:
     )
     whole.features[0][0].stride = (found.stride, found.stride)
     kept: nn.Sequential = whole.features[: FEATURES - found.cut]
-    avoid_slow_kernels(kept)
     return Pooled(kept, classes)
 
 

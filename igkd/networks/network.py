@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from igkd.base.schema import short, typed
 from igkd.images.codec import Interpolation, Scaling
-from igkd.networks.convolutions import plain
 from igkd.networks.families import build_named, canonical_name, on_meta
+from igkd.networks.layers import avoid_slow_kernels, plain
 from igkd.networks.preparation import out_of_range
 
 
@@ -72,7 +72,7 @@ class Classifier(nn.Module):
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
-        self.network = build_named(spec.name, len(spec.classes)) if network is None else network
+        self.network = avoid_slow_kernels(build_named(spec.name, len(spec.classes)) if network is None else network)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise float pixels (B, 3, H, W) in [0, 1] by the network's mean and std."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from igkd.base.errors import UserError
-from igkd.networks.convolutions import twice_differentiable
 from igkd.networks.families import architecture, build_named, outside
+from igkd.networks.layers import twice_differentiable
 from igkd.networks.network import NetworkSpec
 
 SAME = 1e-3

@@ -21,7 +21,7 @@ from igkd.base.errors import UserError
 from igkd.base.time_limit import duration
 from igkd.config.optimisation import LOW_RESOLUTION, Objective, Optimisation
 from igkd.images.samples import Samples
-from igkd.networks.convolutions import twice_differentiable
+from igkd.networks.layers import twice_differentiable
 from igkd.networks.network import Classifier
 from igkd.store.signals import SIGNALS
 from igkd.store.top_logits import TopLogits

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from igkd.base.errors import UserError
 from igkd.config.optimisation import Objective
 from igkd.networks.airbench import Largest
-from igkd.networks.convolutions import twice_differentiable
+from igkd.networks.layers import twice_differentiable
 from igkd.networks.network import Classifier, build
 from igkd.training.augment import cutout, draw, map_targets
 from igkd.training.batches import Batch

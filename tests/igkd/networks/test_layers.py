@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from igkd.networks.convolutions import Shortcut, StridedDepthwise, avoid_slow_kernels, avoid_wrong_kernels, plain
+from igkd.networks.layers import ClampedReLU6, Shortcut, StridedDepthwise, avoid_slow_kernels, avoid_wrong_kernels, plain
 from igkd.networks.network import NetworkSpec, build
 
 TRIED = (2, 15)
@@ -60,20 +60,44 @@ def test_a_strided_depthwise_layer_is_the_plain_one_within_the_rounding_of_bfloa
         assert torch.equal(mine, theirs), "in float32 it is the plain layer"
 
 
-def test_the_networks_have_it_where_they_step_down_depthwise() -> None:
-    model = build(NetworkSpec(classes=("a", "b"), image_shape=(32, 32), name="mobilenet:width=0.35"), 0)
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_clamped_relu6_is_the_plain_one_to_the_bit(dtype: torch.dtype, inplace: bool) -> None:
+    """Also at the corners, beyond them, and where a network has diverged; and differentiated twice."""
+    corners = torch.tensor([0.0, -0.0, 6.0, 1e-30, -1e-30, torch.inf, -torch.inf, torch.nan])
+    values = torch.cat([corners, torch.linspace(-1, 7, 2000)]).to(dtype)
+    weights = torch.randn(len(values), generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = []
+    for layer in (avoid_slow_kernels(nn.Sequential(nn.ReLU6(inplace)))[0], nn.ReLU6(inplace)):
+        x = values.clone().requires_grad_()
+        y = layer(x * 1)
+        (once,) = torch.autograd.grad((y.square() * weights).sum(), x, create_graph=True)
+        (twice,) = torch.autograd.grad((once * weights).sum(), x)
+        found.append((y, once, twice))
+        assert type(layer) is (nn.ReLU6 if len(found) == 2 else ClampedReLU6)
+    for name, mine, theirs in zip(("output", "gradient", "second"), *found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("name", ["mobilenet:width=0.35", "torchvision:mobilenet_v2"])
+def test_networks_of_any_family_have_them(name: str) -> None:
+    model = build(NetworkSpec(classes=("a", "b"), image_shape=(32, 32), name=name), 0)
     strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1 and m.stride == (2, 2)]
-    assert len(strided) == 3 and all(type(m) is StridedDepthwise for m in strided)
+    assert len(strided) >= 3 and all(type(m) is StridedDepthwise for m in strided)
     others = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m not in strided]
     assert all(type(m) is nn.Conv2d for m in others)
+    clamped = [m for m in model.modules() if isinstance(m, nn.ReLU6)]
+    assert len(clamped) > 30 and all(type(m) is ClampedReLU6 for m in clamped)
+    assert all(type(m) is nn.ReLU6 for m in plain(model).modules() if isinstance(m, nn.ReLU6))
 
 
 def test_files_do_not_know_it() -> None:
     """Names in checkpoints, and operations in what is exported, are those of the plain layer."""
-    plain = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1, groups=4)).eval()
-    ours = avoid_slow_kernels(copy.deepcopy(plain))
-    assert type(ours[0]) is StridedDepthwise and list(ours.state_dict()) == list(plain.state_dict())
-    exported = [torch.export.export(network, (torch.rand(2, 4, 8, 8),)) for network in (ours, plain)]
+    theirs = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1, groups=4), nn.ReLU6()).eval()
+    ours = avoid_slow_kernels(copy.deepcopy(theirs))
+    assert [type(layer) for layer in ours] == [StridedDepthwise, ClampedReLU6] and list(ours.state_dict()) == list(theirs.state_dict())
+    with torch.no_grad():
+        exported = [torch.export.export(network, (torch.rand(2, 4, 8, 8),)) for network in (ours, theirs)]
     assert [str(n.target) for n in exported[0].graph.nodes] == [str(n.target) for n in exported[1].graph.nodes]
 
 

@@ -1,4 +1,4 @@
-"""Replacements for convolutions whose backward pass is wrong or slow in oneDNN, which torch uses on CPUs, or slow the second time.
+"""Replacements for layers whose backward pass is wrong or slow on CPUs, where torch computes by oneDNN, or slow the second time.
 
 They have the weights of the plain layers and, in evaluation, the same operations, so checkpoints and exported files do not depend on them.
 """
@@ -48,6 +48,38 @@ class StridedDepthwise(nn.Conv2d):
             return super().forward(input.float()).to(torch.get_autocast_dtype("cpu"))
 
 
+class _Clamp(torch.autograd.Function):
+    """ReLU6 that keeps its output for the backward pass: between 0 and 6 are the same values before and after."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(0, 6)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        result: Tensor = torch.ops.aten.hardtanh_backward(gradient, *ctx.saved_tensors, 0, 6)
+        return result
+
+
+class ClampedReLU6(nn.ReLU6):
+    """ReLU6 that computes its derivative from its output, to the bit that of the plain layer.
+
+    The layer after it keeps that output anyway; torch's own keeps the input as well, and copies it where it works in place.
+    """
+
+    evaluates_as = nn.ReLU6
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(input)
+        clamped: Tensor = _Clamp.apply(input)
+        return clamped
+
+
 def plain(network: nn.Module) -> nn.Module:
     """Turn layers of ours that are torch's in evaluation into those, in place, for tools that check types; returns the network.
 
@@ -72,8 +104,11 @@ def avoid_wrong_kernels(network: nn.Module) -> nn.Module:
 
 
 def avoid_slow_kernels(network: nn.Module) -> nn.Module:
-    """Turn every strided depthwise convolution of a network into a `StridedDepthwise`, in place; returns the network."""
+    """Turn every strided depthwise convolution of a network into a `StridedDepthwise` and every ReLU6 into a `ClampedReLU6`, in place;
+    returns the network."""
     for module in network.modules():
+        if type(module) is nn.ReLU6:
+            module.__class__ = ClampedReLU6
         if type(module) is nn.Conv2d and module.groups > 1 and module.groups == module.in_channels and max(module.stride) > 1:
             module.__class__ = StridedDepthwise
     return network
