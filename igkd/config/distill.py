@@ -21,7 +21,7 @@ class DistillConfig(Optimisation):
     test_images: str | None = field(default=None, metadata=PLACE)
     """Images on whose test split the student is evaluated once, at the end; without them, only the validation split is used."""
     recipe: str = field(default="paper", metadata=RUN)
-    """paper, paper-as-published (with its errors), strong, strong-night (a short one), or a JSON file of settings."""
+    """paper, paper-as-published (with its errors), strong (200 epochs), strong-cpu (30), strong-night (10), or a JSON file of settings."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
     """What the student learns from besides the labels: student = nothing, or a sum in any order, such as kd+ig+at, of kd = logits,
     ig = overlay of maps, at = attention, map = maps as targets of its own, dkd = logits, decoupled, lskd = logits, standardised,

@@ -71,7 +71,7 @@ class AblateConfig(SweepConfig):
     student, kd and kd+ig at the paper's eight cuts; monte-carlo: the same on random 80 % of the training images; choices: each choice of
     the recipe undone."""
     recipes: tuple[str, ...] = ("paper",)
-    """paper, paper-as-published, strong, or JSON files of settings."""
+    """paper, paper-as-published, strong, strong-cpu, strong-night, or JSON files of settings."""
     arms: tuple[Arm, ...] | None = None
     """The arms of the grids, instead of their usual ones: any sums, such as kd+ig or kd+map."""
     contents: tuple[Content, ...] | None = None
@@ -97,7 +97,8 @@ class TuneConfig(SweepConfig):
     trials: int = field(default=50, metadata=SPEED)
     """Number of settings to try."""
     recipe: str = field(default="strong", metadata=RUN)
-    """Settings that the search begins with, and keeps where it has no range: paper, paper-as-published, strong, or a JSON file."""
+    """Settings that the search begins with, and keeps where it has no range: paper, paper-as-published, strong, strong-cpu, strong-night,
+    or a JSON file."""
     arm: Arm = field(default="kd+ig", metadata=RUN)
     """What the students learn from."""
     student: str = field(default="mobilenet:cut=5", metadata=RUN)
@@ -131,7 +132,7 @@ class SearchConfig(SweepConfig):
     parameters: int | None = None
     """Largest number of parameters of a candidate; by default that of --student."""
     recipe: str = field(default="strong", metadata=RUN)
-    """How all of them are trained: paper, paper-as-published, strong, or a JSON file of settings."""
+    """How all of them are trained: paper, paper-as-published, strong, strong-cpu, strong-night, or a JSON file of settings."""
     arm: Arm = field(default="kd", metadata=RUN)
     """What the students learn from."""
     student: str = field(default="mobilenet:cut=5", metadata=RUN)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from igkd.attribution.attention import attention_map
 from igkd.base.errors import UserError
+from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import RECIPES, distill_config, parse_distill
+from igkd.config.sweeps import AblateConfig, SearchConfig, TuneConfig
 from igkd.images.views import crop_flip
 from igkd.networks.network import build
 from igkd.store import Store
@@ -46,6 +49,15 @@ def test_the_command_line_changes_what_the_recipe_says(name: str, monkeypatch: p
     assert parse_distill("python -m jobs.distill") == distill_config(name, **PLACES)
     monkeypatch.setattr("sys.argv", ["jobs.distill", *places, f"--recipe={name}", "--epochs", "14", "--logits", "image"])
     assert parse_distill("python -m jobs.distill") == distill_config(name, **PLACES, epochs=14, logits="image")
+
+
+@pytest.mark.parametrize("config", [DistillConfig, AblateConfig, TuneConfig, SearchConfig])
+def test_the_help_names_every_recipe(config: type, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["igkd", "--help"])
+    with pytest.raises(SystemExit):
+        parse(config, "igkd")
+    option = capsys.readouterr().out.split("  --recipe")[1].split("\n  --")[0]
+    assert set(RECIPES) <= set(re.split(r"[\s,]+", option))
 
 
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:
