@@ -149,8 +149,16 @@ def read_file(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
         raise UserError(f"{path} cannot be read: {explain(error)}") from None
 
 
-def open_ranges(fs: fsspec.AbstractFileSystem, path: str) -> fsspec.spec.AbstractBufferedFile:
-    """Open a file to read parts of it, without fsspec's read-ahead (50 MB on S3), which would fetch everything after the first part."""
+def open_ranges(fs: fsspec.AbstractFileSystem, path: str) -> Any:
+    """Open a file for pyarrow to read parts of it: a context manager.
+
+    A local file is pyarrow's own, whose threads touch nothing of Python's (see `parquet_limits`). On S3 it is without fsspec's read-ahead
+    (50 MB), which would fetch everything after the first part.
+    """
+    if is_local(fs):
+        import pyarrow  # here, since `igkd --help` needs none
+
+        return pyarrow.OSFile(path, "rb")
     return fs.open(path, "rb", cache_type="none")
 
 

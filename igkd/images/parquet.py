@@ -110,7 +110,7 @@ class ParquetImages(ImageSource):
         columns = []
         for path, _rows in self._files(split):
             with _parquet(fs, path) as file:
-                column = file.read(columns=[self.label_column]).column(0)
+                column = file.read(columns=[self.label_column], use_threads=False).column(0)
             if column.null_count:
                 raise UserError(f"{path}: column '{self.label_column}' has {column.null_count} empty label(s); every image needs one")
             columns.append(column.to_numpy().astype(np.int64))
@@ -152,8 +152,9 @@ def _parquet(fs: fsspec.AbstractFileSystem, path: str, repeating: Sequence[str] 
     try:
         with open_ranges(fs, path) as opened:
             file = pq.ParquetFile(opened, read_dictionary=list(repeating))
-            if file.metadata.num_rows > max(1_000_000, opened.size):  # labels alone could fill the memory
-                raise TooLarge(f"it claims {file.metadata.num_rows:,} pictures in {opened.size:,} bytes")
+            rows = file.metadata.num_rows
+            if rows > 1_000_000 and rows > (size := fs.size(path)):  # labels alone could fill the memory
+                raise TooLarge(f"it claims {rows:,} pictures in {size:,} bytes")
             yield file
     except TooLarge as error:
         raise UserError(f"{path} is refused: {error}; write it anew, in smaller row groups, if you know where it comes from") from None
@@ -177,7 +178,7 @@ def _rows(
             here = rows[(rows >= start) & (rows < stop)]
             if len(here):
                 check_group(file, group, fields)
-                table = file.read_row_group(group, columns=fields).take(here - start)
+                table = file.read_row_group(group, columns=fields, use_threads=False).take(here - start)
                 check_repeats(pc.struct_field(table[image], "bytes"))
                 yield from zip(here.tolist(), (one or {} for one in table[image].to_pylist()), table[label].to_pylist(), strict=True)
             start = stop

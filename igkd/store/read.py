@@ -101,7 +101,9 @@ class Store:
                     table = part_table(data, plan)
                 else:
                     with open_ranges(fs, path) as opened:
-                        table = _sound(pq.ParquetFile(opened, page_checksum_verification=True), plan, columns).read(list(columns))
+                        table = _sound(pq.ParquetFile(opened, page_checksum_verification=True), plan, columns).read(
+                            list(columns), use_threads=False
+                        )
                 if len(table) != file["rows"]:
                     raise ValueError(f"{len(table)} rows instead of {file['rows']}")
             except FileNotFoundError:
@@ -240,8 +242,8 @@ def part_table(data: bytes, plan: Layer) -> pa.Table:
         if "image" in file.schema_arrow.names:
             pictures = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["image"])
             for group in range(pictures.num_row_groups):
-                check_repeats(pictures.read_row_group(group, ["image"]).column(0))
-        table = file.read()
+                check_repeats(pictures.read_row_group(group, ["image"], use_threads=False).column(0))
+        table = file.read(use_threads=False)
         skipped_of(table)
     except _OtherColumns as error:
         raise ValueError(str(error)) from None

@@ -1,20 +1,26 @@
 """Readers refuse what is no store or is damaged."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from igkd import store
 from igkd.base.errors import UserError
+from igkd.base.storage import filesystem, open_ranges
 from igkd.images.codec import decode, pixel_hash
 from igkd.store import VERSION, Store, part_name
 from igkd.store.check import judged
 from tests.helpers.damage import large_label, not_a_picture, rewrite, swapped_images
+from tests.helpers.paths import ROOT
 from tests.helpers.pictures import BAD, LABELS
 
 
@@ -119,3 +125,35 @@ def test_the_pictures_are_the_ones_that_were_read(finished: str) -> None:
     for table in Store.open(finished).tables():
         for image, sha in zip(table.column("image").to_pylist(), table.column("image_sha").to_pylist(), strict=True):
             assert pixel_hash(decode(image)) == sha
+
+
+READS = """
+import os, sys
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
+from igkd.store import Store
+from igkd.store.read import part_table
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+plan, data = Store.open(sys.argv[1]).plan, Path(sys.argv[1], "part-00000.parquet").read_bytes()
+before = threads()
+table = part_table(data, plan)
+ours = threads()
+assert pq.ParquetFile(pa.BufferReader(data)).read().num_rows == table.num_rows
+print(before, ours, threads())
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="only Linux lists a process's threads there")
+def test_reading_a_part_starts_no_thread_that_could_abort_the_process_when_it_ends(finished: str) -> None:
+    done = subprocess.run([sys.executable, "-c", READS, finished], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, ours, usual = map(int, done.stdout.split())
+    assert before == ours < usual, "the last one is pyarrow's usual way, which starts threads"
+
+
+def test_a_local_file_is_opened_by_pyarrow_itself(finished: str) -> None:
+    with open_ranges(*filesystem(f"{finished}/{part_name(0)}")) as opened:
+        assert type(opened) is pa.OSFile
