@@ -31,7 +31,7 @@ LATENCY = "evidence/latency.json"
 PAPER = (("teacher", 2_236_682, "93.9", "teacher"), ("cut 5, kd+ig, mean of ten", 543_498, "92.0", "cut5"))
 """As published: what, parameters, test accuracy in per cent; and the file of this network."""
 TEACHER = ("evidence/wide/teacher.json", "assets/cifar10-airbench", "airbench96")
-SWEEPS = (("evidence/long/rows.jsonl", "student"), ("evidence/fast/rows.jsonl", "fast"))
+SWEEPS = (("evidence/long/rows.jsonl", "student"), ("evidence/cut5/rows.jsonl", "cut5"), ("evidence/fast/rows.jsonl", "fast"))
 """The longest runs of each network, and the file of this network."""
 SEEDS = {1: "one seed"}
 
