@@ -14,7 +14,7 @@ from torch.fx.experimental.optimization import fuse
 
 from igkd.attribution.base import Attribution, Colour, FromBaseline, Tell, first_line, inputs_per_pass, nobody
 from igkd.base.choices import Engine
-from igkd.networks.layers import ClampedReLU6, avoid_wrong_kernels, plain
+from igkd.networks.layers import avoid_slow_kernels, avoid_wrong_kernels, plain
 from igkd.networks.network import Classifier
 
 SAME = 1e-3
@@ -154,14 +154,11 @@ def folded(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
     copied, why = _fused(network, shape)
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
-    for module in copied.modules():
-        if type(module) is nn.ReLU6:
-            module.__class__ = ClampedReLU6
-    return copied, why
+    return avoid_slow_kernels(copied), why
 
 
 def _fused(network: FromBaseline, shape: torch.Size) -> tuple[nn.Module, str]:
-    """`folded` without the final replacement of ReLU6; the folding is done by torch.fx."""
+    """`folded` without its last steps; the folding is done by torch.fx."""
     weights = next(network.parameters())
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(weights)
     copied = plain(copy.deepcopy(network))

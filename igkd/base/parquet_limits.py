@@ -3,7 +3,7 @@
 A column that repeats one value takes a few bytes in the file, but can be made arbitrarily large in memory.
 
 No thread of pyarrow's may hold what is Python's: one that lets go of bytes or of a file while Python ends aborts the process ("terminate
-called without an active exception", pyarrow 26.0; `igkd store verify` ended so, after its last line, twice in some 3,000 runs). So all
+called without an active exception", pyarrow 26.0; seen in `igkd store verify` after its last line). So all
 files are read with `use_threads=False`, and local ones are opened by pyarrow (`storage.open_ranges`).
 """
 

@@ -68,7 +68,8 @@ class _Clamp(torch.autograd.Function):
 class ClampedReLU6(nn.ReLU6):
     """ReLU6 that computes its derivative from its output, to the bit that of the plain layer.
 
-    The layer after it keeps that output anyway; torch's own keeps the input as well, and copies it where it works in place.
+    The layer after it keeps that output anyway; torch's own keeps the input as well, and copies it where it works in place. This one never
+    does.
     """
 
     evaluates_as = nn.ReLU6
@@ -105,9 +106,12 @@ def avoid_wrong_kernels(network: nn.Module) -> nn.Module:
 
 def avoid_slow_kernels(network: nn.Module) -> nn.Module:
     """Turn every strided depthwise convolution of a network into a `StridedDepthwise` and every ReLU6 into a `ClampedReLU6`, in place;
-    returns the network."""
+    returns the network.
+
+    A ReLU6 that works in place is left as it is: a forward pass of anyone's may use its input afterwards.
+    """
     for module in network.modules():
-        if type(module) is nn.ReLU6:
+        if type(module) is nn.ReLU6 and not module.inplace:
             module.__class__ = ClampedReLU6
         if type(module) is nn.Conv2d and module.groups > 1 and module.groups == module.in_channels and max(module.stride) > 1:
             module.__class__ = StridedDepthwise

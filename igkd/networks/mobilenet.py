@@ -72,6 +72,9 @@ def build(options: str, classes: int) -> nn.Module:
         dropout=0.0,
     )
     whole.features[0][0].stride = (found.stride, found.stride)
+    for layer in whole.modules():
+        if isinstance(layer, nn.ReLU6):
+            layer.inplace = False  # so that it becomes a `ClampedReLU6`, which is faster
     kept: nn.Sequential = whole.features[: FEATURES - found.cut]
     return Pooled(kept, classes)
 

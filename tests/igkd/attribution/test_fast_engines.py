@@ -83,6 +83,35 @@ def test_fast_engines_take_a_norm_after_a_pooling(engine: Engine) -> None:
     assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > LEAST[engine]
 
 
+@pytest.mark.parametrize("engine", ["torch", "openvino", "openvino-bf16"])
+def test_a_relu6_that_works_in_place_may_be_leant_on(engine: Engine) -> None:
+    """What the layer returns is not used: the network goes on with its changed input."""
+
+    class Leaning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.act = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(inplace=True)
+            self.second, self.classifier = nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.first(x))
+            self.act(x)
+            x = self.second(x)
+            self.act(x)
+            logits: Tensor = self.classifier(x.mean((2, 3)))
+            return logits
+
+    torch.manual_seed(0)
+    network = Leaning()
+    spec = NetworkSpec(classes=("a", "b", "c"), image_shape=(16, 16))
+    teacher = Classifier(spec, copy.deepcopy(network))
+    pixels, labels = torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 2])
+    assert torch.equal(teacher.train()(pixels), network.train()(pixels)), "in training, too"
+    teacher = lively(teacher)
+    found = integrated_gradients(teacher, pixels, labels, STEPS, engine)
+    assert least_cosine(found.ig, midpoint(teacher, pixels, labels)[0]) > LEAST[engine]
+
+
 @pytest.mark.parametrize(
     "pooling",
     [
