@@ -114,7 +114,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     preset = PRESETS[config.preset](config.out)
     students = preset.students
     if config.recipe is not None:
-        students = tuple(dict.fromkeys(by_recipe(config.recipe, one) for one in students if one.recipe == students[0].recipe))
+        students = tuple(by_recipe(config.recipe, one) for one in students if one.recipe == students[0].recipe)
     if config.arms is not None:
         # The features of feat come from a live teacher, who then gives the logits as well.
         live = replace(students[0], logits="auto")
@@ -126,6 +126,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
         )
         for one in students
     )  # fmt: skip
+    students = tuple(dict.fromkeys(students))  # a recipe, or --student, may have made equal what the preset has apart
     several = len({one.student for one in students}) > 1
     seeds = dict.fromkeys(preset.seeds if config.seeds is None else config.seeds)
     assert preset.teacher is not None

@@ -80,3 +80,12 @@ def test_a_recipe_leaves_arms_and_controls_to_the_preset(tmp_path: Path) -> None
     assert [one.arm for one in runs] == ["student", "kd", "ig", "kd+ig", "kd+ig", "kd+ig", "kd+ig"]
     assert [one.content for one in runs] == ["black", "black", "black", "black", "other", "noise", "brightness"]
     assert {(one.seed, one.maps) for one in runs} == {(0, 200)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_run_is_made_twice_where_a_network_or_recipe_makes_runs_equal(preset: Any) -> None:
+    for changes in ({"student": "mobilenet:cut=9"}, {"recipe": "strong", "student": "mobilenet:cut=9"}):
+        runs = make_pipeline(PipelineConfig(preset=preset, out="o", **changes)).students  # type: ignore[arg-type]
+        assert len(runs) == len({one.out for one in runs}) == len(set(runs))
+        whole = make_pipeline(PipelineConfig(preset=preset, out="o")).students
+        assert {(one.arm, one.content, one.seed) for one in runs} <= {(one.arm, one.content, one.seed) for one in whole}
