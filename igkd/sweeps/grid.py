@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from igkd.base.choices import ARMS, MAP_PARTS, Arm, Content, parts_of
+from igkd.base.choices import ARMS, LOGIT_PARTS, MAP_PARTS, Arm, Content, parts_of
 from igkd.base.errors import UserError
 from igkd.config.distill import DistillConfig
 from igkd.config.presets import PAPER_ARMS
@@ -18,7 +18,7 @@ from igkd.training.identity import decided
 
 SHARE = 0.8
 """Share of the training images that a Monte-Carlo run uses."""
-CHOICES = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "its optimiser": ("optimizer", "schedule", "learning_rate", "weight_decay", "batch_size"),
     "normalised pixels": ("normalise",),
     "averaged weights": ("averaging",),
@@ -29,6 +29,14 @@ CHOICES = {
     "bfloat16": ("precision",),
 }
 """The choices of a recipe, each a set of settings that belong together."""
+USED_BY = {
+    "its weight of distillation": LOGIT_PARTS,
+    "the teacher's answer to the crop": LOGIT_PARTS,
+    "its overlay": frozenset({"ig"}),
+}
+"""The parts of an arm that make use of a choice, where not every arm does."""
+PLAIN = {"logits": "image", "precision": "float32"}
+"""What undoes a setting whose default may come to the same as the choice: `auto` takes views, or bfloat16, where there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +79,9 @@ def cells(config: AblateConfig, store: Store) -> list[Cell]:
         for recipe in dict.fromkeys(config.recipes):
             given = {"teacher": config.teacher, "test_images": config.test_images, "epochs": config.epochs, "maps": config.maps}
             given["bad_images"] = config.bad_images
-            base = distill_config(recipe, store=config.store, out="", seed=seed, **{k: v for k, v in given.items() if v is not None})
+            base = distill_config(
+                recipe, store=config.store, out=config.out, seed=seed, **{k: v for k, v in given.items() if v is not None}
+            )
             bases = [(grid, replace(base, student=student)) for grid in config.grids for student in _students(grid, base, config)]
             for cell in (cell for grid, one in bases for cell in _grid(grid, one, config, store)):
                 other = found.setdefault(cell.name, cell)
@@ -115,13 +125,21 @@ def _controls(base: DistillConfig, arms: Sequence[Arm], contents: Sequence[Conte
 
 
 def _choices(base: DistillConfig, config: AblateConfig) -> Iterator[Cell]:
-    """The runs of a recipe, and of the recipe with each choice undone, which then has the paper's settings."""
+    """The runs of a recipe, and of the recipe with each choice undone, which then has the paper's settings. A choice that an arm makes
+    no use of is left out: its two runs would be the same."""
     chosen = recipe_values(base.recipe)
     usual = {f.name: f.default for f in fields(DistillConfig)}
     for arm in config.arms or ("kd+ig",):
         whole = replace(base, arm=arm)
         yield make_cell(config.out, whole)
         for name, settings in CHOICES.items():
-            undone: dict[str, Any] = {k: usual[k] for k in settings if chosen.get(k, usual[k]) != usual[k]}
-            if undone:
-                yield make_cell(config.out, replace(whole, **undone), whole.label, without=name)
+            undone: dict[str, Any] = {k: PLAIN.get(k, usual[k]) for k in settings}
+            made = any(chosen.get(k, usual[k]) not in (usual[k], undone[k]) for k in settings)
+            used = name not in USED_BY or not USED_BY[name].isdisjoint(parts_of(arm))
+            if made and used and _learns(without := replace(whole, **undone)) != _learns(whole):
+                yield make_cell(config.out, without, whole.label, without=name)
+
+
+def _learns(config: DistillConfig) -> tuple[object, ...]:
+    """How a run learns, as far as its settings say it."""
+    return config.objective, config.optimisation, config.normalise

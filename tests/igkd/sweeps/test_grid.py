@@ -1,5 +1,7 @@
 import dataclasses
+import json
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from igkd.base.choices import ARMS
 from igkd.base.errors import UserError
 from igkd.config.sweeps import GRIDS, PAPER_STUDENTS, AblateConfig
-from igkd.sweeps.grid import CHOICES, Cell, cells
+from igkd.sweeps.grid import CHOICES, PLAIN, Cell, cells, settled
 from igkd.sweeps.space import inside, settings_of, space, tuned
 
 
@@ -80,11 +82,38 @@ def test_each_choice_of_a_recipe_is_undone_once() -> None:
         changed = {f.name for f in dataclasses.fields(paper) if getattr(cell.config, f.name) != getattr(whole.config, f.name)} - {"out"}
         names = CHOICES[cell.label.split("without ")[1]]
         assert changed and changed <= set(names)
-        assert all(getattr(cell.config, name) == getattr(paper, name) for name in names)
+        assert all(getattr(cell.config, name) == PLAIN.get(name, getattr(paper, name)) for name in names)
     # Together they undo the recipe: what is left is where it goes and how long it takes.
     all_names = {name for cell in undone for name in CHOICES[cell.label.split("without ")[1]]}
     left = {f.name for f in dataclasses.fields(paper) if getattr(whole.config, f.name) != getattr(paper, f.name)} - all_names
     assert left == {"out", "recipe", "epochs"}
+
+
+@pytest.mark.parametrize("views", [None, "views"])
+@pytest.mark.parametrize("chosen", [{"logits": "crop"}, {"live": True}, {"logits": "views"}, {"precision": "bfloat16"}])
+def test_a_choice_is_undone_also_where_auto_would_take_it_again(chosen: dict[str, Any], views: Any, tmp_path: Path) -> None:
+    """A store with views gives them to `auto`, and many a machine bfloat16: then a run "without" it would be the run with it."""
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(chosen))
+    store: Any = SimpleNamespace(
+        plan=SimpleNamespace(has_mask=False, teacher_network="mobilenet", image_shape=(32, 32)), views=views, manifest={"rows": 10}
+    )
+    config = AblateConfig(store="s", out=str(tmp_path), grids=("choices",), recipes=(str(path),), arms=("kd",), seeds=(0,), teacher="t")
+    if views is not None:
+        store.views = SimpleNamespace(bytes_per_image=10)
+    whole, undone = settled(cells(config, store), store)
+    kinds = [(cell.config.which_logits, cell.config.precision) for cell in (whole, undone)]
+    whichever = "image" if views is None else "views"
+    assert kinds[1] == ((whichever, "float32") if "precision" in chosen else ("image", "auto")) and kinds[0] != kinds[1]
+
+
+def test_a_choice_that_an_arm_makes_no_use_of_is_not_undone() -> None:
+    def undone(*arms: Any) -> set[str]:
+        return {cell.without for cell in grid(grids=("choices",), recipes=("strong",), seeds=(0,), teacher="t", arms=arms)} - {""}
+
+    of_logits = {"its weight of distillation", "the teacher's answer to the crop"}
+    assert of_logits <= undone("kd") and undone("kd") - undone("student") == of_logits
+    assert undone("feat+kd") == undone("kd") - {"the teacher's answer to the crop"}  # feat asks the teacher in any case
 
 
 def test_grids_share_the_cells_they_have_in_common() -> None:
