@@ -29,6 +29,8 @@ STRONG: dict[str, Any] = {
     "temperature": 4.0,
     "logits": "crop",
 }
+ALSO = ("init", "taps", "explanation", "content", "share")
+"""What a recipe's file says of a run besides how it learns: without them, its settings were found for something else."""
 MADE = "made"
 """Entry of a recipe's file that says how it was found, and is no setting."""
 RECIPES: dict[str, dict[str, Any]] = {
@@ -72,6 +74,7 @@ def recipe_values(recipe: str) -> dict[str, Any]:
 def recipe_file(config: DistillConfig, made: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as a recipe for others: those that differ from the defaults, and how they were found."""
     values = {name: getattr(config, name) for name, kind in kinds(config).items() if kind == "learning" and name != "ingest"}
+    values |= {name: getattr(config, name) for name in ALSO}
     usual = {f.name: f.default for f in fields(DistillConfig)}
     return {name: value for name, value in values.items() if value != usual[name]} | {MADE: dict(made)}
 

@@ -15,7 +15,7 @@ from igkd.attribution.attention import attention_map
 from igkd.base.errors import UserError
 from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
-from igkd.config.recipes import RECIPES, distill_config, parse_distill
+from igkd.config.recipes import RECIPES, distill_config, made_for, parse_distill, recipe_file
 from igkd.config.sweeps import AblateConfig, SearchConfig, TuneConfig
 from igkd.images.views import crop_flip
 from igkd.networks.network import build
@@ -248,3 +248,16 @@ def test_bfloat16_is_near_float32() -> None:
         history = run(build(TINY, 0), random_samples(24), recipe(precision=precision, epochs=1))
         losses.append(history[-1]["train_loss"])
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_recipe_that_was_found_says_what_it_was_found_with(tmp_path: Path) -> None:
+    """Also the weights that it starts from, the maps and the share of the images: with others it was not tried."""
+    found = DistillConfig(
+        **PLACES, arm="kd+ig", init="default", freeze_norms=True, explanation="gradcam", content="noise", share=0.5,
+        taps=("a", "b"), alpha=0.3, exponents=(1.5, 1.7), cutout=4, precision="float32",
+    )  # fmt: skip
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps(recipe_file(found, {"store_fingerprint": "f"})))
+    again = distill_config(str(path), **PLACES, arm="kd+ig")
+    assert replace(again, recipe="paper") == found and made_for(str(path)) == "f"
+    assert json.loads(json.dumps(recipe_file(DistillConfig(**PLACES), {}))) == {"made": {}}
