@@ -1,6 +1,7 @@
 """Stops runs that fall behind, by ASHA on validation accuracy."""
 
 import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
@@ -22,6 +23,16 @@ class Halving(ASHAScheduler):
         )
         self.stopped: set[str] = set()
         self.spared = spared
+        self.history_of: Callable[[Any], Sequence[dict[str, Any]]] = lambda trial: ()
+        """Gives the epochs that a trial of Tune has from an earlier driver, when it is added."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A run that goes on is compared with others by what it had after each of its epochs, as if it had not been broken off; its later
+        epochs alone would count as its first, and every run that begins now would be behind."""
+        super().on_trial_add(tune_controller, trial)
+        if trial.config.get("cell") not in self.spared:
+            for entry in self.history_of(trial):
+                super().on_trial_result(tune_controller, trial, entry)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if trial.config.get("cell") in self.spared:

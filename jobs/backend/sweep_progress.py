@@ -65,6 +65,13 @@ def interruptible(sweep: Callable[[], T]) -> T:
         pool.shutdown(wait=False)
 
 
+def begun_history(work: Work, settings: Settings) -> list[dict[str, Any]]:
+    """The epochs that a run had when it was last broken off, one entry each; none if it has not begun."""
+    with contextlib.suppress(UserError):  # there is no history, or it is damaged, which the run itself will report
+        return read_history(work.here / work.cell_of(settings).config.out)
+    return []
+
+
 class Keeper(ray.tune.Callback):
     """A callback of Tune that keeps the ledger and prints a line for each event."""
 
@@ -75,10 +82,7 @@ class Keeper(ray.tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         cell = self.work.cell_of(settings_of_trial(trial))
-        out = self.work.here / cell.config.out
-        self.histories[trial.trial_id] = []
-        with contextlib.suppress(UserError):  # there is no history, or it is damaged, which the run itself will report
-            self.histories[trial.trial_id] = read_history(out)
+        self.histories[trial.trial_id] = begun_history(self.work, settings_of_trial(trial))
         self.ledger.status.running[cell.name] = len(self.histories[trial.trial_id])
         self.ledger.status.epochs[cell.name] = cell.config.epochs
         self.ledger.write_status()

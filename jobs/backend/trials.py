@@ -17,7 +17,7 @@ from igkd.sweeps.ledger import Ledger
 from jobs.backend.halving import Halving
 from jobs.backend.one_trial import TRIES, Settings, Work, train_cell
 from jobs.backend.ray_insides import keep_aws_keys_from_tune, silence_ray_tune
-from jobs.backend.sweep_progress import Interruption, Keeper, settings_of_trial
+from jobs.backend.sweep_progress import Interruption, Keeper, begun_history, settings_of_trial
 from jobs.backend.trackers import trackers
 from jobs.backend.waiting import say_if_waiting
 
@@ -43,6 +43,8 @@ def run_trials(
         samples: number of settings to propose.
         at_once: number of trials at a time.
     """
+    if halving is not None:
+        halving.history_of = lambda trial: begun_history(work, settings_of_trial(trial))
     silence_ray_tune()
     say_if_waiting(resources)
     keep_aws_keys_from_tune()
