@@ -18,7 +18,7 @@ from jobs.backend.sweep_progress import conclude
 
 def ablate(config: AblateConfig) -> int:
     """Run what is not done yet; gives the exit status, 1 if runs failed."""
-    seconds = config.seconds_left(provenance.local_now())
+    deadline = config.deadline(provenance.now())
     check_writable(Path(config.out) / STATUS)
     store = Store.open(config.store)
     begin_ray()
@@ -32,7 +32,7 @@ def ablate(config: AblateConfig) -> int:
         if todo:
             print_estimate(todo, config.runs_per_gpu, config.price)
         return 0
-    train_cells(grid, config.out, config.runs_per_gpu, seconds)
+    train_cells(grid, config.out, config.runs_per_gpu, deadline)
     return conclude(Path(config.out))
 
 

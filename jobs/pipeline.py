@@ -1,8 +1,6 @@
 """Teacher, store, students and report in one command: python -m jobs.pipeline --preset demo --out DIR"""
 
-import dataclasses
 import functools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +8,26 @@ from igkd import store
 from igkd.base import provenance
 from igkd.base.errors import TIME_IS_UP, UserError
 from igkd.base.storage import absolute, write_bytes, write_json
-from igkd.base.time_limit import seconds_left
+from igkd.base.time_limit import deadline, seconds_left
 from igkd.config.command_line import parse
 from igkd.config.pipeline import Pipeline, PipelineConfig
 from igkd.config.presets import make_pipeline
 from igkd.images.open import open_images
-from igkd.networks.families import student_name
-from igkd.networks.network import Classifier
+from igkd.networks.network import Classifier, build
 from igkd.networks.open import open_teacher
 from igkd.networks.renumbered import for_pictures
-from igkd.networks.trial import check_trainable
 from igkd.report import pipeline_page
 from igkd.report.gallery import Showcase, load_students
 from igkd.report.html import source_name
-from igkd.store import views
 from igkd.sweeps import forecast
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import STATUS, read_rows, read_status
 from igkd.sweeps.publish import publish
+from igkd.training.ahead import check_students
 from igkd.training.held_out import read_unseen, unseen_by_teacher
 from igkd.training.identity import decided
 from igkd.training.student_data import open_store
-from igkd.training.teacher_data import untrained_spec
+from igkd.training.teacher_data import check_teacher, untrained_spec
 from jobs.backend.cells import claim, train_cells
 from jobs.backend.runtime import TIME_WAS_UP, begin_ray, in_thread, run_job, start_ray, stopping_after
 from jobs.distill import distill
@@ -50,17 +46,16 @@ def run(config: PipelineConfig) -> Path | None:
     Raises:
         UserError: a job cannot be run, or another pipeline is running in this directory.
     """
-    seconds, pipeline = seconds_left(config.hours, config.until, provenance.local_now()), make_pipeline(config)
+    ends, pipeline = deadline(config.hours, config.until, provenance.now()), make_pipeline(config)
     if config.dry_run:
         forecast_hours(pipeline)
         return None
-    deadline = None if seconds is None else time.monotonic() + seconds
     begin_ray()
     check_ahead(pipeline)
     with store.hold(config.out):
         start_ray()
         try:
-            with stopping_after(seconds):
+            with stopping_after(seconds_left(ends)):
                 if pipeline.teacher is None:
                     teacher = given_teacher(pipeline.precompute.teacher)
                 else:
@@ -70,7 +65,7 @@ def run(config: PipelineConfig) -> Path | None:
             if TIME_WAS_UP.is_set():
                 return None
             raise
-        rows = run_students(config.out, pipeline, None if deadline is None else max(1.0, deadline - time.monotonic()))
+        rows = run_students(config.out, pipeline, ends)
         return None if rows is None else write_report(config, pipeline, teacher, rows)
 
 
@@ -85,39 +80,35 @@ def forecast_hours(pipeline: Pipeline) -> None:
 
 
 def check_ahead(pipeline: Pipeline) -> None:
-    """Check what is used only hours later, before the teacher is trained: the students' networks, and the test images.
+    """Check what is used only hours later, before the teacher is trained: the store's settings, the students', and the test images.
 
     Raises:
-        UserError: a student cannot take the pictures; the views are impossible; there are no test images, or one cannot be used.
+        UserError: the store cannot be made so, a student cannot learn from it; there are no test images, or one cannot be used.
     """
     places = [one.out for one in pipeline.students] + ([] if pipeline.teacher is None else [pipeline.teacher.out])
     if all((Path(out) / "result.json").exists() for out in places):
         return
-    if pipeline.teacher is None:
-        given = given_network(pipeline).spec
-    else:
-        given = untrained_spec(pipeline.teacher, open_images(pipeline.teacher.images))
-    for name, scale in dict.fromkeys((one.student, one.lowest_scale) for one in pipeline.students):
-        check_trainable(dataclasses.replace(given, name=student_name(name, given.name, given.image_shape)), scale)
-    asked = pipeline.precompute
-    if asked.views != "none":
-        rows = asked.limit or len(open_images(asked.images).labels(asked.split))
-        views.check_size(asked.views, asked.crop, asked.padding, given.image_shape, rows, len(given.classes), asked.top)
     if pipeline.teacher is not None:
+        check_teacher(pipeline.teacher)
+        untrained = build(untrained_spec(pipeline.teacher, open_images(pipeline.teacher.images)), 0)
+        check_students(pipeline.precompute, untrained, pipeline.students)
         unseen_by_teacher(pipeline.teacher)
         return
+    network = given_network(pipeline)
+    check_students(pipeline.precompute, network, pipeline.students)
+    given = network.spec
     student = pipeline.students[0]
     if student.test_images is not None:
         resize = pipeline.precompute.image_size is not None
         read_unseen(student.test_images, given.classes, given.image_shape, resize, student.bad_images, given.scaling)
 
 
-def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> list[dict[str, Any]] | None:
+def run_students(out: str, pipeline: Pipeline, ends: float | None = None) -> list[dict[str, Any]] | None:
     """Train all students, as many at a time as fit, each in one process; if one needs several workers, or streams its store, one after
     the other.
 
     Args:
-        seconds: time after which to stop.
+        ends: Unix time at which to stop; None for no limit.
 
     Returns:
         their rows; None if the time was up before all had finished.
@@ -131,9 +122,9 @@ def run_students(out: str, pipeline: Pipeline, seconds: float | None = None) -> 
         open_store(cell.config)
     claim(grid)  # of all students, so that what was decided now is kept when the command is repeated
     if any(cell.config.workers > 1 or cell.config.ingest == "stream" for cell in grid):
-        with stopping_after(seconds):
+        with stopping_after(seconds_left(ends)):
             return [in_thread(functools.partial(distill, cell.config)) for cell in grid]
-    if not train_cells(grid, out, RUNS_PER_GPU, seconds, page=COMPARISONS):
+    if not train_cells(grid, out, RUNS_PER_GPU, ends, page=COMPARISONS):
         if (status := read_status(Path(out))).time_was_up and not status.failures:
             print(f"{publish(Path(out))}\n\n{TIME_IS_UP}", flush=True)
             return None

@@ -1,11 +1,10 @@
 """A search for a fast student: python -m jobs.search --store URI --teacher DIR --out DIR --budget 8 --candidates 24 --trials 8"""
 
 import dataclasses
-import time
 from functools import partial
 from pathlib import Path
 
-from igkd.base import provenance, run_directory
+from igkd.base import provenance
 from igkd.base.errors import UserError
 from igkd.base.storage import check_writable, write_json
 from igkd.config.command_line import parse
@@ -23,8 +22,8 @@ from igkd.sweeps import candidates
 from igkd.sweeps.grid import Cell, make_cell
 from igkd.sweeps.ledger import STATUS, read_rows
 from igkd.sweeps.speed_search import measured_latencies, within_budget
-from igkd.training.identity import decided, fingerprints
-from jobs.backend.cells import check, resident, train_cells
+from igkd.training.identity import decided
+from jobs.backend.cells import check, claim_search, resident, train_cells
 from jobs.backend.estimates import print_estimate
 from jobs.backend.halving import METRIC, Halving
 from jobs.backend.runtime import run_job, start_ray
@@ -35,7 +34,7 @@ def base_of(config: SearchConfig) -> DistillConfig:
     """The settings of the student to compare with; the others differ in their network. Without test images, since those choose nothing."""
     common = {
         "store": config.store,
-        "out": "",
+        "out": config.out,
         "arm": config.arm,
         "student": config.student,
         "seed": config.seed,
@@ -81,13 +80,14 @@ def search(config: SearchConfig) -> int:
     Raises:
         UserError: settings, store and teacher do not fit; or no candidate is fast enough.
     """
-    seconds, began = config.seconds_left(provenance.local_now()), time.monotonic()
+    deadline = config.deadline(provenance.now())
     check_writable(Path(config.out) / STATUS)
     store, root = Store.open(config.store), Path(config.out)
-    base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), store), out="")
+    base = decided(base_of(config), store)
     specs = specs_of(config, store)
     base = resident([make_cell(config.out, base)], store)[0].config
-    check([make_cell(config.out, dataclasses.replace(base, student=specs[1].name))])
+    tried = specs[:2] if config.students is None else specs  # random candidates are alike, named ones may be anyone's
+    check([make_cell(config.out, dataclasses.replace(base, student=one.name)) for one in tried])
     if config.dry_run:
         start_ray()
         print(f"{len(specs)} networks to time, and at most {config.trials + 1} to train: the largest candidates, if they are fast enough")
@@ -95,19 +95,16 @@ def search(config: SearchConfig) -> int:
         students = [base, *(dataclasses.replace(base, student=spec.name) for spec in largest)]
         print_estimate([make_cell(config.out, one) for one in students], config.runs_per_gpu, config.price)
         return 0
-    identity = fingerprints(base)
-    run_directory.claim(root, config, identity)
+    claim_search(config, base)
     with hold(config.out):  # before Ray is started: the machine is as quiet as it can be
         latencies = measured_latencies(root, specs, config.teacher, store, config.rounds, config.budget)
     wanted = {spec.name for spec in specs[1:]}  # others may be there, of an earlier command with more candidates
     chosen = within_budget([one for one in latencies.measured if one.network in wanted], config.budget, config.trials)
     grid = cells_of(config, base, chosen)
-    if seconds is not None:
-        seconds = max(1.0, seconds - (time.monotonic() - began))
     # The first student is there to compare with, and runs to its end. Those that begin slowly have a third of the epochs to catch up.
     halving = partial(Halving, base.epochs, frozenset({grid[0].name}), 3)
-    train_cells(grid, config.out, config.runs_per_gpu, seconds, kind="search", halving=halving)
-    write_best(config, grid, chosen, identity["store_fingerprint"])
+    train_cells(grid, config.out, config.runs_per_gpu, deadline, kind="search", halving=halving)
+    write_best(config, grid, chosen, store.fingerprint())
     return conclude(root)
 
 
@@ -116,6 +113,8 @@ def write_best(config: SearchConfig, grid: list[Cell], chosen: list[Measured], s
     root, cells = Path(config.out), {cell.name: cell for cell in grid}
     rows = [row for row in read_rows(root) if row["cell"] in cells]  # others are of an earlier budget
     best = best_row(rows, {one.network: one.times_as_fast for one in chosen})
+    if best is None or row_near_chance(best):
+        (root / "best.json").unlink(missing_ok=True)  # of an earlier budget
     if best is None:
         return
     if row_near_chance(best):

@@ -1,6 +1,5 @@
 """A search for good settings: python -m jobs.tune --store URI --out DIR --trials 50 --until 07:00"""
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -13,10 +12,11 @@ import ray
 from optuna.distributions import BaseDistribution
 from ray.tune.search.optuna import OptunaSearch
 
-from igkd.base import provenance, run_directory
+from igkd.base import provenance
 from igkd.base.errors import UserError
 from igkd.base.run_directory import read_object
 from igkd.base.storage import absolute, check_writable, write_json
+from igkd.base.time_limit import seconds_left
 from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config, recipe_file
@@ -28,7 +28,8 @@ from igkd.sweeps.grid import Cell, make_cell
 from igkd.sweeps.ledger import STATUS, Ledger, Row, Status, read_rows
 from igkd.sweeps.space import inside, settings_of, space, tuned
 from igkd.training.identity import decided, fingerprints, ingest_of
-from igkd.training.student_data import open_store, open_teacher_of
+from igkd.training.student_data import check_student, open_store, open_teacher_of
+from jobs.backend.cells import claim_search
 from jobs.backend.estimates import print_estimate, slots
 from jobs.backend.halving import METRIC, Halving, replay
 from jobs.backend.one_trial import Settings, Work
@@ -74,10 +75,12 @@ def make_search(config: TuneConfig, base: DistillConfig, rows: list[Row], begun:
 
 def tune(config: TuneConfig) -> int:
     """Search until all trials are done or the time is up; gives the exit status, 1 if trials are missing that nobody stopped."""
-    seconds = config.seconds_left(provenance.local_now())
+    deadline = config.deadline(provenance.now())
     check_writable(Path(config.out) / STATUS)
-    base = dataclasses.replace(decided(dataclasses.replace(base_of(config), out=config.out), Store.open(config.store)), out="")
-    if ingest_of(base, open_store(base)) == "stream":
+    base = decided(base_of(config), Store.open(config.store))
+    opened = open_store(base)
+    check_student(base, opened)
+    if ingest_of(base, opened) == "stream":
         raise UserError(f"{config.store} does not fit into memory, where a search keeps it; use a smaller one")
     begin_ray()
     open_teacher_of(base)
@@ -89,32 +92,31 @@ def tune(config: TuneConfig) -> int:
             [make_cell(config.out, base, f"trial {n}") for n in range(len(rows), config.trials)], config.runs_per_gpu, config.price
         )
         return 0
-    run_directory.claim(Path(config.out), config, fingerprints(base))
+    claim_search(config, base)
     start_ray()
-    return interruptible(partial(search, config, base, seconds))
+    return interruptible(partial(search, config, base, deadline))
 
 
 def base_of(config: TuneConfig) -> DistillConfig:
     """The settings that all trials share. They have no test images, so that nothing is chosen by them."""
     given: dict[str, Any] = {"teacher": config.teacher, "epochs": config.epochs}
     given = {k: v for k, v in given.items() if v is not None}
-    common = {"store": config.store, "out": "", "arm": config.arm, "student": config.student, "seed": config.seed}
+    common = {"store": config.store, "out": config.out, "arm": config.arm, "student": config.student, "seed": config.seed}
     return distill_config(config.recipe, **common, **given)
 
 
-def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> int:
+def search(config: TuneConfig, base: DistillConfig, deadline: float | None) -> int:
     """Run the missing trials, then write the best settings and the report; gives the exit status."""
     root, (resources, at_once) = Path(config.out), slots(config.runs_per_gpu)
-    identity = fingerprints(base)
+    found = fingerprints(base)
     work = Work(
         cell_of=partial(trial_cell, config.out, base),
         here=Path.cwd(),
         store=absolute(base.store),
-        fingerprints=identity,
+        fingerprints={base.init: found},
         command=provenance.command(),
         teacher=ray.put(open_teacher_of(base)),
     )
-    deadline = None if seconds is None else time.time() + seconds
     status = Status(
         kind="tuning", command=work.command, planned=[], total=config.trials, slots=at_once, began=time.time(), deadline=deadline
     )
@@ -133,7 +135,7 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
                 work,
                 make_search(config, base, rows, unfinished(root, space(base))),
                 resources,
-                seconds=None if deadline is None else max(1.0, deadline - time.time()),
+                seconds=seconds_left(deadline),
                 halving=halving,
                 samples=config.trials - len(rows),
                 at_once=at_once,
@@ -143,7 +145,7 @@ def search(config: TuneConfig, base: DistillConfig, seconds: float | None) -> in
             persist(attempt)
         finally:
             ledger.close(lambda rows: len(rows) >= config.trials)
-    write_best(root, base, ledger.rows, identity["store_fingerprint"], work.command)
+    write_best(root, base, ledger.rows, found["store_fingerprint"], work.command)
     return conclude(root)
 
 
@@ -152,6 +154,7 @@ def write_best(root: Path, base: DistillConfig, rows: list[Row], store_fingerpri
     done = [row for row in rows if row["state"] == "done"]
     best = max(done, key=accuracy, default=None)
     if best is None or row_near_chance(best):
+        (root / "best.json").unlink(missing_ok=True)
         said = "has finished" if best is None else f"is above chance, {chance_of(best['classes'])}"
         print(f"no trial {said}: there is no best one, and no {root / 'best.json'}", flush=True)
         return

@@ -44,11 +44,6 @@ def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def local_now() -> datetime.datetime:
-    """The time in the machine's time zone."""
-    return datetime.datetime.now().astimezone()
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of those of `PACKAGES` that are installed."""
     found = {"python": platform.python_version()}

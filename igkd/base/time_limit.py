@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import time
 
 from igkd.base.errors import UserError
 
@@ -18,18 +19,23 @@ def check_limit(hours: float | None, until: str | None) -> None:
         raise UserError(f"--hours must be above 0, not {hours}")
 
 
-def seconds_left(hours: float | None, until: str | None, now: datetime.datetime) -> float | None:
-    """Seconds until the work must stop; None if there is no limit.
+def deadline(hours: float | None, until: str | None, now: datetime.datetime) -> float | None:
+    """Unix time at which the work must stop; None if there is no limit.
 
     Args:
-        now: local time.
+        now: the time at which the command was given.
 
     Raises:
         UserError: `until` is not a time, or lies in the past.
     """
     if hours is not None:
-        return hours * 3600
-    return None if until is None else seconds_until(until, now)
+        return now.timestamp() + hours * 3600
+    return None if until is None else now.timestamp() + seconds_until(until, now)
+
+
+def seconds_left(deadline: float | None) -> float | None:
+    """Seconds from now until a deadline in Unix time, at least one; None if there is none."""
+    return None if deadline is None else max(1.0, deadline - time.time())
 
 
 def seconds_until(text: str, now: datetime.datetime) -> float:
@@ -40,10 +46,9 @@ def seconds_until(text: str, now: datetime.datetime) -> float:
             is more likely a mistake than a request for 23 hours.
     """
     try:
-        time = datetime.time.fromisoformat(text)
-        if time.tzinfo is not None or ":" not in text:  # a zone would need a date, and 2026 is meant as a year
+        clock = datetime.time.fromisoformat(text)
+        if clock.tzinfo is not None or ":" not in text:  # a zone would need a date, and 2026 is meant as a year
             raise ValueError
-        end = datetime.datetime.combine(now.date(), time, now.tzinfo)
     except ValueError:
         try:
             end = datetime.datetime.fromisoformat(text)
@@ -53,10 +58,13 @@ def seconds_until(text: str, now: datetime.datetime) -> float:
         if seconds <= 0:
             raise UserError(f"--until {text} is in the past; it is {now:%Y-%m-%d %H:%M} now") from None
         return seconds
-    seconds = (end - now).total_seconds()
-    if -3600 < seconds <= 0:
-        raise UserError(f"--until {text} is in the past; it is {now:%H:%M} now (give a date, too, if you mean another day)")
-    return seconds if seconds > 0 else seconds + 24 * 3600
+    # Each day's time is made of the machine's own clock: on the days on which that is put forward or back, 24 hours later is another one.
+    here = now.astimezone()
+    days = (here.date(), here.date() + datetime.timedelta(days=1))
+    today, tomorrow = ((datetime.datetime.combine(day, clock).astimezone() - here).total_seconds() for day in days)
+    if -3600 < today <= 0:
+        raise UserError(f"--until {text} is in the past; it is {here:%H:%M} now (give a date, too, if you mean another day)")
+    return today if today > 0 else tomorrow
 
 
 def duration(seconds: float) -> str:

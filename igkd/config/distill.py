@@ -6,7 +6,7 @@ from typing import Literal
 
 from igkd.base.choices import LOGIT_PARTS, MAP_PARTS, Arm, BadImages, Content, Explanation, Logits, canonical_arm, parts_of
 from igkd.base.errors import UserError
-from igkd.base.settings import PLACE, RUN, SPEED, check_seeds
+from igkd.base.settings import PLACE, RUN, SPEED, check_out, check_seeds
 from igkd.config.optimisation import Objective, Optimisation, check_frozen
 
 
@@ -99,6 +99,7 @@ class DistillConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_out(self.out)
         object.__setattr__(self, "arm", canonical_arm(self.arm))
         check_frozen(self.freeze_norms, self.init)
         check_seeds(self.seed)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from igkd.base.choices import Arm, BadImages, canonical_arms
 from igkd.base.errors import UserError
-from igkd.base.settings import check_seeds, check_side
+from igkd.base.settings import check_out, check_seeds, check_side
 from igkd.base.time_limit import check_limit
 from igkd.config.distill import DistillConfig
 from igkd.config.precompute import PrecomputeConfig
@@ -63,8 +63,11 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         check_limit(self.hours, self.until)
+        check_out(self.out)
         check_seeds(*self.seeds or ())
         check_side(self.image_size)
+        if self.teacher == "":
+            raise UserError("--teacher is empty: name a teacher's directory, or leave it out, and a teacher is trained")
         if self.class_map is not None and self.teacher is None:
             raise UserError("--class-map says which of a given teacher's classes are meant: name that by --teacher")
         object.__setattr__(self, "arms", canonical_arms(self.arms))

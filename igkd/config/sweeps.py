@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from igkd.base.choices import Arm, BadImages, Content, canonical_arm, canonical_arms
 from igkd.base.errors import UserError
-from igkd.base.settings import PLACE, RUN, SPEED, check_seeds
-from igkd.base.time_limit import check_limit, seconds_left
+from igkd.base.settings import PLACE, RUN, SPEED, check_out, check_seeds
+from igkd.base.time_limit import check_limit, deadline
 
 Grid = Literal["arms", "controls", "compression", "monte-carlo", "choices"]
 PAPER_STUDENTS = tuple(f"mobilenet:cut={cut}" for cut in (3, 5, 7, 9, 11, 13, 15, 17))
@@ -40,21 +40,20 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         check_limit(self.hours, self.until)
-        if "://" in self.out:
-            raise UserError(f"--out {self.out} must be a directory, on a file system that all nodes see; only the store may be on S3")
+        check_out(self.out)
         if self.runs_per_gpu < 1:
             raise UserError(f"--runs-per-gpu must be at least 1, not {self.runs_per_gpu}")
 
-    def seconds_left(self, now: datetime.datetime) -> float | None:
-        """Seconds until the sweep must stop; None if there is no limit.
+    def deadline(self, now: datetime.datetime) -> float | None:
+        """Unix time at which the sweep must stop; None if there is no limit.
 
         Args:
-            now: local time.
+            now: the time at which the command was given.
 
         Raises:
-            UserError: --until is no time of day, or less than a minute away, which means that it has just passed.
+            UserError: --until is no time, or has passed.
         """
-        return seconds_left(self.hours, self.until, now)
+        return deadline(self.hours, self.until, now)
 
 
 @dataclass(frozen=True, kw_only=True)

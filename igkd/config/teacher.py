@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from igkd.base.choices import BadImages, Optimizer, Schedule
 from igkd.base.errors import UserError
-from igkd.base.settings import PLACE, RUN, SPEED, check_seeds, check_side
+from igkd.base.settings import PLACE, RUN, SPEED, check_out, check_seeds, check_side
 from igkd.config.optimisation import Optimisation, check_frozen
 
 
@@ -48,6 +48,7 @@ class TeacherConfig(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_out(self.out)
         check_frozen(self.freeze_norms, self.init)
         check_seeds(self.seed)
         check_side(self.image_size)

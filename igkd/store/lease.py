@@ -129,19 +129,40 @@ def hold(uri: str) -> Iterator[Lease]:
         lease.release()
 
 
+def at_work(uri: str) -> bool:
+    """Whether a job is at work in a directory. A lease of this machine is believed if its process exists; another one is watched for some
+    seconds, in which it must change.
+
+    Raises:
+        UserError: the place cannot be read.
+    """
+    fs, root = filesystem(uri)
+    there = _parse(_read(fs, f"{root}/{LEASE}"))
+    if there is not None and there["host"] == socket.gethostname():
+        return not _is_gone(there)
+    return _beating(fs, f"{root}/{LEASE}") is not None
+
+
 def _wait_until_left_over(uri: str, fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Return when there is no lease, or one that is left over; raises UserError if its holder is alive."""
+    if (there := _beating(fs, path)) is not None:
+        raise UserError(_busy(uri, there))
+
+
+def _beating(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """A lease that changes while it is watched; None if there is none, or it is left over."""
     first = _read(fs, path)
     there = _parse(first)
     if first is None or (there and _is_gone(there)):
-        return
+        return None
     for _ in range(WATCHED_BEATS):
         time.sleep(BEAT_S)
         now = _read(fs, path)
         if now is None:
-            return  # its holder has just finished
+            return None  # its holder has just finished
         if now != first:
-            raise UserError(_busy(uri, _parse(now) or {}))
+            return _parse(now) or {}
+    return None
 
 
 def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from igkd.base.errors import printable, run_cli
+from igkd.base.errors import CONTINUES, printable, run_cli
 from igkd.sweeps.ledger import STATUS, describe, read_rows, read_status
 from igkd.sweeps.stages import describe_stages
 
@@ -25,8 +25,13 @@ def main() -> int:
         return 0
     stages = describe_stages(given.directory)
     print(*map(printable, stages), sep="\n", end="\n" if stages else "")
-    if stages and not (given.directory / STATUS).exists():
-        return 0  # a pipeline whose students have not started
+    if stages and not (given.directory / STATUS).exists():  # a pipeline whose students have not started
+        from igkd.store.lease import at_work  # which imports torch, too
+
+        if at_work(str(given.directory)):
+            return 0
+        print(f"stopped; {CONTINUES}")
+        return 1
     pulse, now = read_status(given.directory), time.time()
     print(printable("\n".join(describe(pulse, read_rows(given.directory), now))))
     return 1 if pulse.failures or not (pulse.phase == "finished" or pulse.alive(now)) else 0

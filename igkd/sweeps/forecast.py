@@ -20,6 +20,7 @@ from igkd.networks.families import student_name
 from igkd.networks.network import Classifier, NetworkSpec, build
 from igkd.networks.open import open_teacher
 from igkd.store import forwards, views
+from igkd.training.identity import with_logits
 from igkd.training.run import Trainer
 from igkd.training.task import Task
 
@@ -61,6 +62,7 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
     teacher: Classifier
     if pipeline.teacher is None:
         teacher = open_teacher(config.teacher)[0]
+        spec = replace(spec, name=teacher.spec.name)
     else:
         given = pipeline.teacher
         spec = replace(spec, name=given.network)
@@ -75,24 +77,35 @@ def stages(pipeline: Pipeline) -> Iterator[Stage]:
     for (label, name), group in groups.items():
         one = group[0]
         student = replace(spec, name=student_name(name, spec.name, spec.image_shape))
-        # The teacher's logits come from the store, of images or of crops; the time to look them up is negligible, and so is that of what
-        # is laid over. The term feat is left out: its step depends on the layers that are compared.
-        objective = replace(one.objective, logits="image", gamma=0.0, feature_weight=0.0, content="own", explanation="ig")
-        yield replace(_training(f"{label}, {student.name}", student, one.optimisation, objective, train), runs=len(group))
+        live = with_logits(one, config.views != "none").which_logits == "live"
+        # The time to look up what the store has is negligible, so logits of images stand for those of crops; and so is that of what is
+        # laid over. The term feat is left out: its step depends on the layers that are compared.
+        objective = replace(
+            one.objective, logits="live" if live else "image", gamma=0.0, feature_weight=0.0, content="own", explanation="ig"
+        )
+        stage = _training(f"{label}, {student.name}", student, one.optimisation, objective, train, teacher if live else None)
+        yield replace(stage, runs=len(group))
 
 
-def _training(name: str, spec: NetworkSpec, optimisation: Optimisation, objective: Objective, count: int) -> Stage:
-    """A training with `count` images an epoch; its rate is the mean over epochs of low and of full resolution."""
+def _training(
+    name: str, spec: NetworkSpec, optimisation: Optimisation, objective: Objective, count: int, teacher: Classifier | None = None
+) -> Stage:
+    """A training with `count` images an epoch; its rate is the mean over epochs of low and of full resolution.
+
+    Args:
+        teacher: runs along in each step, if the objective has live logits.
+    """
     low = optimisation.low_resolution_epochs / optimisation.epochs
+    measured = replace(optimisation, epochs=2, compile=False, low_resolution_epochs=0)
     seconds = sum(
-        share * _seconds_an_image(spec, replace(optimisation, epochs=2, low_resolution_epochs=2 if small else 0, compile=False), objective)
+        share * _seconds_an_image(spec, replace(measured, low_resolution_epochs=2) if small else measured, objective, teacher)
         for share, small in ((low, True), (1 - low, False))
         if share
     )
     return Stage(name=name, images=optimisation.epochs * count, rate=1 / seconds)
 
 
-def _seconds_an_image(spec: NetworkSpec, optimisation: Optimisation, objective: Objective) -> float:
+def _seconds_an_image(spec: NetworkSpec, optimisation: Optimisation, objective: Objective, teacher: Classifier | None) -> float:
     """Seconds for each image in a training step."""
     count, (height, width) = STEPS * optimisation.batch_size, spec.image_shape
     generator = torch.Generator().manual_seed(0)
@@ -113,6 +126,7 @@ def _seconds_an_image(spec: NetworkSpec, optimisation: Optimisation, objective: 
         optimisation=optimisation,
         objective=objective,
         seed=0,
+        teacher=teacher,
     )
     trainer = Trainer(task, _on_device, progress=lambda line: None)
     seconds: float = list(trainer.epochs())[-1][-1]["seconds"]

@@ -30,16 +30,23 @@ def decided(config: DistillConfig, store: Store) -> DistillConfig:
     config = replace(config, student=student_name(config.student, store.plan.teacher_network, store.plan.image_shape))
     earlier = Path(config.out) / "config.json"
     begun = read_object(earlier) if earlier.exists() else {}
-    if config.logits not in ("image", "views"):
-        if begun.get("logits") in ("image", "views"):
-            views = begun["logits"] == "views"
-        else:
-            views = not LOGIT_PARTS.isdisjoint(parts_of(config.arm)) and not config.live and store.views is not None
-        live = config.live or (config.logits == "crop" and not views)
-        config = replace(config, logits="views" if views else "image", live=live)
+    before = begun.get("logits")
+    config = with_logits(config, before == "views" if before in ("image", "views") else store.views is not None)
     if config.ingest == "auto" and begun.get("ingest") in ("resident", "stream"):
         return replace(config, ingest=begun["ingest"])
     return replace(config, ingest=ingest_of(config, store))
+
+
+def with_logits(config: DistillConfig, views: bool) -> DistillConfig:
+    """The settings with the logits decided, if they are not yet.
+
+    Args:
+        views: whether the store has views, or the run began with them.
+    """
+    if config.logits in ("image", "views"):
+        return config
+    views = views and not LOGIT_PARTS.isdisjoint(parts_of(config.arm)) and not config.live
+    return replace(config, logits="views" if views else "image", live=config.live or (config.logits == "crop" and not views))
 
 
 def fingerprints(config: DistillConfig) -> dict[str, str]:

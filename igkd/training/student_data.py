@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from igkd.base.choices import LOGIT_PARTS, TAP_PARTS, parts_of
 from igkd.base.errors import UserError
 from igkd.base.storage import absolute
 from igkd.config.distill import DistillConfig
@@ -13,32 +12,25 @@ from igkd.config.optimisation import FewCrops, Objective
 from igkd.config.recipes import MADE, made_for
 from igkd.images.samples import Samples
 from igkd.images.source import without_pictures
-from igkd.networks.families import student_name, tap_of
 from igkd.networks.initial import Initial, initial, normalised
 from igkd.networks.network import Classifier, NetworkSpec, build, channels_at
 from igkd.networks.open import DEFAULT, open_teacher
 from igkd.networks.renumbered import class_numbers, restricted
-from igkd.networks.taps import check_tap, layers_of, student_tap
-from igkd.networks.trial import check_trainable, check_twice_differentiable
 from igkd.store import Plan, Store
 from igkd.store.views import few_of
-from igkd.training.batches import check_sizes, check_validation, plan_line
+from igkd.training.batches import plan_line
 from igkd.training.identity import ingest_of
+from igkd.training.student_checks import attention_tap, check_counts, check_fits, check_network, student_spec
 from igkd.training.student_rows import look_through, mixed_up, some_of
-from igkd.training.task import Moments, Task, check_batch_size, every
+from igkd.training.task import Moments, Task, every
 
 IMPORTED = "take a checkpoint of `igkd import --class-map FILE`"
 
 
 def check_student(config: DistillConfig, store: Store) -> None:
-    """Check, without reading pictures, that there are enough images, and batches are large enough, for a student's workers.
-
-    Raises:
-        UserError: they are not; the message says what is needed.
-    """
+    """`check_counts` of a store that is there; reads no pictures."""
     validation = store.column("validation")
-    check_sizes(round(config.share * int((~validation).sum())), config.batch_size, config.workers)
-    check_validation(int(validation.sum()), config.workers)
+    check_counts(config, len(validation), int(validation.sum()))
 
 
 def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows: tuple[Samples, NDArray[np.bool_]] | None = None) -> Task:
@@ -53,8 +45,7 @@ def distill_task(config: DistillConfig, teacher: Classifier | None = None, rows:
     store = _fitting_store(config)
     plan = store.plan
     held_out = store.column("validation")
-    if not held_out.any() or held_out.all():
-        raise UserError(f"{config.store} has {held_out.sum()} validation rows of {len(held_out)}; make a larger one (--limit)")
+    check_counts(config, len(held_out), int(held_out.sum()))
     views = config.which_logits == "views"
     if ingest_of(config, store) == "stream":
         train = None
@@ -108,15 +99,6 @@ def student_line(config: DistillConfig, store: Store) -> str:
     return f"{line}{share}, for {student_spec(config, store.plan).name}"
 
 
-def student_spec(config: DistillConfig, plan: Plan) -> NetworkSpec:
-    """The spec of a student's network, without normalisation of pixels. It says how pictures are prepared, so that every command prepares
-    them as the store did: one whose pictures had the right size and were not scaled has no `short_side`."""
-    return NetworkSpec(
-        name=student_name(config.student, plan.teacher_network, plan.image_shape), classes=plan.classes, image_shape=plan.image_shape,
-        short_side=plan.short_side if plan.resize else 0, interpolation=plan.interpolation,
-    )  # fmt: skip
-
-
 def start_of(config: DistillConfig, plan: Plan) -> Initial | None:
     """The weights that a student starts from; None for random ones.
 
@@ -147,11 +129,7 @@ def open_store(config: DistillConfig) -> Store:
     if config.maps > 0 and config.test_images is None:
         raise UserError(f"--maps {config.maps} evaluates maps of test images: name those by --test-images, or leave --maps out")
     store = _fitting_store(config)
-    spec = student_spec(config, store.plan)
-    check_trainable(spec, config.lowest_scale)
-    if config.objective.map_weight > 0:
-        check_twice_differentiable(spec)
-    check_batch_size(spec, config.optimisation)
+    check_network(config, store.plan)
     wanted = made_for(config.recipe)
     if wanted is not None and wanted != store.fingerprint():
         raise UserError(
@@ -162,106 +140,10 @@ def open_store(config: DistillConfig) -> Store:
 
 
 def _fitting_store(config: DistillConfig) -> Store:
-    """Like open_store, but skips the check of the recipe: workers may not have its file."""
+    """Like open_store, but skips the checks of network and recipe: workers may not have the recipe's file."""
     store = Store.open(config.store)
-    if not TAP_PARTS.isdisjoint(parts_of(config.arm)):
-        check_attention(config, store.plan)
-    uses_maps = config.objective.overlay > 0 or config.objective.map_weight > 0
-    if uses_maps and config.explanation == "gradcam" and store.plan.gradcam_layer is None:
-        raise UserError(f"{config.store} holds no Grad-CAM, which --explanation gradcam needs; make a store with --gradcam")
-    if uses_maps and config.content == "mask" and not store.plan.has_mask:
-        raise UserError(f"{config.store} holds no ground-truth masks, which only shapes has; choose another --content")
-    if len(store.plan.classes) < 2 and not {"dkd", "lskd"}.isdisjoint(parts_of(config.arm)):
-        raise UserError(f"{config.arm} compares a teacher's logits with each other, and {config.store} has one class: choose another --arm")
-    check_views(config, store)
-    if store.plan.split != "train":
-        raise UserError(f"{config.store} was made from the {store.plan.split} split; students learn from a store of the train split")
+    check_fits(config, store.plan, store.views)
     return store
-
-
-def attention_tap(config: DistillConfig, plan: Plan) -> str | None:
-    """Path of the student's layer that attention transfer, or feature distillation, compares with the teacher's; None if its arm has
-    neither, or it has no such layer.
-
-    Raises:
-        UserError: --taps names no layer of the student.
-    """
-    if TAP_PARTS.isdisjoint(parts_of(config.arm)):
-        return None
-    spec = student_spec(config, plan)
-    if config.taps is not None:
-        return check_tap(config.taps[0], layers_of(spec.name, len(plan.classes), plan.image_shape), spec.name)
-    if plan.attention_layer is None:
-        return tap_of(spec.name, plan.teacher_network)
-    height, width = plan.attention_shape
-    return student_tap(spec.name, plan.teacher_network, len(plan.classes), plan.image_shape, (height, width))
-
-
-def check_attention(config: DistillConfig, plan: Plan) -> None:
-    """Check that the store has the teacher's attention of the layer that the student needs.
-
-    Raises:
-        UserError: it has not; the message says what to do.
-    """
-    student, tap = student_spec(config, plan).name, attention_tap(config, plan)
-    compared = " and ".join(part for part in parts_of(config.arm) if part in TAP_PARTS)
-    if plan.attention_layer is None:
-        raise UserError(
-            f"{config.store} holds no attention, which {config.arm} needs; make a store with --student {config.student}, if that has "
-            f"a layer with maps as large as those of one of {plan.teacher_network}, or choose an arm without {compared}"
-        )
-    if tap is None:
-        raise UserError(
-            f"{student} has no layer with feature maps to compare with {plan.attention_layer} of its teacher, {plan.teacher_network}, so "
-            f"{config.arm} cannot transfer {'attention' if 'at' in compared else 'features'}: choose an arm without {compared}"
-        )
-    needed = config.taps[1] if config.taps is not None else tap_of(student, plan.teacher_network)
-    if needed not in (None, plan.attention_layer):
-        how = f"--student {config.student}" if config.taps is None else f"--taps {' '.join(config.taps)}"
-        raise UserError(
-            f"{config.store} holds attention of layer {plan.attention_layer}, {student} needs {needed}; "
-            f"make a store with `python -m jobs.precompute {how}`"
-        )
-
-
-def check_views(config: DistillConfig, store: Store) -> None:
-    """Check that the store has logits of the crops that the student will see.
-
-    Raises:
-        UserError: it has not; the message says which it has.
-    """
-    if config.which_logits != "views":
-        return
-    views = store.views
-    if views is None:
-        raise UserError(
-            f"{config.store} has no logits of crops, or not all of them yet: add them by its jobs.precompute command with --views all, "
-            "or choose --logits image"
-        )
-    if views.top is not None and config.temperature < 1:
-        raise UserError(
-            f"{config.store} has the {views.top} largest logits of crops, which say nothing of the others at --temperature "
-            f"{config.temperature:g}: choose one of at least 1, or --logits image"
-        )
-    if views.top is not None and (whole := LOGIT_PARTS.intersection(parts_of(config.arm)) - {"kd"}):
-        raise UserError(
-            f"{config.store} has the {views.top} largest logits of crops, and {' and '.join(sorted(whole))} need those of all classes: "
-            "choose an arm with kd instead, --logits image, or --live"
-        )
-    there = "resized" if views.resized else "padded"
-    wanted = there if config.crop == "auto" else config.crop
-    if wanted != there:
-        raise UserError(
-            f"{config.store} has the logits of {there} crops, not of {wanted} ones: choose --crop {there}, or --logits image; or give a "
-            f"store its logits of {wanted} crops by jobs.precompute with --views 16 --crop {wanted}"
-        )
-    if views.resized:
-        return
-    if config.padding > views.padding or (views.count is not None and config.padding != views.padding):
-        raise UserError(
-            f"{config.store} has the logits of crops with a padding of {views.padding}, not {config.padding}: "
-            f"choose --padding {views.padding}, or --logits image"
-        )
 
 
 def open_teacher_of(config: DistillConfig) -> Classifier | None:

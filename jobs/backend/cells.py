@@ -12,12 +12,15 @@ import ray.tune
 from igkd.base import provenance, run_directory
 from igkd.base.errors import UserError
 from igkd.base.storage import absolute
+from igkd.base.time_limit import seconds_left
 from igkd.config.distill import DistillConfig
+from igkd.config.sweeps import SearchConfig, TuneConfig
 from igkd.store import Store, hold
 from igkd.sweeps.grid import Cell
 from igkd.sweeps.ledger import Kind, Ledger, Row, Status
 from igkd.training.held_out import Unseen, unseen_by_student
 from igkd.training.identity import fingerprints, identity, judged_otherwise
+from igkd.training.student_checks import check_counts
 from igkd.training.student_data import open_store, open_teacher_of
 from jobs.backend.estimates import slots
 from jobs.backend.halving import Halving, replay
@@ -37,7 +40,7 @@ def train_cells(
     grid: list[Cell],
     out: str,
     runs_per_gpu: int,
-    seconds: float | None = None,
+    deadline: float | None = None,
     page: str = "report.html",
     kind: Kind = "ablation",
     halving: Callable[[], Halving] | None = None,
@@ -45,6 +48,7 @@ def train_cells(
     """Run the cells that have no result yet, starting Ray if needed; returns whether all cells have a result now.
 
     Args:
+        deadline: Unix time at which to stop; None for no limit.
         page: file name of the report.
         kind: the kind of sweep.
         halving: makes the scheduler that stops runs that fall behind; without it, all run to their end.
@@ -56,7 +60,7 @@ def train_cells(
     start_ray()
     todo = sum(not (Path(cell.config.out) / "result.json").exists() for cell in grid)
     resources, at_once = slots(runs_per_gpu, todo)
-    return interruptible(partial(run_cells, grid, out, resources, at_once, seconds, page, kind, halving))
+    return interruptible(partial(run_cells, grid, out, resources, at_once, deadline, page, kind, halving))
 
 
 def resident(grid: list[Cell], store: Store) -> list[Cell]:
@@ -74,10 +78,13 @@ def check(grid: list[Cell]) -> None:
     """Check every cell before any run starts.
 
     Raises:
-        UserError: an arm, a recipe, a teacher or test images do not fit the store.
+        UserError: an arm, a recipe, a teacher or test images do not fit the store, or it has too few images.
     """
     for cell in grid:
-        open_store(cell.config)
+        store = open_store(cell.config)
+    validation = store.column("validation")  # of all runs: they share a store
+    for cell in grid:
+        check_counts(cell.config, len(validation), int(validation.sum()))
     for one in {(cell.config.teacher, cell.config.objective.logits, cell.config.maps): cell.config for cell in grid}.values():
         open_teacher_of(one)
     unseen_by(grid)
@@ -95,9 +102,23 @@ def claim(grid: list[Cell]) -> None:
     Raises:
         UserError: one belongs to a run of other settings.
     """
-    found = fingerprints(grid[0].config)
+    found = fingerprints_of(grid)
     for cell in grid:
-        run_directory.claim(Path(cell.config.out), cell.config, identity(cell.config, found))
+        run_directory.claim(Path(cell.config.out), cell.config, identity(cell.config, found[cell.config.init]))
+
+
+def fingerprints_of(grid: list[Cell]) -> dict[str | None, dict[str, str]]:
+    """For each --init among the runs of a store, the values that identify them besides their settings."""
+    return {init: fingerprints(config) for init, config in {cell.config.init: cell.config for cell in grid}.items()}
+
+
+def claim_search(config: TuneConfig | SearchConfig, base: DistillConfig) -> None:
+    """Reserve the directory of a search, with the logits that were decided on when it began: its store may get views later.
+
+    Raises:
+        UserError: it belongs to a search of other settings.
+    """
+    run_directory.claim(Path(config.out), config, identity(base, fingerprints(base)) | {"logits": base.logits})
 
 
 def run_cells(
@@ -105,7 +126,7 @@ def run_cells(
     out: str,
     resources: dict[str, float],
     at_once: int,
-    seconds: float | None,
+    deadline: float | None,
     page: str,
     kind: Kind,
     halving: Callable[[], Halving] | None,
@@ -117,14 +138,14 @@ def run_cells(
         tell(unseen)
     work = Work(
         cell_of=partial(look_up, {cell.name: cell for cell in grid}), here=Path.cwd(), store=absolute(first.store),
-        fingerprints=fingerprints(first), command=provenance.command(), teacher=ray.put(open_teacher_of(teacher_of(grid))),
+        fingerprints=fingerprints_of(grid), command=provenance.command(), teacher=ray.put(open_teacher_of(teacher_of(grid))),
         unseen=None if unseen is None else ray.put(unseen),
     )  # fmt: skip
     names, epochs = [cell.name for cell in grid], {cell.name: cell.config.epochs for cell in grid}
     status = Status(
-        command=work.command, planned=names, total=len(grid), slots=at_once, began=time.time(), epochs=epochs, page=page, kind=kind
+        command=work.command, planned=names, total=len(grid), slots=at_once, began=time.time(), deadline=deadline, epochs=epochs,
+        page=page, kind=kind,
     )  # fmt: skip
-    status.deadline = None if seconds is None else status.began + seconds
     with hold(out):
         ledger = Ledger(root, status)
 
@@ -134,11 +155,10 @@ def run_cells(
 
         def attempt() -> None:
             if todo := left():
-                seconds = None if status.deadline is None else max(1.0, status.deadline - time.time())
                 judge = None if halving is None else halving()
                 if judge is not None:
                     replay(judge, ledger.rows)
-                run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds, halving=judge)
+                run_trials(ledger, work, {"cell": ray.tune.grid_search(todo)}, resources, seconds=seconds_left(deadline), halving=judge)
 
         print(f"sweep: {status.progress(ledger.rows)}; {at_once} at a time, in {out}", flush=True)
         say_what_is_judged_otherwise(grid, ledger.rows)

@@ -44,7 +44,8 @@ class Work:
     """The driver's working directory, to which relative paths in a cell refer."""
     store: str
     """Absolute URI of the store."""
-    fingerprints: dict[str, str]
+    fingerprints: dict[str | None, dict[str, str]]
+    """For each --init among the runs, the values that identify them besides their settings."""
     command: str
     """The sweep's command line, as the user typed it."""
     teacher: ray.ObjectRef[Classifier | None]
@@ -71,13 +72,14 @@ def run_cell(settings: Settings, work: Work) -> None:
     """One run: resumes from the state in its directory, reports every epoch to Tune, and writes its result."""
     cell = work.cell_of(settings)
     config, out, started = cell.config, work.here / cell.config.out, provenance.now()
-    finished = run_directory.claim(out, config, identity(config, work.fingerprints))
+    fingerprints = work.fingerprints[config.init]
+    finished = run_directory.claim(out, config, identity(config, fingerprints))
     if finished is not None:  # the run had finished, but its last report was lost
         ray.tune.report(finished["history"][-1])
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolved = for_workers(dataclasses.replace(config, store=work.store))
-    rows = stored_samples(work.store, work.fingerprints["store_fingerprint"], config.which_logits == "views")
+    rows = stored_samples(work.store, fingerprints["store_fingerprint"], config.which_logits == "views")
     task = distill_task(resolved, fetched(work.teacher), rows)
     if work.unseen is not None:
         task = dataclasses.replace(task, test=functools.partial(fetched, work.unseen))

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,6 +130,39 @@ def test_views_that_are_too_many_are_refused_before_the_teacher_is_trained(tmp_p
     large = {"images": "shapes:train=60,test=20", "image_size": 80, "student": "lean:2:8x1"}
     with pytest.raises(UserError, match=r"--views all is for images of at most 64 pixels .* it would take 0.2 MB and 9,720 forward passes"):
         check_ahead(make_pipeline(PipelineConfig(preset="evidence-cpu", out=str(tmp_path / "p"), **large)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "recipe", "message"),
+    [
+        ({"steps": 0}, {}, "--steps and --limit must be at least 1"),
+        ({"limit": -5}, {}, "--steps and --limit must be at least 1"),
+        ({"limit": 1}, {}, "0 validation rows of 1"),
+        ({}, {"alpha": 9.0}, "alpha, overlay and blend must be between 0 and 1"),
+        ({}, {"explanation": "gradcam"}, "holds no Grad-CAM"),
+        ({"preset": "cifar10"}, {"logits": "views"}, "has no logits of crops"),
+        ({}, {"crop": "resized", "logits": "views"}, "has the logits of padded crops"),
+        ({"workers": 9}, {"batch_size": 8}, "batches of 8 are too small for 9 workers"),
+        ({}, {"made": {"store_fingerprint": "another"}, "alpha": 0.5}, "was found with another store than this pipeline makes"),
+        ({"arms": ("kd+at",)}, {"taps": ["stages.9", "features.9"]}, "stages.9"),
+        ({"arms": ("map",)}, {"content": "black"}, "a black map points nowhere"),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_what_no_student_could_learn_from_is_refused_before_the_teacher_is_trained(
+    changes: dict[str, Any], recipe: dict[str, Any], message: str, given: bool, teacher: str, tmp_path: Path
+) -> None:
+    usual: dict[str, Any] = {"preset": "demo", "images": "shapes:train=120,test=20", "arms": ("kd+ig",), "student": "lean:2:8x1,16x1"}
+    if recipe:
+        path = tmp_path / "recipe.json"
+        path.write_text(json.dumps({"batch_size": 8} | recipe))
+        usual["recipe"] = str(path)
+    if given:
+        usual["teacher"] = teacher
+    with pytest.raises(UserError, match=message):
+        check_ahead(make_pipeline(PipelineConfig(out=str(tmp_path / "p"), **usual | changes)))
+    assert not (tmp_path / "p").exists()
+    check_ahead(make_pipeline(PipelineConfig(out=str(tmp_path / "p"), **{k: v for k, v in usual.items() if k != "recipe"})))
 
 
 def test_what_the_pipeline_does_with_pictures_all_of_its_jobs_do() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from igkd.base.errors import UserError
+from igkd.base.run_directory import STATE
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config
 from igkd.config.sweeps import SearchConfig
@@ -18,9 +19,12 @@ from igkd.sweeps.grid import make_cell
 from igkd.sweeps.ledger import read_rows, read_status
 from igkd.sweeps.publish import publish
 from igkd.sweeps.speed_search import read_latencies
+from igkd.training.run import Trainer
+from igkd.training.student_data import distill_task
 from jobs.backend.halving import Halving
+from jobs.backend.sweep_progress import begun_history
 from jobs.distill import distill
-from jobs.search import search
+from jobs.search import search, write_best
 from tests.helpers.paths import IMAGES
 from tests.helpers.sweep_rows import now_right
 
@@ -186,6 +190,50 @@ def test_the_cut_student_is_neither_stopped_nor_are_others_because_of_it() -> No
         seen.append([halving.on_trial_result(nobody, trial, entry) for entry in row["history"]])
     go, stop = "CONTINUE", "STOP"
     assert seen == [[go] * 3, [go] * 3, [go] * 3, [go, go, stop]] and halving.stopped == {"bad3"}
+
+
+def accuracies(halving: Halving) -> dict[int, dict[str, float]]:
+    """What ASHA compares: at each of its epochs, the accuracies of the runs."""
+    return {epoch: recorded for epoch, recorded in halving._brackets[0]._rungs}  # type: ignore[attr-defined]
+
+
+def test_a_run_that_goes_on_is_compared_by_what_it_had_after_each_epoch() -> None:
+    """As in the unbroken search: by its later epochs alone, those that begin now would be stopped at once."""
+    history = [{"epoch": n, "validation_accuracy": 0.1 + 0.04 * n} for n in range(1, 13)]
+    nobody: Any = None
+    unbroken, resumed = Halving(18), Halving(18)
+    resumed.history_of = lambda trial: history[:9] if trial.trial_id == "begun" else ()
+    for halving, first in ((unbroken, 0), (resumed, 9)):
+        trial: Any = SimpleNamespace(trial_id="begun", config={})
+        halving.on_trial_add(nobody, trial)
+        for entry in history[first:]:
+            assert halving.on_trial_result(nobody, trial, entry) == "CONTINUE"
+        new: Any = SimpleNamespace(trial_id="new", config={})
+        halving.on_trial_add(nobody, new)
+        assert halving.on_trial_result(nobody, new, {"epoch": 2, "validation_accuracy": 0.19}) == "CONTINUE"
+    assert accuracies(resumed) == accuracies(unbroken) and accuracies(resumed)[2] == {"begun": pytest.approx(0.18), "new": 0.19}
+
+
+def test_runs_that_were_begun_are_given_to_asha_from_their_states(toy_store: str, tmp_path: Path) -> None:
+    base = DistillConfig(store=toy_store, out=str(tmp_path), arm="student", student="lean:2:8x1", epochs=3, batch_size=32)
+    cell = make_cell(str(tmp_path), base)
+    work: Any = SimpleNamespace(here=tmp_path, cell_of=lambda settings: cell)
+    assert begun_history(work, {}) == []
+    trainer = Trainer(distill_task(base), lambda network: network, progress=lambda line: None)
+    for history in trainer.epochs():
+        trainer.save(Path(cell.config.out))
+        assert begun_history(work, {}) == history
+        if len(history) == 2:
+            break
+    (Path(cell.config.out) / STATE).write_bytes(b"half")
+    assert begun_history(work, {}) == []
+
+
+def test_a_best_that_is_none_any_more_is_removed(tmp_path: Path) -> None:
+    """Another --budget continues the same directory; what the first one found is not within it."""
+    (tmp_path / "best.json").write_text("{}")
+    write_best(config("s", "t", tmp_path, budget=20.0), [], [], "f")
+    assert not (tmp_path / "best.json").exists()
 
 
 def test_a_lean_student_and_a_cut_one_have_directories_of_their_own() -> None:

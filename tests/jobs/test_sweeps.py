@@ -1,27 +1,36 @@
 """Grids and searches on real Ray Tune, and what they leave."""
 
+import dataclasses
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from igkd.base.errors import UserError
 from igkd.base.run_directory import STATE
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import distill_config
 from igkd.config.sweeps import AblateConfig, TuneConfig
+from igkd.networks import checkpoint
+from igkd.networks.initial import init_hash
 from igkd.store import Store
-from igkd.sweeps.grid import cells
+from igkd.sweeps.grid import cells, settled
 from igkd.sweeps.ledger import read_rows, read_status
+from igkd.training.identity import decided
 from jobs.ablate import ablate
+from jobs.backend.cells import claim, claim_search
 from jobs.distill import distill
-from jobs.tune import tune
+from jobs.tune import base_of, tune
 from tests.helpers.paths import IMAGES
 from tests.helpers.pictures import pictures
 from tests.helpers.programs import Program
+from tests.helpers.stores import add_views
 from tests.helpers.sweep_rows import lines, names, now_right
 
 
@@ -200,10 +209,53 @@ def test_test_pictures_are_looked_at_before_any_run_and_do_not_matter_to_finishe
 def test_an_error_of_ours_is_not_tried_again(cluster: None, run_job: Program, toy_store: str, tmp_path: Path) -> None:
     shutil.copytree(toy_store, tmp_path / "store")
     part = tmp_path / "store" / "part-00001.parquet"
-    part.write_bytes(part.read_bytes()[:-1])
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1])
     out = ["--out", str(tmp_path / "out"), "--arms", "student", "--seeds", "0", "--epochs", "1"]
+    done = run_job("ablate", "--store", str(tmp_path / "store"), *out)
+    assert done.returncode == 1 and "part-00001.parquet is damaged" in done.stderr and not (tmp_path / "out").exists()
+    group = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(0)
+    pictures = next(group.column(n) for n in range(group.num_columns) if group.column(n).path_in_schema == "image")
+    place = pictures.data_page_offset + pictures.total_compressed_size // 2
+    part.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])  # which only who reads the pictures sees
     done = run_job("ablate", "--store", str(tmp_path / "store"), *out)
     said = done.stdout + done.stderr
     assert done.returncode == 1 and "Traceback" not in said and "tried again" not in said, said
     (failure,) = read_status(tmp_path / "out").failures.values()
     assert failure["tries"] == 1 and "part-00001.parquet is damaged" in failure["error"]
+
+
+def test_each_run_has_the_weights_that_it_starts_from_in_its_identity(toy_store: str, teacher: str, tmp_path: Path) -> None:
+    """Whichever stands first in the grid: with other weights in that file it would be another run."""
+    weights = Path(shutil.copytree(teacher, tmp_path / "weights"))
+    scratch, tuned = tmp_path / "scratch.json", tmp_path / "tuned.json"
+    scratch.write_text(json.dumps({"epochs": 1}))
+    tuned.write_text(json.dumps({"epochs": 1, "init": str(weights), "student": "mobilenet:cut=5"}))
+    asked, opened = grid(toy_store, tmp_path / "out", recipes=(str(scratch), str(tuned)), arms=("kd",)), Store.open(toy_store)
+    both = settled(cells(asked, opened), opened)
+    claim(both)
+    kept = [json.loads((Path(cell.config.out) / "config.json").read_text()).get("init_sha256") for cell in both]
+    assert kept == [None, init_hash(str(weights))]
+    claim(both[1:])  # alone, as another command may have it
+    network = checkpoint.load(weights)
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    shutil.rmtree(weights)
+    checkpoint.save(network, weights, {})
+    claim(both[:1])
+    with pytest.raises(UserError, match="init_sha256 was .* and is now"):
+        claim(both)
+
+
+def test_a_search_goes_on_where_its_store_got_views_later(toy_store: str, teacher: str, tmp_path: Path) -> None:
+    """By the logits that it began with."""
+    store = str(shutil.copytree(toy_store, tmp_path / "store"))
+    asked = TuneConfig(store=store, out=str(tmp_path / "out"), recipe="paper", arm="kd")
+    before = decided(base_of(asked), Store.open(store))
+    claim_search(asked, before)
+    add_views(store, teacher, "2")
+    after = decided(base_of(asked), Store.open(store))
+    assert before == after and after.logits == "image"
+    claim_search(asked, after)
+    new = dataclasses.replace(asked, out=str(tmp_path / "new"))
+    assert decided(base_of(new), Store.open(store)).logits == "views"

@@ -95,6 +95,24 @@ def test_a_loss_that_would_be_rounding_is_refused(changes: dict[str, Any]) -> No
         _ = distill(**changes, arm="kd+at").objective
 
 
+@pytest.mark.parametrize("out", ["", " ", "s3://bucket/run", "gs://bucket/run"])
+def test_a_run_is_written_to_a_directory(out: str) -> None:
+    jobs: list[Make] = [
+        lambda: TeacherConfig(images="shapes", out=out),
+        lambda: DistillConfig(store="s", out=out),
+        lambda: PipelineConfig(preset="demo", out=out),
+        lambda: AblateConfig(store="s", out=out),
+    ]
+    for make in jobs:
+        with pytest.raises(UserError, match="--out .*directory"):
+            make()
+
+
+def test_a_teacher_without_a_name_is_none() -> None:
+    with pytest.raises(UserError, match="--teacher is empty"):
+        PipelineConfig(preset="demo", out="o", teacher="")
+
+
 def test_maps_are_of_test_images() -> None:
     with pytest.raises(UserError, match="--maps 5 evaluates maps of test images: name those by --test-images"):
         open_store(distill(maps=5))

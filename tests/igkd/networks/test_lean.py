@@ -32,7 +32,7 @@ from igkd.networks.lean import MAX_BLOCKS, MAX_STAGES, MAX_WIDTH, Lean, parse
 from igkd.networks.network import NetworkSpec, build, multiply_adds, parameter_count
 from igkd.sweeps.candidates import candidates
 from igkd.sweeps.grid import make_cell
-from igkd.training.student_data import attention_tap, check_attention
+from igkd.training.student_checks import attention_tap, check_attention
 from tests.helpers.networks import hooked_multiply_adds, lively, same_state, settled
 from tests.helpers.paths import ROOT
 from tests.helpers.stores import tiny_plan

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from igkd.base.errors import UserError
 from igkd.config.distill import DistillConfig
@@ -12,6 +13,7 @@ from igkd.config.pipeline import Pipeline, PipelineConfig
 from igkd.config.precompute import PrecomputeConfig
 from igkd.config.presets import RESIDUAL, make_pipeline
 from igkd.config.teacher import TeacherConfig
+from igkd.networks.network import Classifier
 from igkd.sweeps import forecast
 
 IMAGES = "shapes:train=100,test=20"
@@ -43,6 +45,37 @@ def test_every_arm_and_control_has_a_time() -> None:
     teacher = TeacherConfig(images=IMAGES, out="t", epochs=1, batch_size=8, network="lean:2:8x1")
     found = list(forecast.stages(Pipeline(teacher=teacher, precompute=precompute, students=students, images_per_class=1)))
     assert len(found) == 2 + len(changes) and all(0 < stage.seconds < math.inf for stage in found)
+
+
+def passes_of(network: str, pipeline: Pipeline) -> dict[str, int]:
+    """How often a network computes logits while each stage of a pipeline is measured."""
+    counts: dict[str, int] = {}
+    count = 0
+
+    def hook(module: torch.nn.Module, *_: Any) -> None:
+        nonlocal count
+        count += isinstance(module, Classifier) and module.spec.name == network
+
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        for stage in forecast.stages(pipeline):
+            counts[stage.name], count = count, 0
+    finally:
+        handle.remove()
+    return counts
+
+
+def test_a_teacher_that_runs_along_is_measured_with_its_student(teacher: str) -> None:
+    """And a cut student is one of the teacher that is given."""
+    one = DistillConfig(store="s", out="o", arm="kd", epochs=1, batch_size=8, logits="crop", teacher=teacher)
+    students = (one, replace(one, arm="student"), replace(one, arm="kd+feat", logits="auto"))
+    precompute = PrecomputeConfig(images=IMAGES, teacher=teacher, store="s", steps=2, limit=50, engine="torch")
+    pipeline = Pipeline(teacher=None, precompute=precompute, students=students, images_per_class=1)
+    name = "mobilenet:cut=5,width=0.35"
+    along = passes_of("mobilenet:width=0.35", pipeline)
+    assert along[f"kd, {name}"] == along[f"kd+feat, {name}"] == 2 * forecast.STEPS and along[f"student, {name}"] == 0
+    stored = passes_of("mobilenet:width=0.35", replace(pipeline, precompute=replace(precompute, views="2")))
+    assert stored[f"kd, {name}"] == 0 and stored[f"kd+feat, {name}"] == 2 * forecast.STEPS
 
 
 def test_the_preset_for_processors_has_views_two_students_four_arms_and_three_seeds() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igkd.base.errors import CONTINUES, UserError
-from igkd.base.time_limit import duration, seconds_until
+from igkd.base.time_limit import duration, seconds_left, seconds_until
 from igkd.config.sweeps import SweepConfig
 from igkd.evaluation.progress import progress
 from igkd.sweeps.ledger import Kind, Ledger, Row, Status, describe, read_rows, read_status, remaining_seconds
@@ -209,8 +209,24 @@ def test_bad_times_are_refused() -> None:
         SweepConfig(store="s", out="o", hours=0)
     with pytest.raises(UserError, match="must be a directory"):
         SweepConfig(store="s", out="s3://bucket/sweep")
-    assert SweepConfig(store="s", out="o").seconds_left(NOON) is None
-    assert SweepConfig(store="s", out="o", hours=1.5).seconds_left(NOON) == 5400
+    assert SweepConfig(store="s", out="o").deadline(NOON) is None and seconds_left(None) is None
+    assert SweepConfig(store="s", out="o", hours=1.5).deadline(NOON) == NOON.timestamp() + 5400
+    assert SweepConfig(store="s", out="o", until="13:30").deadline(NOON) == NOON.timestamp() + 5400
+    assert seconds_left(time.time() + 60) == pytest.approx(60, abs=1) and seconds_left(time.time() - 60) == 1
+
+
+@pytest.mark.parametrize(("day", "hours"), [("2026-10-24", 10), ("2027-03-27", 8), ("2026-06-01", 9)])
+def test_until_is_a_time_on_the_clock_also_in_the_night_in_which_that_is_changed(
+    day: str, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")  # Berlin's
+    time.tzset()
+    try:
+        now = datetime.datetime.fromisoformat(f"{day}T22:00").astimezone()
+        assert seconds_until("07:00", now) == seconds_until("07:00", now.astimezone(datetime.UTC)) == 3600 * hours
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(45, "45 s"), (89, "89 s"), (90, "2 min"), (720, "12 min"), (12_000, "3 h 20 min")])

@@ -1,13 +1,16 @@
 """How far a pipeline has come, read off its directory."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from igkd.base.errors import UserError
+from igkd.base.errors import CONTINUES, UserError
 from igkd.base.run_directory import STATE
 from igkd.networks.network import NetworkSpec, build
+from igkd.store.lease import LEASE
 from igkd.sweeps.__main__ import main
 from igkd.sweeps.stages import describe_stages
 from igkd.training.optimizer import make_optimizer
@@ -42,7 +45,13 @@ def test_every_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     write(tmp_path / "store" / "views-plan.json", {"rows": 1000, "rows_per_file": 300})
     assert describe_stages(tmp_path)[1:] == ["store: finished", "views: 0 of 4 parts"]
     monkeypatch.setattr("sys.argv", ["igkd.sweeps", "status", str(tmp_path)])
-    assert main() == 0 and "views: 0 of 4 parts" in capsys.readouterr().out
+    assert main() == 1 and capsys.readouterr().out.endswith(f"views: 0 of 4 parts\nstopped; {CONTINUES}\n")
+    program = f"from igkd.store import hold\nwith hold({str(tmp_path)!r}): print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None and job.stdout.readline() == "held\n"
+        assert main() == 0 and capsys.readouterr().out.endswith("views: 0 of 4 parts\n")
+        job.kill()
+    assert (tmp_path / LEASE).exists() and main() == 1 and "stopped" in capsys.readouterr().out
 
 
 def test_a_damaged_plan_is_a_sentence(tmp_path: Path) -> None:
