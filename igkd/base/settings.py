@@ -22,12 +22,12 @@ def check_seeds(*seeds: int) -> None:
         raise UserError(f"a seed must be between 0 and {2**32 - 1:,}, not {wrong[0]}")
 
 
-def check_out(out: str) -> None:
-    """Raise UserError if --out is no directory: runs, their states and their reports are not written to object storage."""
-    if not out.strip():
-        raise UserError("--out must name a directory, and is empty")
-    if "://" in out:
-        raise UserError(f"--out {out} must be a directory, on a file system that all nodes see; only the store may be on S3")
+def check_out(out: str | None, what: str = "directory") -> None:
+    """Raise UserError if --out is given and is no path: runs, checkpoints, reports and results are not written to object storage."""
+    if out is not None and not out.strip():
+        raise UserError(f"--out must name a {what}, and is empty")
+    if out is not None and "://" in out:
+        raise UserError(f"--out {out} must be a {what} in a file system that all nodes see; only the store may be on S3")
 
 
 def check_side(image_size: int | None) -> None:

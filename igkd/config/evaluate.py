@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from igkd.base.choices import BadImages, Split
 from igkd.base.errors import UserError
+from igkd.base.settings import check_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +33,6 @@ class EvaluateConfig:
     """JSON file of the result; without it, only a table is printed."""
 
     def __post_init__(self) -> None:
+        check_out(self.out, "file")
         if self.steps < 1 or (self.limit is not None and self.limit < 1):
             raise UserError("--steps and --limit must be at least 1")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from igkd.base.choices import BadImages, Split
 from igkd.base.errors import UserError
+from igkd.base.settings import check_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class ExplainConfig:
     """What to do with an image that cannot be used."""
 
     def __post_init__(self) -> None:
+        check_out(self.out, "file")
         if self.steps < 1 or self.limit < 1:
             raise UserError("--steps and --limit must be at least 1")
         if self.ids is not None and (not self.ids or len(set(self.ids)) < len(self.ids)):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from igkd.base.choices import SUFFIXES, BadImages, Format
 from igkd.base.errors import UserError
+from igkd.base.settings import check_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class ExportConfig:
     """What to do with an image that cannot be used."""
 
     def __post_init__(self) -> None:
+        check_out(self.out, "file")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit must be at least 1, not {self.limit}")
         if not self.out.endswith(SUFFIXES[self.format]):

@@ -6,6 +6,7 @@ import tyro
 
 from igkd.base.choices import BadImages
 from igkd.base.errors import UserError
+from igkd.base.settings import check_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class ImportConfig:
     """What to do with an image that cannot be used."""
 
     def __post_init__(self) -> None:
+        check_out(self.out)
         if self.limit < 1 or (self.image_size is not None and self.image_size < 1):
             raise UserError("--limit and --image-size must be at least 1")
         if self.std is not None and not min(self.std) > 0:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import tyro
 
 from igkd.base.errors import UserError
+from igkd.base.settings import check_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class LatencyConfig:
     """JSON file of the result; without it, only a table is printed."""
 
     def __post_init__(self) -> None:
+        check_out(self.out, "file")
         if not self.models or len(set(self.models)) < len(self.models):
             raise UserError("name at least one model, and none of them twice")
         if not self.batches or min(*self.batches, *(self.threads or (1,)), self.rounds, 1) < 1 or self.threads == ():

@@ -10,6 +10,11 @@ import pytest
 from igkd.base.errors import UserError
 from igkd.config.command_line import parse
 from igkd.config.distill import DistillConfig
+from igkd.config.evaluate import EvaluateConfig
+from igkd.config.explain import ExplainConfig
+from igkd.config.export import ExportConfig
+from igkd.config.import_network import ImportConfig
+from igkd.config.latency import LatencyConfig
 from igkd.config.pipeline import PipelineConfig
 from igkd.config.precompute import PrecomputeConfig
 from igkd.config.presets import make_pipeline
@@ -102,9 +107,16 @@ def test_a_run_is_written_to_a_directory(out: str) -> None:
         lambda: DistillConfig(store="s", out=out),
         lambda: PipelineConfig(preset="demo", out=out),
         lambda: AblateConfig(store="s", out=out),
+        lambda: ImportConfig(network="mobilenet", images="shapes", out=out),
     ]
-    for make in jobs:
-        with pytest.raises(UserError, match="--out .*directory"):
+    files: list[Make] = [
+        lambda: EvaluateConfig(checkpoint="c", images="shapes", out=out),
+        lambda: LatencyConfig(models=("m",), out=out),
+        lambda: ExplainConfig(checkpoint="c", images="shapes", out=out),
+        lambda: ExportConfig(checkpoint="c", format="onnx", out=out),
+    ]
+    for make, what in [*((one, "directory") for one in jobs), *((one, "file") for one in files)]:
+        with pytest.raises(UserError, match=f"--out .*{what}"):
             make()
 
 
