@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import tyro
 from docstring_parser import parse_from_object
 
+from igkd.base.errors import UserError
 from igkd.config.optimisation import Optimisation
 
 T = TypeVar("T")
@@ -35,6 +36,9 @@ def parse(config: type[T], prog: str, **values: Any) -> T:
         config: a dataclass with a docstring after each field.
         prog: the program's name in its help, such as "python -m jobs.teacher".
         values: defaults that differ from the dataclass's.
+
+    Raises:
+        UserError: a value is empty, or one that the configuration refuses.
     """
     own = prog.split(".")[-1].split()[-1].capitalize()  # a field's name, which "import" cannot be
     sections: dict[str, list[Any]] = {"Data": [], own: [], "Training": [], "Resource": []}
@@ -47,7 +51,13 @@ def parse(config: type[T], prog: str, **values: Any) -> T:
     whole = dataclasses.make_dataclass(config.__name__, [*titled.items()])
     whole.__doc__ = config.__doc__
     given: Any = tyro.cli(whole, prog=prog, args=[*map(expanded, sys.argv[1:])], config=(tyro.conf.OmitArgPrefixes,))
-    return config(**{name: value for title in titled for name, value in vars(getattr(given, title)).items()})
+    settings = {name: value for title in titled for name, value in vars(getattr(given, title)).items()}
+    for name, value in settings.items():
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise UserError(
+                f"{name.replace('_', '-')} is empty, as by a variable of the shell that is not set: give a value, or leave it out"
+            )
+    return config(**settings)
 
 
 def expanded(argument: str) -> str:

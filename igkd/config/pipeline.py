@@ -66,8 +66,6 @@ class PipelineConfig:
         check_out(self.out)
         check_seeds(*self.seeds or ())
         check_side(self.image_size)
-        if self.teacher == "":
-            raise UserError("--teacher is empty: name a teacher's directory, or leave it out, and a teacher is trained")
         if self.class_map is not None and self.teacher is None:
             raise UserError("--class-map says which of a given teacher's classes are meant: name that by --teacher")
         object.__setattr__(self, "arms", canonical_arms(self.arms))

@@ -121,7 +121,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
         students = tuple(replace(live if "feat" in parts_of(arm) else students[0], arm=arm) for arm in config.arms)
     students = tuple(
         changed(
-            one, test_images=config.images, teacher=config.teacher or one.teacher or f"{config.out}/teacher",
+            one, test_images=config.images, teacher=one.teacher or f"{config.out}/teacher" if config.teacher is None else config.teacher,
             student=config.student, epochs=config.epochs, workers=config.workers, bad_images=config.bad_images,
         )
         for one in students
@@ -133,7 +133,7 @@ def make_pipeline(config: PipelineConfig) -> Pipeline:
     pictures = {"images": config.images, "image_size": config.image_size, "bad_images": config.bad_images}
     teacher = changed(preset.teacher, **pictures, epochs=config.teacher_epochs, workers=config.workers)
     return Pipeline(
-        teacher=None if config.teacher else teacher,
+        teacher=teacher if config.teacher is None else None,
         precompute=changed(
             preset.precompute,
             **pictures,

@@ -120,9 +120,24 @@ def test_a_run_is_written_to_a_directory(out: str) -> None:
             make()
 
 
-def test_a_teacher_without_a_name_is_none() -> None:
-    with pytest.raises(UserError, match="--teacher is empty"):
-        PipelineConfig(preset="demo", out="o", teacher="")
+@pytest.mark.parametrize(
+    ("config", "line", "name"),
+    [
+        (PipelineConfig, ["--preset", "demo", "--out", "o", "--teacher", ""], "teacher"),
+        (PrecomputeConfig, ["--images=", "--teacher", "t", "--store", "s"], "images"),
+        (AblateConfig, ["--store", "s", "--out", "o", "--students", "lean:2:8x1", ""], "students"),
+        (TeacherConfig, ["--images", "shapes", "--out", "o", "--init", ""], "init"),
+        (ImportConfig, ["", "--images", "shapes", "--out", "o"], "network"),
+        (LatencyConfig, ["a", ""], "models"),
+        (ExplainConfig, ["--checkpoint", "c", "--images", "shapes", "--out", ""], "out"),
+    ],
+)
+def test_an_empty_value_is_refused_and_not_taken_for_none(
+    config: type, line: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["igkd", *line])
+    with pytest.raises(UserError, match=f"^{name} is empty"):
+        parse(config, "igkd test")
 
 
 def test_maps_are_of_test_images() -> None:
