@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from igkd.deployment import formats
-from igkd.images.codec import decode
+from igkd.images.codec import Scaling, decode
 from igkd.networks import checkpoint
 from igkd.networks.network import NetworkSpec, build
 from igkd.store import Store
@@ -71,18 +71,22 @@ def test_the_guide_has_all_five() -> None:
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "jobs.md").read_text(), re.DOTALL)
 
 
+@pytest.mark.parametrize("scaling", [Scaling(), Scaling(40, "bilinear"), Scaling(32, "nearest")], ids=str)
 @pytest.mark.parametrize("block", PROGRAMS, ids=["onnx", "torch"])
-def test_a_student_answers_in_a_program_as_the_guide_says(block: str, tmp_path: Path) -> None:
-    """A picture of another shape, with transparency."""
+def test_a_student_answers_in_a_program_as_the_guide_says(block: str, scaling: Scaling, tmp_path: Path) -> None:
+    """A picture of another shape, with transparency, that lies on its side."""
     spec = NetworkSpec(
-        classes=tuple("abcdefghij"), image_shape=(24, 32), name="lean:2:8x1,16x1", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25)
-    )
+        classes=tuple("abcdefghij"), image_shape=(24, 32), name="lean:2:8x1,16x1", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25),
+        short_side=scaling.short_side, interpolation=scaling.interpolation,
+    )  # fmt: skip
     student = settled(build(spec, 0))
     checkpoint.save(student, tmp_path / "out" / "student", {})
     (tmp_path / "out" / "student.onnx").write_bytes(formats.with_metadata(formats.to_onnx(student), formats.describe(spec, {})))
     values = np.random.default_rng(0).integers(0, 256, (7, 10, 4), dtype=np.uint8)
-    Image.fromarray(values).resize((300, 210)).save(tmp_path / "picture.png")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray(values).resize((300, 210)).save(tmp_path / "picture.png", exif=turned)
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    pixels = torch.tensor(decode((tmp_path / "picture.png").read_bytes(), spec.image_shape)).permute(2, 0, 1)[None]
+    pixels = torch.tensor(decode((tmp_path / "picture.png").read_bytes(), spec.image_shape, scaling)).permute(2, 0, 1)[None]
     assert done.stdout == f"{spec.classes[student.eval()(pixels.float() / 255).argmax()]}\n"
