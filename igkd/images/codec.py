@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")
 """The formats read. PIL's other readers are not for photographs, and its EPS reader runs an external program on the file."""
@@ -101,9 +102,12 @@ def _scaled(picture: Image.Image, shape: tuple[int, int], scaling: Scaling) -> I
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Reduce 16-bit greyscale to its upper 8 bits, as PIL does for 16-bit colour; PIL's own conversion of greyscale clips it to white."""
+    """Reduce 16-bit greyscale to its upper 8 bits, as PIL does for 16-bit colour; PIL's own conversion of greyscale clips it to white. Of
+    a TIFF in which 0 is white, PIL turns round 8 bits, but not 16."""
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8))
+        values = (np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8)
+        negative = isinstance(picture, TiffImageFile) and picture.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0
+        return Image.fromarray(255 - values if negative else values)
     if picture.mode in ("I", "F"):
         raise ValueError("greyscale of 32 bits, which has no fixed white; convert it to 8 bits")
     return picture

@@ -151,7 +151,12 @@ def _parquet(fs: fsspec.AbstractFileSystem, path: str, repeating: Sequence[str] 
     """
     try:
         with open_ranges(fs, path) as opened:
-            file = pq.ParquetFile(opened, read_dictionary=list(repeating))
+            file = pq.ParquetFile(opened)
+            encodings = _encodings(file.metadata, repeating)
+            if "DELTA_BYTE_ARRAY" in encodings:  # a value shares its beginning with the one before it, so that a small file may be huge
+                raise TooLarge("its pictures are delta-encoded (DELTA_BYTE_ARRAY)")
+            if repeating and "DELTA_LENGTH_BYTE_ARRAY" not in encodings:  # by which every byte is in the file, and none can be repeated
+                file = pq.ParquetFile(opened, metadata=file.metadata, read_dictionary=list(repeating))
             rows = file.metadata.num_rows
             if rows > 1_000_000 and rows > (size := fs.size(path)):  # labels alone could fill the memory
                 raise TooLarge(f"it claims {rows:,} pictures in {size:,} bytes")
@@ -162,6 +167,13 @@ def _parquet(fs: fsspec.AbstractFileSystem, path: str, repeating: Sequence[str] 
         if not is_damage(error):
             raise UserError(f"{path} cannot be read: {explain(error)}") from None
         raise UserError(f"{path} is not a readable Parquet file: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+
+
+def _encodings(metadata: pq.FileMetaData, columns: Sequence[str]) -> set[str]:
+    """How these columns of a file, given by their paths, are encoded."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return {encoding for chunk in chunks if chunk.path_in_schema in columns for encoding in chunk.encodings}
 
 
 def _rows(
@@ -179,6 +191,7 @@ def _rows(
             if len(here):
                 check_group(file, group, fields)
                 table = file.read_row_group(group, columns=fields, use_threads=False).take(here - start)
-                check_repeats(pc.struct_field(table[image], "bytes"))
+                if pa.types.is_dictionary((pictures := pc.struct_field(table[image], "bytes")).type):
+                    check_repeats(pictures)
                 yield from zip(here.tolist(), (one or {} for one in table[image].to_pylist()), table[label].to_pylist(), strict=True)
             start = stop

@@ -41,6 +41,9 @@ def huggingface_columns(path: str, schema: pa.Schema, wanted: dict[str, str]) ->
         )
     image = _chosen(path, "image", images, images, wanted)
     label = _chosen(path, "label", labels, _likely_labels(schema, labels, names), wanted)
+    for name in (image, label, f"{image}.bytes", f"{image}.path"):  # a column of the last two would be taken for a part of the pictures
+        if schema.names.count(name) > (name in (image, label)):
+            raise UserError(f"{path} has more than one column {name}: write it anew, with names that are all different")
     return image, label, names.get(label)
 
 

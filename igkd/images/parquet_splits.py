@@ -86,13 +86,20 @@ def splits_of_files(uri: str, beside: Sequence[str], data: Sequence[str]) -> tup
 
 
 def _check_complete(uri: str, group: str, paths: Sequence[str]) -> None:
-    """Raise UserError unless there are as many files of a split as their names (00001-of-00003) say."""
+    """Raise UserError unless the files of a split are those that their names (00001-of-00003) say, each once; numbered from 0 or from 1."""
     numbered = [re.search(r"[-_.](\d+)-of-(\d+)", path.rsplit("/", 1)[-1]) for path in paths]
     found = [(int(match[1]), int(match[2])) for match in numbered if match]
     totals = {total for _, total in found}
-    if found and (len(found) < len(paths) or len(totals) > 1 or len(found) != max(totals)):
+    numbers = sorted(number for number, _ in found)
+    whole = [list(range(first, first + len(paths))) for first in (0, 1)]
+    if found and (len(totals) > 1 or len(paths) != max(totals)):
         raise UserError(
             f"parquet:{uri} holds {len(paths)} files {group}*.parquet, which by their names are {' or '.join(map(str, sorted(totals)))}; "
+            "get those that are missing, or move away those that do not belong there"
+        )
+    if found and numbers not in whole:
+        raise UserError(
+            f"parquet:{uri} holds {len(paths)} files {group}*.parquet, of which by their names one is there twice, or another is missing; "
             "get those that are missing, or move away those that do not belong there"
         )
 

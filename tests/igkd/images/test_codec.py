@@ -1,5 +1,6 @@
 """Decoding, turning and scaling pictures."""
 
+import io
 import struct
 from typing import Any
 
@@ -211,3 +212,13 @@ def test_the_hash_is_of_the_pixels_and_their_shape() -> None:
     changed = PIXELS.copy()
     changed[4, 6, 2] ^= 1
     assert len({pixel_hash(p) for p in (PIXELS, changed, PIXELS.transpose(1, 0, 2), PIXELS.reshape(7, 5, 3))}) == 4
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_in_which_zero_is_white_is_no_negative(bits: int) -> None:
+    values = GREY.astype(np.uint16) * 256 + 99 if bits == 16 else GREY
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF", tiffinfo={262: 0})
+    expected = 255 - GREY if bits == 16 else GREY  # PIL inverts what it writes of 8 bits, and of 16 bits neither what it writes nor reads
+    assert Image.open(io.BytesIO(buffer.getvalue())).tag_v2[262] == 0  # type: ignore[attr-defined]
+    assert np.array_equal(decode(buffer.getvalue()), np.dstack([expected] * 3))

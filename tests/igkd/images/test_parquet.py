@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,3 +92,24 @@ def test_relative_paths_mean_the_same_from_elsewhere(tmp_path: Path, monkeypatch
     parquet, folder = open_images("parquet:d"), open_images("folder:f")
     monkeypatch.chdir("/")
     assert [number_of(r.image) for s in (parquet, folder) for r in open_images(str(s)).read("train", [0])] == [0, 9]
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
+def test_pictures_that_another_writer_encoded_otherwise_are_the_same(tmp_path: Path, encoding: str) -> None:
+    """DuckDB writes the first, with PARQUET_VERSION V2."""
+    table = pq.read_table(write_parquet(tmp_path / "plain.parquet", pngs(9), list(range(9))))
+    place = tmp_path / "other" / "train-0.parquet"
+    place.parent.mkdir()
+    pq.write_table(table, place, column_encoding={"img.bytes": encoding, "label": "PLAIN"}, use_dictionary=False, row_group_size=4)
+    assert encoding in pq.ParquetFile(place).metadata.row_group(0).column(0).encodings
+    read = list(open_images(f"parquet:{place}").read("train", [8, 0, 5]))
+    assert [number_of(record.image) for record in read] == [8, 0, 5]
+
+
+def test_pictures_that_share_their_beginnings_are_refused(tmp_path: Path) -> None:
+    """By that encoding a small file may hold any number of copies of a large value."""
+    table = pq.read_table(write_parquet(tmp_path / "plain.parquet", pngs(9), list(range(9))))
+    place = tmp_path / "train-0.parquet"
+    pq.write_table(table, place, column_encoding={"img.bytes": "DELTA_BYTE_ARRAY", "label": "PLAIN"}, use_dictionary=False)
+    with pytest.raises(UserError, match=r"are delta-encoded \(DELTA_BYTE_ARRAY\); write it anew"):
+        list(open_images(f"parquet:{place}").read("train", [0]))

@@ -133,6 +133,8 @@ def test_which_column_is_the_image_is_a_question(tmp_path: Path) -> None:
         ("train-0 train_extra-0 test-0", r"train\*.parquet, train_extra\*.parquet: it is not clear"),
         ("train-0 data/train-0", "holds train.*and under data/ too"),
         ("train-00000-of-00003 train-00002-of-00003", "holds 2 files train.*which by their names are 3; get those that are missing"),
+        ("train-00000-of-00002-0123456789abcdef train-00000-of-00002-fedcba9876543210", "one is there twice, or another is missing"),
+        ("train-00001-of-00002 train-00007-of-00002", "one is there twice, or another is missing"),
         ("train-0-of-1 train-0-of-2 train-1-of-2", "holds 3 files train.*which by their names are 1 or 2"),
         ("part-0 part-1", r"holds no train-\*.parquet or test-\*.parquet.*; it holds part\*.parquet"),
     ],
@@ -163,3 +165,20 @@ def test_links_to_parquet_files(tmp_path: Path) -> None:
     link.symlink_to("../../../blobs/0123abcd")
     for place in (hub / "snapshots" / "main", link):
         assert len(open_images(f"parquet:{place}").labels("train")) == 3
+
+
+def test_shards_may_be_counted_from_one(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_parquet(tmp_path / f"train-{number}-of-2.parquet", pngs(2), [0, 1])
+    assert len(open_images(f"parquet:{tmp_path}").labels("train")) == 4
+
+
+def test_columns_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    pictures = pa.array([{"bytes": one, "path": ""} for one in pngs(2)], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    numbers, other = pa.array([0, 1]), pa.array([b"x", b"y"])
+    for number, (names, columns) in enumerate(
+        ((["image", "label", "label"], [pictures, numbers, numbers]), (["image", "image.bytes", "label"], [pictures, other, numbers]))
+    ):
+        pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / f"{number}.parquet")
+        with pytest.raises(UserError, match="has more than one column (label|image.bytes): write it anew"):
+            open_images(f"parquet:{tmp_path}/{number}.parquet,label=label")
