@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+from igkd.base.errors import printable
 from igkd.config.distill import DistillConfig
 from igkd.config.recipes import parse_distill
 from igkd.store import Store
@@ -18,7 +19,7 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     """Train a student, or go on training; gives the result row."""
     config = decided(config, Store.open(config.store))
     store, teacher = open_store(config), open_teacher_of(config)
-    print(f"distill: {student_line(config, store)}", flush=True)
+    print(printable(f"distill: {student_line(config, store)}"), flush=True)
     begin_ray(config.out)
     start = start_of(config, store.plan)
     if start is not None:

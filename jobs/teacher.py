@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from igkd.base.errors import printable
 from igkd.base.storage import absolute
 from igkd.config.command_line import parse
 from igkd.config.teacher import TeacherConfig
@@ -20,7 +21,7 @@ def train_teacher(config: TeacherConfig) -> dict[str, Any]:
     """Train or go on training; gives the result row."""
     source = open_images(config.images)
     tell(source)
-    print(f"teacher: {teacher_line(config, source.checked_labels('train'), source.classes)}", flush=True)
+    print(printable(f"teacher: {teacher_line(config, source.checked_labels('train'), source.classes)}"), flush=True)
     begin_ray(config.out)
     check_teacher(config)
     fingerprints, init = {"images_fingerprint": source.fingerprint("train")}, config.init

@@ -179,7 +179,7 @@ def matching_samples(
     numbers = class_numbers(model, name, str(source), source.classes, OWN_CLASSES)
     samples, left_out = load_samples(source, split, ids, model.spec.image_shape, True, bad_images, scaling=model.spec.scaling)
     for sentence in sentences(left_out):
-        print(sentence, file=sys.stderr, flush=True)
+        print(printable(sentence), file=sys.stderr, flush=True)
     return dataclasses.replace(samples, labels=torch.from_numpy(numbers)[samples.labels]), len(left_out)
 
 
@@ -201,6 +201,13 @@ def matching_teacher(text: str, model: Classifier, name: str) -> tuple[Classifie
     if teacher.spec.image_shape != model.spec.image_shape:
         size = " and the checkpoint on ".join(f"{h}x{w}" for h, w in (teacher.spec.image_shape, model.spec.image_shape))
         raise UserError(f"the teacher {text} was trained on {size} pixels; give one of the same size")
+    if teacher.spec.scaling != model.spec.scaling:
+        print(
+            f"note: the teacher {printable(text)} has pictures scaled by another rule than {printable(name)}; here both get the latter's, "
+            "so the teacher may be less accurate than by itself",
+            file=sys.stderr,
+            flush=True,
+        )
     return teacher, card
 
 
@@ -277,9 +284,9 @@ def main() -> None:
     if config.out is not None:
         check_writable(Path(config.out))
     row = evaluate_images(config)
-    print(table(row["evaluation"]))
     if config.out is not None:
         write_json(Path(config.out), row)
+    print(printable(table(row["evaluation"])))
 
 
 if __name__ == "__main__":

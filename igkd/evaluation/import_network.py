@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from igkd.base import provenance
-from igkd.base.errors import UserError, run_cli
+from igkd.base.errors import UserError, printable, run_cli
 from igkd.base.random_draws import stratified_choice
 from igkd.base.storage import check_writable, parse_json
 from igkd.config.command_line import parse
@@ -157,7 +157,7 @@ def _row(values: tuple[float, ...]) -> str:
 
 def main() -> None:
     for line in import_network(parse(ImportConfig, "igkd import")):
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 if __name__ == "__main__":

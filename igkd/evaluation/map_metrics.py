@@ -53,10 +53,12 @@ def mass_inside(maps: Maps, masks: NDArray[np.bool_]) -> Figures:
     return np.asarray(np.where(total > 0, inside / np.where(total > 0, total, 1), masks.mean(axis=(1, 2))))
 
 
-def pointing_hits(maps: Maps, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether each map's largest value lies on the object (the pointing game of Zhang et al. 2018): bool (N,)."""
-    peaks = maps.reshape(len(maps), -1).argmax(axis=1)
-    return np.asarray(np.take_along_axis(masks.reshape(len(masks), -1), peaks[:, None], axis=1)[:, 0], dtype=np.bool_)
+def pointing_hits(maps: Maps, masks: NDArray[np.bool_]) -> Figures:
+    """Whether each map's largest value lies on the object (the pointing game of Zhang et al. 2018), 0 or 1 (N,); a map without contrast
+    gets its mask's share of the image, like a point drawn at random."""
+    flat = masks.reshape(len(masks), -1)
+    hits = np.take_along_axis(flat, _flat(maps).argmax(axis=1)[:, None], axis=1)[:, 0]
+    return np.asarray(np.where(_even(maps), flat.mean(axis=1), hits), dtype=np.float64)
 
 
 def cosine(a: Maps, b: Maps) -> Figures:
@@ -78,10 +80,17 @@ def rank_correlation(a: Maps, b: Maps) -> Figures:
 def top_overlap(a: Maps, b: Maps, share: float = 0.1) -> Figures:
     """Overlap of the k largest pixels of each pair of maps: |top_k(a) and top_k(b)| / k.
 
-    k is `share` of the pixels, rounded, at least 1. Unrelated maps have an overlap of k / (H W) on average.
+    k is `share` of the pixels, rounded, at least 1. Unrelated maps have an overlap of k / (H W) on average; so has a map without contrast
+    with any other: none of its pixels is larger than another.
     """
     k = max(1, round(share * a[0].size))
-    return np.asarray(((places(a) < k) & (places(b) < k)).sum(axis=(1, 2)) / k)
+    overlap = ((places(a) < k) & (places(b) < k)).sum(axis=(1, 2)) / k
+    return np.asarray(np.where(_even(a) | _even(b), k / a[0].size, overlap))
+
+
+def _even(maps: Maps) -> NDArray[np.bool_]:
+    """Whether a map has one value everywhere: bool (N,)."""
+    return np.asarray(np.ptp(_flat(maps), axis=1) == 0)
 
 
 def places(maps: Maps) -> NDArray[np.int64]:

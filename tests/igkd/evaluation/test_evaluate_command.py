@@ -188,3 +188,33 @@ def test_pictures_are_scaled_to_the_size_of_the_checkpoint(others: dict[str, str
         for images in (IMAGES, f"folder:{tmp_path}")
     )
     assert small["count"] == 30 and small["per_class"] == large["per_class"] and small["loss"] == pytest.approx(large["loss"], rel=1e-5)
+
+
+def test_a_teacher_that_scales_pictures_by_another_rule_is_said_to(
+    student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = checkpoint.load(student)
+    model.spec = dataclasses.replace(model.spec, short_side=64)
+    checkpoint.save(model, tmp_path / "t", {})
+    evaluate_images(EvaluateConfig(checkpoint=student, images=IMAGES, teacher=str(tmp_path / "t")))
+    assert "has pictures scaled by another rule than the checkpoint" in capsys.readouterr().err
+    evaluate_images(EvaluateConfig(checkpoint=student, images=IMAGES, teacher=student))
+    assert "another rule" not in capsys.readouterr().err
+
+
+def test_names_neither_control_a_terminal_nor_end_in_a_traceback(student: str, tmp_path: Path) -> None:
+    """As directories may be called: with an escape sequence, or in a character set of the last century."""
+    source = folder(tmp_path / "pictures")
+    names = sorted(path.name for path in (tmp_path / "pictures" / "test").iterdir())
+    for old, new in zip(names[:2], (b"a\x1b[31mred", b"caf\xe9"), strict=True):
+        (tmp_path / "pictures" / "test" / old).rename(os.fsdecode(os.fsencode(tmp_path / "pictures" / "test") + b"/" + new))
+    bad = next((tmp_path / "pictures" / "test").glob("*/*.png"))
+    bad.rename(bad.with_name("bad\x1b[2J.png")).write_bytes(b"no picture")
+    model = checkpoint.load(student)
+    model.spec = dataclasses.replace(model.spec, classes=tuple(sorted(path.name for path in (tmp_path / "pictures" / "test").iterdir())))
+    checkpoint.save(model, tmp_path / "c", {})
+    command = [sys.executable, "-m", "igkd", "evaluate", "--checkpoint", str(tmp_path / "c"), "--images", source]
+    command += ["--bad-images", "skip", "--out", str(tmp_path / "row.json")]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert b"\x1b" not in done.stdout + done.stderr and b"red" in done.stdout and (tmp_path / "row.json").exists()
