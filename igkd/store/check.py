@@ -114,7 +114,8 @@ def _check_directory(store: Store) -> list[str]:
         problems += [f"{name} is not in the manifest" for name in there if name.endswith(".parquet") and name not in names]
         written = parse_json(read_file(fs, f"{root}/plan.json"))
         plan = store.plan.to_json()
-        if written | {name: plan[name] for name in PLACES} != plan:  # they may have moved while the store was computed
+        places = {name: plan[name] for name in PLACES}  # which may have moved while the store was computed
+        if not isinstance(written, dict) or written | places != plan:
             problems.append("plan.json is not the manifest's plan")
     except FileNotFoundError:
         problems.append("plan.json is missing")

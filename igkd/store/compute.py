@@ -161,8 +161,8 @@ def read_rows(source: ImageSource, plan: store.Plan, selection: Selection) -> Ro
             "pixels": black if pixels is None else pixels,
         }
         if plan.has_mask:
-            mask = np.zeros((height, width), np.bool_) if record.mask is None else scale_mask(record.mask, plan.image_shape, plan.scaling)
-            row["mask"] = mask.astype(np.uint8)
+            mask = np.zeros((height, width), np.bool_) if record.mask is None else record.mask
+            row["mask"] = (scale_mask(mask, plan.image_shape, plan.scaling) if plan.resize else mask).astype(np.uint8)
         rows.append(row)
 
     on_bad: BadImages = "skip" if plan.bad_images == "skip" else "refuse"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from igkd.base.errors import UserError
 from igkd.base.parquet_limits import check_group, check_repeats
+from igkd.base.schema import fits
 from igkd.base.storage import filesystem, list_names, open_ranges, parse_json, read_file
 from igkd.base.storage_errors import STORAGE_ERRORS, explain, is_damage
 from igkd.images.codec import BadImage, decode, pixel_hash
@@ -204,6 +205,9 @@ def read_manifest(uri: str, layer: type[L]) -> tuple[L, dict[str, Any]]:
             plan.part_name(part) for part in range(plan.parts)
         ]:
             raise ValueError(f"it does not list the {plan.parts} parts of its plan")
+        if not all(fits(file, dict[str, Any]) and fits([file["rows"], file["bytes"]], list[int]) and fits(file["sha256"], str)
+                   for file in manifest["files"]):  # fmt: skip
+            raise ValueError("it does not say how many rows and bytes each part has, and their hash")
         if not sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == plan.rows - len(manifest["skipped"]):
             raise ValueError("its numbers of rows do not add up")
         if layer is Plan and (type(manifest["zero_maps"]) is not int or not 0 <= manifest["zero_maps"] <= manifest["rows"]):

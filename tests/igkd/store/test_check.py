@@ -57,6 +57,8 @@ BYTES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "no plan": (lambda d: (d / "plan.json").unlink(), ["plan.json is missing"]),
     "other plan": (lambda d: (d / "plan.json").write_text("{}"), ["plan.json is not the manifest's plan"]),
+    "a list for a plan": (lambda d: (d / "plan.json").write_text("[]"), ["plan.json is not the manifest's plan"]),
+    "a number for a plan": (lambda d: (d / "plan.json").write_text("3"), ["plan.json is not the manifest's plan"]),
     "broken plan": (lambda d: (d / "plan.json").write_text("{"), ["plan.json cannot be read"]),
 }
 

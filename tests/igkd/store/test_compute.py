@@ -14,7 +14,7 @@ from igkd.base.errors import UserError
 from igkd.base.random_draws import validation_mask
 from igkd.config.precompute import PrecomputeConfig
 from igkd.images import drawn_shapes
-from igkd.images.codec import decode, pixel_hash
+from igkd.images.codec import decode, pixel_hash, scale_mask
 from igkd.images.open import open_images
 from igkd.networks import checkpoint
 from igkd.networks.network import NetworkSpec, build
@@ -234,3 +234,17 @@ def test_parts_cover_the_selection(teacher: str) -> None:
 def test_a_limited_store_has_its_share_of_validation(teacher: str) -> None:
     config = PrecomputeConfig(images="shapes:train=100,test=5", teacher=teacher, store="s", engine="captum", limit=40)
     assert planned(config)[1].validation.sum() == 4
+
+
+def test_a_mask_is_scaled_where_its_picture_is_and_only_there(tmp_path: Path) -> None:
+    """A teacher that scales pictures to a larger side and cuts out the middle, on pictures of its size, which are left as they are."""
+    spec = NetworkSpec(classes=drawn_shapes.CLASSES, image_shape=(32, 32), name="lean:2:8x1", short_side=64, interpolation="bilinear")
+    checkpoint.save(build(spec, 0), tmp_path / "teacher", {})
+    given = {"images": "shapes:train=12,test=4,seed=4", "teacher": str(tmp_path / "teacher"), "steps": 1, "engine": "torch"}
+    for name, size in (("as they are", None), ("scaled", 32)):
+        config = PrecomputeConfig(**given, store=str(tmp_path / name), image_size=size)  # type: ignore[arg-type]
+        make_store(config)
+        opened = Store.open(config.store)
+        pixels, mask = drawn_shapes.draw(4, "train", int(opened.column("image_id")[0]))
+        expected = mask if size is None else scale_mask(mask.astype(bool), (32, 32), spec.scaling)
+        assert np.array_equal(opened.column("mask")[0], expected) and opened.plan.resize == (size is not None)
