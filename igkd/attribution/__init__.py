@@ -21,10 +21,10 @@ from typing import Literal
 
 import torch
 
-from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, FromBaseline, Tell, first_line, inputs_per_pass, nobody
+from igkd.attribution.base import FAST_ENGINES, Attribution, Attributor, Colour, FromBaseline, Tell, inputs_per_pass, nobody
 from igkd.attribution.homogeneity import ONE_PASS, takes_one_pass
 from igkd.base.choices import Engine, Method
-from igkd.base.errors import UserError
+from igkd.base.errors import UserError, first_line
 from igkd.networks.network import Classifier
 
 __all__ = [

@@ -90,9 +90,3 @@ def inputs_per_pass(device: str, pixels: int) -> int:
 def as_float(pixels: Tensor) -> Tensor:
     """Pixels as float in [0, 1]; uint8 is divided by 255."""
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, shortened to fit into a sentence."""
-    line = (str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__
-    return line if len(line) <= 100 else f"{line[:97]}..."

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from igkd.attribution.base import Attribution, Colour, FromBaseline, Tell, first_line, inputs_per_pass, nobody
+from igkd.attribution.base import Attribution, Colour, FromBaseline, Tell, inputs_per_pass, nobody
 from igkd.base.choices import Engine
+from igkd.base.errors import first_line
 from igkd.networks.layers import avoid_slow_kernels, avoid_wrong_kernels, plain
 from igkd.networks.network import Classifier
 

@@ -45,3 +45,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
 def printable(text: str) -> str:
     """The text with control characters replaced, since names from other people's files could otherwise control the terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, shortened to fit into a sentence."""
+    line = (str(error).strip().splitlines() or [""])[0].strip() or type(error).__name__
+    return line if len(line) <= 100 else f"{line[:97]}..."

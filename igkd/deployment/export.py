@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igkd.base.choices import Format
-from igkd.base.errors import UserError, run_cli
+from igkd.base.errors import UserError, first_line, run_cli
 from igkd.base.random_draws import stratified_choice, validation_mask
 from igkd.base.storage import check_writable, write_bytes
 from igkd.config.command_line import parse
@@ -108,7 +108,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {"format": config.format, "checkpoint_sha256": card["sha256"]}
     if calibration is not None:
         facts["calibrated"] = {"split": "train", "images": len(calibration)}
-    data, check = checked_file(model, config.format, facts, calibration, validation, reference)
+    try:
+        data, check = checked_file(model, config.format, facts, calibration, validation, reference)
+    except UserError:
+        raise
+    except Exception as error:  # what torch's exporters raise for a network that does more than they can write down
+        raise UserError(f"{name} cannot be converted to {config.format} ({first_line(error)}): try another --format") from None
     print(told(check), flush=True)
     refuse(check, config.format, config.max_drop)
     write_bytes(out, data)

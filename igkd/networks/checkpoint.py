@@ -17,7 +17,7 @@ from igkd.base.schema import short
 from igkd.base.storage import read_json, write_bytes, write_json
 from igkd.networks.module import CodeRefused
 from igkd.networks.network import Classifier, NetworkSpec, multiply_adds, parameter_count
-from igkd.networks.weights import shapes
+from igkd.networks.weights import apart, shapes
 
 
 def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool = False) -> None:
@@ -29,7 +29,7 @@ def save(model: Classifier, directory: Path, made: Mapping[str, Any], half: bool
         made: how it was made (JSON values): command, seed, accuracies.
         half: store floating-point tensors as float16, at half the size; `load` converts them to float32 again.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
+    state = apart(model.network.state_dict())
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     weights = safetensors.torch.save(state)
@@ -68,7 +68,7 @@ def load(directory: Path | str) -> Classifier:
         if wrong := sorted(name for name in expected.keys() | state.keys() if name not in state or state[name].shape != expected.get(name)):
             raise ValueError(f"{len(wrong)} tensor(s) do not fit its spec, such as {short(wrong[0])}")
         model = Classifier(spec)
-        model.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        model.network.load_state_dict(state)  # which converts what is in half precision
     except CodeRefused:
         raise
     except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError, KeyError, UserError) as error:

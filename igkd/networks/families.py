@@ -130,19 +130,25 @@ class Unfilled(TorchFunctionMode):
 FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.copy_)
 
 
-def on_meta(compute: Callable[[], T]) -> T:
-    """Call a function that builds networks and looks at shapes alone, with networks on the device "meta", where they take no memory.
+def on_meta(name: str, compute: Callable[[], T]) -> T:
+    """Call a function that builds a network and looks at shapes alone, with the network on the device "meta", where it takes no memory.
 
-    Some networks compute with values while they are made or run, which "meta" has not; for those it is called again without it.
+    Some networks compute with values while they are made or run, which "meta" has not; for those it is called again without it. Code of
+    the user's is not run there at all: a tensor that it makes once and keeps would have no values ever after.
+
+    Args:
+        name: of the network.
     """
     with torch.random.fork_rng(devices=[]):
+        if architecture(name)[0] == "module":
+            return compute()
         try:
             with torch.device("meta"), Unfilled():
                 return compute()
         except UserError as error:
             if error.__cause__ is None:  # not an error of the network's own code
                 raise
-        except (RuntimeError, NotImplementedError):
+        except Exception:  # code of torchvision and timm may raise anything; what is wrong anywhere is raised again
             pass
         return compute()
 

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from igkd.base.errors import UserError
 from igkd.base.schema import short
@@ -20,6 +21,8 @@ from igkd.networks.preparation import Preparation
 
 ALLOWED = "IGKD_MODULES"
 """Environment variable: names such as package.module:function, separated by commas, whose code may be run."""
+CLASSES = ("classes", "num_classes", "n_classes", "nclasses")
+"""What a parameter for the number of classes is called."""
 _NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 _TYPED = re.compile(rf"(?<!\w)module:({_NAME})", re.ASCII)
 
@@ -89,11 +92,14 @@ def _what(error: Exception) -> str:
 
 
 def _parameter(options: str) -> inspect.Parameter | None:
-    """The function's first parameter, which takes the number of classes; None if it has no parameters."""
+    """The function's parameter for the number of classes: one that is called so, or else the first; None if it has no parameters."""
     try:
         parameters = list(inspect.signature(_function(options)).parameters.values())
     except (TypeError, ValueError):  # some functions written in C have no signature
         return None
+    named = next((one for one in parameters if one.name in CLASSES and one.kind is not inspect.Parameter.POSITIONAL_ONLY), None)
+    if named is not None:
+        return named
     return (
         parameters[0]
         if parameters and parameters[0].kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -109,13 +115,21 @@ def build(options: str, classes: int) -> nn.Module:
     """
     function = _function(options)
     try:
-        network = function(classes) if _parameter(options) is not None else function()
+        parameter = _parameter(options)
+        if parameter is not None and parameter.name in CLASSES and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
+            network = function(**{parameter.name: classes})
+        else:
+            network = function() if parameter is None else function(classes)
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"module:{options} fails to make a network: {_what(error)}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"module:{options} gives a {type(network).__name__}, not an nn.Module")
+    if any(isinstance(one, UninitializedParameter | UninitializedBuffer) for one in (*network.parameters(), *network.buffers())):
+        raise UserError(f"module:{options} has lazy layers, which have no weights before the first picture: give their sizes")
+    if other := [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]:
+        raise UserError(f"module:{options} keeps {short(other[0])} in its state, which is no tensor: a checkpoint has tensors alone")
     return network
 
 
@@ -160,7 +174,7 @@ def preparation(options: str) -> Preparation:
 def outputs(options: str) -> int | None:
     """Number of classes that the function gives unless told: its parameter's default; None if only the network shows it."""
     parameter = _parameter(options)
-    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+    return parameter.default if parameter is not None and type(parameter.default) is int else None
 
 
 def categories(options: str, count: int) -> tuple[str, ...] | None:

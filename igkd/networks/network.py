@@ -145,7 +145,7 @@ def values_a_channel(spec: NetworkSpec, scale: float = 1.0) -> int:
             network(torch.zeros(1, 3, *(round(side * scale) for side in spec.image_shape)))
         return found
 
-    return min(on_meta(sizes), default=spec.image_shape[0] * spec.image_shape[1])
+    return min(on_meta(spec.name, sizes), default=spec.image_shape[0] * spec.image_shape[1])
 
 
 def channels_at(model: Classifier, path: str) -> int:

@@ -17,7 +17,7 @@ from igkd.networks.families import FAMILIES, build_named, canonical_name, outsid
 from igkd.networks.network import Classifier, NetworkSpec, multiply_adds, parameter_count
 from igkd.networks.preparation import Preparation
 from igkd.networks.trial import outputs_of
-from igkd.networks.weights import classes_in, fitted, head, load_into, read_weights, shapes, without_prefixes
+from igkd.networks.weights import apart, classes_in, fitted, head, load_into, read_weights, shapes, without_prefixes
 
 DEFAULT, NONE = "default", "none"
 """Values of weights= that are no files."""
@@ -85,7 +85,7 @@ def open_teacher(text: str) -> tuple[Classifier, dict[str, Any]]:
 
 def sha256(model: Classifier) -> str:
     """sha256 of a network's weights, as a checkpoint of it has."""
-    return hashlib.sha256(safetensors.torch.save({k: v.contiguous() for k, v in model.network.state_dict().items()})).hexdigest()
+    return hashlib.sha256(safetensors.torch.save(apart(model.network.state_dict()))).hexdigest()
 
 
 def classifier(request: Request, classes: tuple[str, ...] | None, preparation: Preparation) -> Classifier:

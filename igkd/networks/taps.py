@@ -51,7 +51,7 @@ def layers(network: nn.Module, shape: Size) -> dict[str, Size]:
 @functools.lru_cache(maxsize=64)
 def layers_of(name: str, classes: int, shape: Size) -> Layers:
     """`layers` of the network of a name; nothing but shapes is computed, if possible."""
-    return on_meta(lambda: layers(build_named(name, classes), shape))
+    return on_meta(name, lambda: layers(build_named(name, classes), shape))
 
 
 def deepest(found: Layers, size: Size) -> str | None:

@@ -1,11 +1,12 @@
 """Tries a network on two random pictures before hours are spent on it."""
 
+import copy
 import functools
 
 import torch
 from torch import Tensor, nn
 
-from igkd.base.errors import UserError
+from igkd.base.errors import UserError, first_line
 from igkd.networks.families import architecture, build_named, outside
 from igkd.networks.layers import twice_differentiable
 from igkd.networks.network import NetworkSpec
@@ -23,22 +24,71 @@ def outputs_of(network: nn.Module, name: str, shape: tuple[int, int]) -> int:
         shape: (H, W) in pixels.
 
     Raises:
-        UserError: the network cannot take such pictures, gives no logits, or answers differently when asked twice.
+        UserError: the network cannot take such pictures, gives no logits, or answers differently when asked twice, or for a picture alone.
     """
     pixels = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
     network.eval()
     try:
         with torch.no_grad():
-            first, second = network(pixels), network(pixels)
+            first, second = network(pixels.clone()), network(pixels.clone())  # it may change what it is given
     except Exception as error:  # the network may be anyone's, and raise anything
         raise UserError(_why(network, name, shape, error)) from None
     check_logits(first, name)
-    if not torch.allclose(first, second, rtol=0, atol=SAME * float(first.abs().max().nan_to_num(1)), equal_nan=True):
+    if not _same(first, second, first):
         raise UserError(
             f"{name} gives two answers for the same pictures in evaluation mode: something in it is random (such as a dropout that "
             "model.eval() does not switch off), so it has no one map or logit to learn from"
         )
+    _check_alone(network, name, pixels, first)
+    _check_channels_last(network, name, pixels)
+    if first.shape[1] > 1 and bool((first >= 0).all()) and bool(((first.sum(dim=1) - 1).abs() < SAME).all()):
+        raise UserError(f"{name} gives probabilities where logits are needed: leave out the softmax at its end")
     return int(first.shape[1])
+
+
+def _same(one: Tensor, other: object, logits: Tensor) -> bool:
+    """Whether two answers are the same but for rounding, which is measured by all logits of the trial."""
+    largest = float(logits.abs().max().nan_to_num(1))
+    if not isinstance(other, Tensor) or other.shape != one.shape:
+        return False
+    return torch.allclose(one, other, rtol=0, atol=SAME * largest, equal_nan=True)
+
+
+def _check_alone(network: nn.Module, name: str, pixels: Tensor, logits: Tensor) -> None:
+    """Raise UserError if a network answers a picture by itself otherwise than beside another one."""
+    try:
+        with torch.no_grad():
+            same, why = _same(logits[:1], network(pixels[:1].clone()), logits), ""
+    except Exception as error:  # the network may be anyone's, and raise anything
+        same, why = False, f" ({first_line(error)})"
+    if not same:
+        raise UserError(
+            f"{name} answers a picture alone otherwise than beside others{why}, so what is learned of it depends on the batch: such as "
+            "by a batch normalisation without running statistics, or one that stays in training mode"
+        )
+
+
+def _check_channels_last(network: nn.Module, name: str, pixels: Tensor) -> None:
+    """Raise UserError if a network cannot take pictures as all commands give them, the channels of a pixel beside each other in memory."""
+    try:
+        with torch.no_grad():
+            copy.deepcopy(network).to(memory_format=torch.channels_last)(pixels.contiguous(memory_format=torch.channels_last))
+    except Exception as error:  # the network may be anyone's, and raise anything
+        raise UserError(
+            f"{name} cannot take pictures in channels-last memory, as they are here ({first_line(error)}): "
+            "take .flatten(1) or .reshape in place of .view"
+        ) from None
+
+
+def check_copied(network: nn.Module, name: str) -> None:
+    """Raise UserError if a network cannot be copied, as averaged weights and maps need it."""
+    try:
+        copy.deepcopy(network)
+    except Exception as error:  # the network may be anyone's, and raise anything
+        raise UserError(
+            f"{name} cannot be copied ({first_line(error)}): in place of torch.nn.utils.weight_norm, "
+            "take torch.nn.utils.parametrizations.weight_norm"
+        ) from None
 
 
 def check_logits(value: object, name: str) -> None:
@@ -59,13 +109,9 @@ def _why(network: nn.Module, name: str, shape: tuple[int, int], error: Exception
             f"{name} takes pictures of {first.in_channels} channel(s), and igkd's have three, red, green and blue: choose another network"
         )
     return (
-        f"{name} cannot take pictures of {shape[0]}x{shape[1]} pixels ({_reason(error)}): choose a size that it takes by "
+        f"{name} cannot take pictures of {shape[0]}x{shape[1]} pixels ({first_line(error)}): choose a size that it takes by "
         "--image-size, or another network"
     )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 @functools.lru_cache
@@ -83,6 +129,9 @@ def check_trainable(spec: NetworkSpec, lowest_scale: float = 1.0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_named(spec.name, len(spec.classes))
+        check_copied(network, spec.name)
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise UserError(f"{spec.name} has no weights to train: all of them are frozen (requires_grad)")
         count = outputs_of(network, spec.name, spec.image_shape)
         if count != len(spec.classes):
             raise UserError(f"{spec.name} gives logits of {count} classes, and there are {len(spec.classes)}: {_remedy(spec.name)}")
@@ -95,7 +144,7 @@ def check_trainable(spec: NetworkSpec, lowest_scale: float = 1.0) -> None:
                     if scale == 1.0:
                         raise UserError(f"{_why(network, spec.name, spec.image_shape, error)} (in training)") from None
                     raise UserError(
-                        f"{spec.name} cannot take pictures scaled to {height}x{width} pixels ({_reason(error)}): leave out "
+                        f"{spec.name} cannot take pictures scaled to {height}x{width} pixels ({first_line(error)}): leave out "
                         "--low-resolution-epochs, or choose another network"
                     ) from None
             check_logits(answer, f"{spec.name}, in training,")
@@ -118,7 +167,7 @@ def check_twice_differentiable(spec: NetworkSpec) -> None:
             torch.autograd.grad(logits.square().sum(), pixels, create_graph=True)[0].square().sum().backward()
         except Exception as error:  # the network may be anyone's, and raise anything
             raise UserError(
-                f"the gradient of {spec.name} by its pixels cannot be differentiated again ({_reason(error)}), which a term of the loss "
+                f"the gradient of {spec.name} by its pixels cannot be differentiated again ({first_line(error)}), which a term of the loss "
                 "needs: choose an arm without map, or another network"
             ) from None
 

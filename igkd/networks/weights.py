@@ -65,9 +65,22 @@ def _tensors(value: Any, depth: int = DEPTH) -> dict[str, Tensor]:
     return {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, Tensor)}
 
 
+def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors as safetensors takes them: on the CPU, contiguous, and none in the memory of another, as those of layers that are
+    used twice are."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in taken else tensor
+        taken.add(place)
+    return found
+
+
 def shapes(name: str, classes: int) -> dict[str, torch.Size]:
     """The shapes of a network's tensors by name."""
-    return on_meta(lambda: {key: value.shape for key, value in build_named(name, classes).state_dict().items()})
+    return on_meta(name, lambda: {key: value.shape for key, value in build_named(name, classes).state_dict().items()})
 
 
 def head(name: str) -> dict[str, int]:
@@ -170,9 +183,11 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     """Copy fitted tensors into a network, in place; those that it has besides keep their values.
 
     Raises:
-        UserError: a tensor is no number that the network could have.
+        UserError: a tensor is no number that the network could have. Constants, such as the masks of attention, may be infinite.
     """
-    broken = next((key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None)
+    learned = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    numbers = {key: value for key, value in state.items() if value.is_floating_point()}
+    broken = next((key for key, value in numbers.items() if (~value.isfinite() if key in learned else value.isnan()).any()), None)
     if broken is not None:
         raise UserError(f"{source}: {short(broken)} has values that are no finite numbers: these weights are of no use")
     network.load_state_dict(dict(state), strict=False)

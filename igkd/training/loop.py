@@ -53,7 +53,8 @@ def make_average(model: nn.Module, optimisation: Optimisation) -> AveragedModel 
         decay = min(optimisation.averaging, step.item() / (step.item() + 10))
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
+                # What stays the same is left alone: between two infinities, as in a mask of attention, there is no number.
+                mean.copy_(torch.where(mean == value, value, mean.lerp(value, 1 - decay)))
             else:
                 mean.copy_(value)
 
@@ -188,7 +189,7 @@ def evaluate_split(model: nn.Module, samples: Samples, rank: int = 0, world: int
     device = next(model.parameters()).device
     loss = correct = 0.0
     mine = np.arange(rank, len(samples), world)
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: a network may keep a tensor that it makes here, and use it in training
         for start in range(0, len(mine), batch_size):
             batch = samples.select(mine[start : start + batch_size]).to(device)
             logits = model((batch.pixels.float() / 255).contiguous(memory_format=torch.channels_last))

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from igkd.base.errors import UserError
 from igkd.config.optimisation import Optimisation
-from igkd.networks.network import Classifier
+from igkd.networks.network import Classifier, NetworkSpec
 from igkd.networks.weights import head
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -60,6 +61,15 @@ def make_optimizer(model: nn.Module, optimisation: Optimisation, terms: nn.Modul
             {"params": [one for one in every if id(one) in last], "factor": optimisation.head_factor},
         ]
     return OPTIMIZERS[optimisation.optimizer](groups, lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay)
+
+
+def check_head_rate(spec: NetworkSpec, optimisation: Optimisation) -> None:
+    """Raise UserError if the last layer is to have a learning rate of its own, and which layer is the last cannot be told."""
+    if optimisation.head_factor != 1.0 and not head(spec.name):
+        raise UserError(
+            f"--head-learning-rate is for the last layer, and which one that is of {spec.name} cannot be told, since none has as many "
+            "outputs as it is asked to have classes: leave it out"
+        )
 
 
 def set_training(model: nn.Module, optimisation: Optimisation) -> None:

@@ -16,6 +16,7 @@ from igkd.base.errors import UserError
 from igkd.base.run_directory import STATE, is_history
 from igkd.base.schema import fits
 from igkd.base.storage import parse_json, write_bytes
+from igkd.networks.weights import apart
 
 History = list[dict[str, Any]]
 
@@ -35,9 +36,9 @@ def save_state(
         decided: choices that were made when the run started and stay when it is resumed; see `read_decided`.
         terms: terms of the loss, which may have parameters of their own.
     """
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v for k, v in apart(model.state_dict()).items()}
     if average is not None:
-        tensors |= {f"average.{k}": v.detach().cpu().contiguous() for k, v in average.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in apart(average.state_dict()).items()}
     if terms is not None:
         tensors |= {f"terms.{k}": v.detach().cpu().contiguous() for k, v in terms.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():

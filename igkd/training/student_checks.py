@@ -10,6 +10,7 @@ from igkd.networks.taps import check_tap, layers_of, student_tap
 from igkd.networks.trial import check_trainable, check_twice_differentiable
 from igkd.store import Plan, ViewsPlan
 from igkd.training.batches import check_sizes, check_validation
+from igkd.training.optimizer import check_head_rate
 from igkd.training.task import check_batch_size
 
 
@@ -33,6 +34,7 @@ def check_network(config: DistillConfig, plan: Plan) -> None:
     if config.objective.map_weight > 0:
         check_twice_differentiable(spec)
     check_batch_size(spec, config.optimisation)
+    check_head_rate(spec, config.optimisation)
 
 
 def check_counts(config: DistillConfig, images: int, validation: int) -> None:

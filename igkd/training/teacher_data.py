@@ -18,6 +18,7 @@ from igkd.networks.initial import Initial, initial, normalised, sizing
 from igkd.networks.network import NetworkSpec
 from igkd.networks.trial import check_trainable
 from igkd.training.batches import check_sizes, check_validation, plan_line
+from igkd.training.optimizer import check_head_rate
 from igkd.training.task import Moments, Task, check_batch_size, every
 
 
@@ -108,3 +109,4 @@ def check_teacher(config: TeacherConfig) -> None:
     spec = untrained_spec(config, source)
     check_trainable(spec, config.lowest_scale)
     check_batch_size(spec, config.optimisation)
+    check_head_rate(spec, config.optimisation)

@@ -16,26 +16,8 @@ from igkd.networks.open import open_teacher
 from igkd.networks.taps import layers_of
 from igkd.networks.trial import check_trainable
 from igkd.networks.weights import head
-from tests.helpers.modules import write_module
+from tests.helpers.modules import FIXED, HEAD, NET, write_module
 from tests.helpers.paths import ROOT
-
-HEAD = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
-NET = (
-    HEAD
-    + """
-input_size, mean, std = 16, (0.5, 0.4, 0.3), [0.2, 0.2, 0.1]
-def net(classes):
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
-"""
-)
-FIXED = (
-    HEAD
-    + """
-classes, input_size, mean, std = ["x", "y"], (3, 8, 12), (0.5,) * 3, (1,) * 3
-def net():
-    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-"""
-)
 
 
 def test_a_teacher_by_a_function_with_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +108,32 @@ SPOILT = {
         NET + "class D(nn.Module):\n    def forward(self, x): return F.dropout(x)\nold = net\n"
         "def net(classes=2): return nn.Sequential(old(classes), D())",
         "gives two answers for the same pictures in evaluation mode",
+    ),
+    "a batch norm without statistics": (
+        NET.replace("nn.ReLU()", "nn.BatchNorm2d(4, track_running_stats=False)"),
+        "answers a picture alone otherwise than beside others, .*batch normalisation without running statistics",
+    ),
+    "a batch norm that stays in training": (
+        NET + "class S(nn.BatchNorm2d):\n    def train(self, mode=True): return super().train(True)\n"
+        "def net(classes): return nn.Sequential(S(3), nn.Conv2d(3, classes, 16), nn.Flatten())",
+        "answers a picture alone otherwise than beside others",
+    ),
+    "squeezes a batch of one": (
+        NET + "class Q(nn.Module):\n    def forward(self, x): return x.squeeze()\n"
+        "def net(classes): return nn.Sequential(nn.Conv2d(3, classes, 16), Q())",
+        "answers a picture alone otherwise than beside others",
+    ),
+    "probabilities": (NET.replace("classes))", "classes), nn.Softmax(1))"), "gives probabilities where logits are needed: leave out"),
+    "views of what lies otherwise": (
+        NET + "class V(nn.Module):\n    def forward(self, x): return x.view(len(x), -1)\n"
+        "def net(classes): return nn.Sequential(nn.Conv2d(3, 4, 3), V(), nn.Linear(4 * 14 * 14, classes))",
+        r"cannot take pictures in channels-last memory, .*take \.flatten\(1\) or \.reshape in place of \.view",
+    ),
+    "lazy": (NET.replace("nn.Linear(4, ", "nn.LazyLinear("), "has lazy layers, which have no weights before the first picture: give"),
+    "a state that is no tensor": (
+        NET + "class E(nn.Identity):\n    def get_extra_state(self): return {'a': 1}\n    def set_extra_state(self, s): pass\n"
+        "old = net\ndef net(classes): return nn.Sequential(old(classes), E())",
+        "keeps .*_extra_state.* in its state, which is no tensor",
     ),
     "needs larger pictures": (
         NET.replace("nn.Conv2d(3, 4, 3)", "nn.Conv2d(3, 4, 99)"),

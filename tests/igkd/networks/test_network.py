@@ -265,4 +265,4 @@ def test_on_meta_only_what_has_no_values_is_not_filled() -> None:
         sizes = torch.nn.init.constant_(torch.empty(2, device="cpu"), 3.0) + torch.empty(2, device="cpu").fill_(2)
         return sizes.tolist(), layer.weight.shape, layer.weight.is_meta
 
-    assert on_meta(compute) == ([5.0, 5.0], (4, 3, 3, 3), True)
+    assert on_meta("mobilenet", compute) == ([5.0, 5.0], (4, 3, 3, 3), True)
