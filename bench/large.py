@@ -77,7 +77,7 @@ def photographs(number: int) -> list[bytes]:
 
 def trainer(pixels: Tensor, classes: int, config: Config) -> Callable[[], int]:
     """A function that trains the student for some steps on resized crops with logits, and gives the number of images."""
-    settings = distill_config("strong", store="", out="", arm="kd", logits="image", batch_size=config.batch_size)
+    settings = distill_config("strong", store="", out="out", arm="kd", logits="image", batch_size=config.batch_size)
     optimisation, total = settings.optimisation, config.batch_size * config.batches
     generator = torch.Generator().manual_seed(0)
     samples = Samples(

@@ -102,7 +102,7 @@ def published(model: Classifier, samples: Samples, device: torch.device) -> Iter
 
 def ours(model: Classifier, samples: Samples, device: torch.device, precision: Precision, compiled: bool) -> Iterator[int]:
     """Train by the step of igkd.training.loop; yields the number of images of each step."""
-    config = distill_config("paper", store="", test_images="", out="", precision=precision)
+    config = distill_config("paper", store="", test_images="", out="out", precision=precision)
     model.to(memory_format=torch.channels_last)
     feed = Resident(samples, config.optimisation, config.objective, 0, device)
     learner = Learner(

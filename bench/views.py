@@ -69,7 +69,7 @@ def measure_engines(teacher: Classifier, pixels: torch.Tensor, rounds: int) -> d
 
 def measure_training(teacher: Classifier, config: Config) -> dict[str, float]:
     """Images a second of training with stored and with live logits, and their ratio."""
-    settings = distill_config("strong", store="", out="", arm="kd")
+    settings = distill_config("strong", store="", out="out", arm="kd")
     optimisation = settings.optimisation
     samples, _ = load_samples(open_images(config.images), "test", np.arange(min(1000, 4 * optimisation.batch_size)))
     shape = (9, 9, 2, len(teacher.spec.classes))

@@ -95,7 +95,7 @@ def test_a_card_that_lies(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tensors", "optimizer", "parameter", "history", "nested"])
 def test_a_state_of_something_else(kind: str, tmp_path: Path) -> None:
-    model, recipe = build(SPEC, 0), TeacherConfig(images="shapes", out="").optimisation
+    model, recipe = build(SPEC, 0), TeacherConfig(images="shapes", out="o").optimisation
     optimizer = make_optimizer(model, recipe)
     save_state(tmp_path, model, optimizer, history())
     assert load_state(tmp_path, model, optimizer) == history()

@@ -65,7 +65,7 @@ def torch_file(payload: Any, directory: Path) -> bytes:
 
 def test_a_pickle_for_the_state_of_a_run(payload: Any, tmp_path: Path) -> None:
     model = build(SPEC, 0)
-    optimizer = make_optimizer(model, TeacherConfig(images="shapes", out="").optimisation)
+    optimizer = make_optimizer(model, TeacherConfig(images="shapes", out="o").optimisation)
     for data in (pickle.dumps(payload), torch_file(payload, tmp_path)):
         (tmp_path / run_directory.STATE).write_bytes(data)
         refused(lambda: load_state(tmp_path, model, optimizer), "cannot be read .*delete it to begin that run anew")
