@@ -13,7 +13,7 @@ import ray
 import ray.data
 
 from igkd import store
-from igkd.base.errors import UserError
+from igkd.base.errors import UserError, printable
 from igkd.base.progress import Progress
 from igkd.base.storage import absolute
 from igkd.config.command_line import parse
@@ -150,7 +150,7 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
         model, f"the teacher {config.teacher}", config.images, source.classes, "train a teacher on these images", config.class_map
     )
     if restriction is not None:
-        print(f"precompute: {restriction}", flush=True)
+        print(printable(f"precompute: {restriction}"), flush=True)
     start_ray()
     plan, selection = make_plan(
         config,
@@ -159,7 +159,7 @@ def precompute_store(config: PrecomputeConfig) -> dict[str, Any]:
         card["sha256"],
         has_gpu(),
         store.begun_with(absolute(config.store)),
-        say=lambda line: print(f"precompute: {line}", flush=True),
+        say=lambda line: print(printable(f"precompute: {line}"), flush=True),
     )
     asked = views_asked_for(config, plan)
     manifest = fill_store(config, source, model, plan, selection)
@@ -238,7 +238,7 @@ def fill_store(
     if not computed:
         return manifest
     for skipped in manifest["skipped"]:
-        print(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}", flush=True)
+        print(printable(f"precompute: left out image {skipped['image_id']} ({skipped['name']}): it {skipped['reason']}"), flush=True)
     if zero := store.zero_maps(manifest):
         print(f"precompute: {zero}", flush=True)
     print(f"precompute: {manifest['rows']} rows, {len(manifest['skipped'])} image(s) left out, in {config.store}", flush=True)
@@ -271,7 +271,7 @@ def fill_layer(config: PrecomputeConfig, plan: store.Layer, selection: Selection
         kept = [part for part in range(plan.parts) if part not in missing]
         entries, damage = check_parts(work, kept, [file["sha256"] for file in manifest["files"]] if manifest else None)
         for part in sorted(damage):
-            print(f"precompute: {damage[part]}", flush=True)
+            print(printable(f"precompute: {damage[part]}"), flush=True)
         if damage and not config.repair:
             raise UserError(f"{damage[min(damage)]}; the same command with --repair computes it anew ({len(damage)} part(s) are damaged)")
         todo = sorted([*todo, *damage])

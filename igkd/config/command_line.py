@@ -53,7 +53,7 @@ def parse(config: type[T], prog: str, **values: Any) -> T:
     given: Any = tyro.cli(whole, prog=prog, args=[*map(expanded, sys.argv[1:])], config=(tyro.conf.OmitArgPrefixes,))
     settings = {name: value for title in titled for name, value in vars(getattr(given, title)).items()}
     for name, value in settings.items():
-        if value == "" or (isinstance(value, tuple) and "" in value):
+        if any(isinstance(one, str) and not one.strip() for one in (value if isinstance(value, tuple) else (value,))):
             raise UserError(
                 f"{name.replace('_', '-')} is empty, as by a variable of the shell that is not set: give a value, or leave it out"
             )

@@ -21,7 +21,7 @@ from igkd.networks.preparation import Preparation
 
 ALLOWED = "IGKD_MODULES"
 """Environment variable: names such as package.module:function, separated by commas, whose code may be run."""
-CLASSES = ("classes", "num_classes", "n_classes", "nclasses")
+CLASSES = ("classes", "num_classes", "n_classes", "nb_classes", "nclasses", "num_class", "n_class", "num_labels")
 """What a parameter for the number of classes is called."""
 _NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 _TYPED = re.compile(rf"(?<!\w)module:({_NAME})", re.ASCII)

@@ -10,6 +10,7 @@ from igkd.base.errors import UserError, first_line
 from igkd.networks.families import architecture, build_named, outside
 from igkd.networks.layers import twice_differentiable
 from igkd.networks.network import NetworkSpec
+from igkd.networks.weights import apart
 
 SAME = 1e-3
 """Two passes may differ by this share of the largest logit: some kernels round differently each time."""
@@ -81,13 +82,21 @@ def _check_channels_last(network: nn.Module, name: str, pixels: Tensor) -> None:
 
 
 def check_copied(network: nn.Module, name: str) -> None:
-    """Raise UserError if a network cannot be copied, as averaged weights and maps need it."""
+    """Raise UserError if a network cannot be copied, as averaged weights and maps need it, or cannot take its own weights back."""
     try:
-        copy.deepcopy(network)
+        copied = copy.deepcopy(network)
     except Exception as error:  # the network may be anyone's, and raise anything
         raise UserError(
             f"{name} cannot be copied ({first_line(error)}): in place of torch.nn.utils.weight_norm, "
             "take torch.nn.utils.parametrizations.weight_norm"
+        ) from None
+    try:
+        copied.load_state_dict(apart(network.state_dict()))
+    except Exception as error:  # the network may be anyone's, and raise anything
+        reason = first_line(Exception(str(error).partition(":\n")[2] or error))
+        raise UserError(
+            f"the weights of {name} cannot be loaded again ({reason}): a buffer that expand() made needs .clone(), and what "
+            "get_extra_state gives, set_extra_state must take"
         ) from None
 
 

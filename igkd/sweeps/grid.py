@@ -142,4 +142,5 @@ def _choices(base: DistillConfig, config: AblateConfig) -> Iterator[Cell]:
 
 def _learns(config: DistillConfig) -> tuple[object, ...]:
     """How a run learns, as far as its settings say it."""
-    return config.objective, config.optimisation, config.normalise
+    normalise = config.init is not None or config.normalise  # weights to start from say themselves how pixels are normalised
+    return config.objective, config.optimisation, normalise

@@ -14,6 +14,7 @@ import ray.train.torch
 from ray.train import Checkpoint
 
 from igkd.base import provenance, run_directory
+from igkd.base.errors import printable
 from igkd.evaluation.chance import chance_of, most_frequent, row_near_chance
 from igkd.store import hold
 from igkd.training.held_out import Unseen
@@ -39,7 +40,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
 
     def progress(line: str) -> None:
         if rank == 0:
-            print(f"{loop_config['name']}: {line}", flush=True)
+            print(printable(f"{loop_config['name']}: {line}"), flush=True)
 
     if loop_config.get("elastic"):
         progress(f"begins with {world} worker(s)")
@@ -110,14 +111,14 @@ def run_training(
                 return row
     print(f"{out} is already finished: {headline(finished)}", flush=True)
     for sentence in judged_otherwise([(finished, config)]):
-        print(sentence, flush=True)
+        print(printable(sentence), flush=True)
     return finished
 
 
 def tell(unseen: Unseen) -> None:
     """Print which test images cannot be used, and what the others will not say."""
     for sentence in (*unseen.left_out, *unseen.notes):
-        print(f"test images: {sentence}", flush=True)
+        print(printable(f"test images: {sentence}"), flush=True)
 
 
 def tell_outcome(name: str, row: dict[str, Any], out: Path) -> None:

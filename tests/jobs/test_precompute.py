@@ -27,7 +27,9 @@ from igkd.training.student_data import open_store
 from jobs.backend.stages import Attribute
 from jobs.precompute import fill_store, precompute_store
 from tests.helpers.paths import IMAGES
+from tests.helpers.pictures import pictures
 from tests.helpers.precomputing import STEPS, configure, digests
+from tests.helpers.programs import Program
 
 
 def test_every_row_is_captums_own_result_for_its_image(store: Path, teacher: str) -> None:
@@ -201,3 +203,17 @@ def test_a_torchvision_teacher_that_is_none_is_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=words):
             precompute_store(configure(text, tmp_path / "store"))
+
+
+def test_names_of_left_out_pictures_do_not_control_the_terminal(cluster: None, run_job: Program, tmp_path: Path) -> None:
+    """In a teacher's first lines and in those of its store."""
+    images = pictures(tmp_path, "train", 40)
+    pictures(tmp_path, "test", 10)
+    for split in ("train", "test"):
+        bad = next((tmp_path / split).rglob("001.png"))
+        bad.with_name("bad\x1b[2J.png").write_bytes(b"no picture")
+    given = ["--images", images, "--bad-images", "skip"]
+    done = run_job("teacher", *given, "--network", "lean:2:8x1", "--epochs", "1", "--batch-size", "8", "--out", str(tmp_path / "t"))
+    assert done.returncode == 0 and "bad\ufffd[2J.png" in done.stdout and "\x1b[2J" not in done.stdout, done.stdout + done.stderr
+    done = run_job("precompute", *given, "--teacher", str(tmp_path / "t"), "--steps", "1", "--store", str(tmp_path / "s"))
+    assert done.returncode == 0 and "bad\ufffd[2J.png" in done.stdout and "\x1b[2J" not in done.stdout, done.stdout + done.stderr

@@ -124,6 +124,7 @@ def test_a_run_is_written_to_a_directory(out: str) -> None:
     ("config", "line", "name"),
     [
         (PipelineConfig, ["--preset", "demo", "--out", "o", "--teacher", ""], "teacher"),
+        (PrecomputeConfig, ["--images", "shapes", "--teacher", " ", "--store", "s"], "teacher"),
         (PrecomputeConfig, ["--images=", "--teacher", "t", "--store", "s"], "images"),
         (AblateConfig, ["--store", "s", "--out", "o", "--students", "lean:2:8x1", ""], "students"),
         (TeacherConfig, ["--images", "shapes", "--out", "o", "--init", ""], "init"),

@@ -116,6 +116,15 @@ def test_a_choice_that_an_arm_makes_no_use_of_is_not_undone() -> None:
     assert undone("feat+kd") == undone("kd") - {"the teacher's answer to the crop"}  # feat asks the teacher in any case
 
 
+def test_normalised_pixels_are_no_choice_of_a_recipe_that_starts_from_weights(tmp_path: Path) -> None:
+    """Their normalisation is that of the weights."""
+    path = tmp_path / "r.json"
+    for init, expected in (({}, {"normalised pixels", "cutout"}), ({"init": "default"}, {"cutout"})):
+        path.write_text(json.dumps({"normalise": True, "cutout": 4} | init))
+        found = grid(grids=("choices",), recipes=(str(path),), seeds=(0,), arms=("student",))
+        assert {cell.without for cell in found} - {""} == expected
+
+
 def test_grids_share_the_cells_they_have_in_common() -> None:
     everything = grid(grids=GRIDS, arms=("student", "kd", "kd+ig"), seeds=(0,), recipes=("paper",))
     # 3 arms = 3 of the controls = 3 of cut 5 = the paper's recipe with nothing to undo; 4 controls, 7 other cuts, 3 Monte-Carlo runs.
